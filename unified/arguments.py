@@ -1,0 +1,178 @@
+"""What recipes can be told: dataclasses whose fields are YAML keys, command-line flags and help texts at once.
+
+`parse` reads `--config FILE.yaml` first and lets flags override it. `run_main` turns bad input into one line on
+stderr and exit status 2; set `UNIFIED_DEBUG=1` to see the traceback instead.
+"""
+
+import difflib
+import json
+import os
+import sys
+from argparse import Action, ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
+
+    Flags may be spelt with underscores or dashes. Lists are `--patch_nums 1 2 4`, dicts are JSON.
+    Raises ValueError: missing or malformed file, unknown key or flag (with the nearest valid ones), bad value.
+    """
+    parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="file whose keys become defaults")
+    _read_dicts_as_json(parser)
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _apply_config(parser, actions, argv)
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        args=argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise ValueError(f"unknown argument {rest[0]!r}; {_nearest(name, actions)}")
+    return tuple(parsed[: len(dataclass_types)])
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Call `main`; a ValueError or FileNotFoundError becomes `error: <one line>` on stderr and exit status 2."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("UNIFIED_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: list[str]) -> None:
+    # The file has to be known before the real parse, which needs its values as defaults.
+    finder = HfArgumentParser((), add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    for key, value in ({} if path is None else _read_yaml(path)).items():
+        if key not in actions:
+            raise ValueError(f"unknown key {key!r} in {path}; {_nearest(str(key), actions)}")
+        parser.set_defaults(**{key: _checked(actions[key], value, path)})
+        actions[key].required = False
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        others = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise ValueError(f"config file {path} does not exist; {_nearest(path, others)}")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected `key: value` lines")
+    return values or {}
+
+
+def _checked(action: Action, value: Any, path: str) -> Any:
+    # YAML reads 1e-3 (no dot) as a string, and would let `batch_size: many` through to the training loop.
+    if value is None or isinstance(value, dict):
+        return value
+    if isinstance(value, list) != (action.nargs == "+"):
+        kind = "a list" if action.nargs == "+" else "one value"
+        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {kind}")
+    if isinstance(value, list):
+        return [item if isinstance(item, list) else _converted(action, item, path) for item in value]
+    return _converted(action, value, path)
+
+
+def _converted(action: Action, value: Any, path: str) -> Any:
+    try:
+        result = value if action.type is None else action.type(value)
+    except (ValueError, TypeError, ArgumentTypeError):
+        expected = getattr(action.type, "__name__", action.type)
+        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {expected}") from None
+    if action.type is int and result != value and not isinstance(value, str):
+        raise ValueError(f"{action.dest}: {value!r} in {path}: expected int")
+    if action.choices is not None and result not in action.choices:
+        raise ValueError(f"{action.dest}: {value!r} in {path}: choose from {', '.join(map(str, action.choices))}")
+    return result
+
+
+def _read_dicts_as_json(parser: HfArgumentParser) -> None:
+    for action in parser._actions:
+        if action.type is dict:
+            action.type = json.loads
+
+
+def _nearest(name: str, valid: Any) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+    return f"nearest: {', '.join(close)}" if close else f"valid: {', '.join(sorted(valid)) or 'none'}"
+
+
+def _arg(default: Any, help: str) -> Any:  # noqa: A002 - argparse's word
+    factory = {"default_factory": lambda: default} if isinstance(default, (list, dict)) else {"default": default}
+    return field(metadata={"help": help}, **factory)
+
+
+@dataclass
+class TokenizerArguments:
+    """Shape of the image tokenizer; the names are VQConfig's."""
+
+    architecture: Literal["small", "var"] = _arg("small", "small: stride-4 stem, for CPUs; var: VAR's own network")
+    image_size: int = _arg(64, "side of the square images in pixels")
+    channels: list[int] = _arg([96, 152], "width of every resolution, fine to coarse; each step halves the sides")
+    num_res_blocks: int = _arg(1, "residual blocks per resolution of the encoder; the decoder has one more")
+    codebook_size: int = _arg(1024, "number of codes V; each is one more row in the LLM's vocabulary")
+    code_dim: int = _arg(16, "width C of a code")
+    patch_nums: list[int] = _arg([1, 2, 4, 8], "sides of the scales, coarse to fine; the last one is the latent grid")
+    phi_count: int = _arg(4, "number of phi convolutions the scales share")
+    phi_ratio: float = _arg(0.5, "share of the convolution in phi(h) = (1 - r) h + r conv(h)")
+    cosine: bool = _arg(False, "nearest code by cosine instead of Euclidean distance (VAR's using_znorm)")
+    beta: float = _arg(0.25, "weight of the commitment term inside the VQ loss")
+
+
+@dataclass
+class TokenizerLossArguments:
+    """What the image tokenizer is trained on; a weight of 0 switches its term off."""
+
+    l1_weight: float = _arg(0.2, "weight of |x - reconstruction|; sharper edges than l2")
+    l2_weight: float = _arg(1.0, "weight of the squared error, which is what PSNR measures")
+    vq_weight: float = _arg(1.0, "weight of the VQ loss that moves codebook and encoder together")
+    lpips_weight: float = _arg(0.0, "weight of the perceptual LPIPS distance; needs lpips_path")
+    lpips_path: str | None = _arg(None, "file with torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)")
+    gan_weight: float = _arg(0.0, "weight of the patch discriminator, on top of VQGAN's adaptive weight")
+    gan_start_step: int = _arg(10_000, "step from which the discriminator counts; before it L1/L2 rule alone")
+    gan_learning_rate: float = _arg(1e-4, "learning rate of the discriminator")
+    gan_base_channels: int = _arg(32, "width of the discriminator's first layer")
+
+
+@dataclass
+class TokenizerTrainingArguments:
+    """One run of recipes/train_vq.py; precision and processes belong to `accelerate launch`."""
+
+    data_dir: str = _arg("data/scenes", "folder of *.parquet with an `images` column, or of png/jpg files")
+    output_dir: str = _arg("out/vq", "where checkpoints, logs, grids and the trained tokenizer go")
+    max_steps: int = _arg(10_000, "optimizer steps; the cosine schedule ends here")
+    max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
+    batch_size: int = _arg(64, "images per process and step")
+    learning_rate: float = _arg(1e-3, "peak learning rate")
+    final_learning_rate: float = _arg(1e-5, "learning rate at max_steps, reached along a cosine")
+    warmup_steps: int = _arg(100, "steps of linear warm-up")
+    weight_decay: float = _arg(0.0, "AdamW's decay of convolution weights (never of codebook, norms, biases)")
+    max_grad_norm: float = _arg(1.0, "gradients are clipped to this norm")
+    ema_decay: float = _arg(0.998, "decay of the averaged weights that are evaluated and saved; 0 saves the raw ones")
+    revive_after_steps: int = _arg(100, "a code no scale used for this many steps restarts from a feature; 0 never")
+    revive_until: float = _arg(0.7, "share of max_steps after which the codebook is left in peace")
+    log_steps: int = _arg(50, "steps between log lines (the only steps that wait for the device)")
+    eval_steps: int = _arg(500, "steps between evaluations on held-out images")
+    eval_images: int = _arg(256, "images held out of training")
+    grid_steps: int = _arg(1000, "steps between picture grids, originals over reconstructions")
+    save_steps: int = _arg(1000, "steps between resumable checkpoints")
+    save_total_limit: int = _arg(1, "checkpoints kept; older ones are deleted")
+    resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start when there is none")
+    cache_gb: float = _arg(2.0, "decode all images once when they fit into this much memory, else on the fly")
+    num_workers: int = _arg(0, "data loader processes; useful only when images are decoded on the fly")
+    seed: int = _arg(0, "seed of weights, held-out split, order and code revival")

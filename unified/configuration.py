@@ -1,0 +1,133 @@
+"""Configurations: `VQConfig` of the image tokenizer and `UnifiedConfig` of the model around it."""
+
+from typing import Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from unified.scales import image_length, normalize_patch_nums
+from unified.vocabulary import Vocabulary
+
+SMALL_STEM_STRIDE = 4
+
+
+class VQConfig(PreTrainedConfig):
+    """Image tokenizer: one of two encoder/decoder families around a multi-scale residual quantizer.
+
+    Attributes:
+        architecture: "var" (VAR's convolutional VAE) or "small" (stride-4 stem, pixel-shuffle tail; for CPUs).
+        image_size: side of the square images in pixels.
+        channels: width of every resolution, fine to coarse; each step halves the sides.
+        num_res_blocks: residual blocks per resolution in the encoder; the decoder has one more.
+        codebook_size, code_dim: entries of the codebook and their width.
+        patch_nums: sides of the scales; the last is the latent grid, `image_size / downsampling`.
+        phi_count, phi_ratio, cosine, beta: see `MultiScaleQuantizer`.
+    """
+
+    model_type = "unified_vq"
+
+    architecture: Literal["var", "small"] = "small"
+    image_size: int = 64
+    channels: list[int] | tuple[int, ...] = (96, 152)
+    num_res_blocks: int = 1
+    codebook_size: int = 1024
+    code_dim: int = 16
+    patch_nums: list | tuple = (1, 2, 4, 8)
+    phi_count: int = 4
+    phi_ratio: float = 0.5
+    cosine: bool = False
+    beta: float = 0.25
+
+    def __post_init__(self, **kwargs: object) -> None:
+        super().__post_init__(**kwargs)
+        grid, side = normalize_patch_nums(self.patch_nums)[-1], self.image_size // self.downsampling
+        if self.image_size % self.downsampling or grid != (side, side):
+            raise ValueError(
+                f"patch_nums {list(self.patch_nums)} end at {grid} but a {self.image_size}-pixel image has a latent "
+                f"of {side}x{side} ({self.image_size} / {self.downsampling}); let patch_nums end there"
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent position and side."""
+        halvings = 2 ** (len(self.channels) - 1)
+        return halvings * SMALL_STEM_STRIDE if self.architecture == "small" else halvings
+
+
+class UnifiedConfig(PreTrainedConfig):
+    """A causal LM whose vocabulary goes on with the codes of an image tokenizer.
+
+    Attributes:
+        text_config: the backbone's own configuration, `vocab_size` already that of the union.
+        vq_config: the image tokenizer's.
+        vq_fingerprint: `VQModel.fingerprint()` of the tokenizer whose codes this model speaks.
+        image_order: "scales" (next-scale prediction: one parallel step a scale) or "raster" (code by code).
+        image_positions: RoPE position of an image's tokens: "tick" (one a scale) or "sequential" (one a token).
+        boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset: see `Vocabulary`.
+        text_loss_weight, scale_loss_weights: weights of the loss for text and for every scale (None: all 1).
+        modality_stride: the `-log p(image)` part of the image loss is computed on every n-th image position and counted
+            n times (see `union_loss`); above 1 it spares most of the output matrix.
+    """
+
+    model_type = "unified"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "vq_config": SubConfigSpec(config_class=VQConfig),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vq_config: dict | PreTrainedConfig | None = None
+    vq_fingerprint: str = ""
+    image_order: Literal["scales", "raster"] = "scales"
+    image_positions: Literal["tick", "sequential"] = "tick"
+    boi_token_id: int = 1
+    eoi_token_id: int = 2
+    image_pad_token_id: int = 3
+    image_token_offset: int = 64
+    text_loss_weight: float = 1.0
+    scale_loss_weights: list[float] | tuple[float, ...] | None = None
+    modality_stride: int = 1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: object) -> None:
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        scales = normalize_patch_nums(self.patch_nums)
+        if self.image_order == "raster" and len(scales) > 1:
+            raise ValueError(
+                f"image_order raster takes a tokenizer of one scale, got patch_nums {list(self.patch_nums)}; "
+                "use image_order scales"
+            )
+        if self.scale_loss_weights is not None and len(self.scale_loss_weights) != len(scales):
+            raise ValueError(
+                f"scale_loss_weights has {len(self.scale_loss_weights)} values for {len(scales)} scales; give one each"
+            )
+        if self.modality_stride < 1:
+            raise ValueError(f"modality_stride {self.modality_stride} is below 1; 1 computes every position")
+
+    @property
+    def patch_nums(self) -> tuple[tuple[int, int], ...]:
+        """Sides of an image's scales."""
+        return normalize_patch_nums(self.vq_config.patch_nums)
+
+    @property
+    def image_length(self) -> int:
+        """Codes of an image that is written, L."""
+        return image_length(self.patch_nums)
+
+    @property
+    def read_length(self) -> int:
+        """Placeholders of an image that is read, h_K * w_K."""
+        h, w = self.patch_nums[-1]
+        return h * w
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The map between codes and ids."""
+        return Vocabulary(
+            image_token_offset=self.image_token_offset,
+            codebook_size=self.vq_config.codebook_size,
+            boi_token_id=self.boi_token_id,
+            eoi_token_id=self.eoi_token_id,
+            image_pad_token_id=self.image_pad_token_id,
+        )

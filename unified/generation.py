@@ -1,0 +1,282 @@
+"""`generate`: text by HF's own loop until the image start token, then an image scale by scale on the same KV cache.
+
+Legend: B batch, T sequence so far, P positions in the cache, K scales, L codes of an image, C code dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+
+from unified.layout import clock, read_layout
+from unified.losses import soft_cap
+from unified.sampling import apply_guidance, ramped_guidance, sample
+from unified.scales import scale_spans
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How codes are drawn.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 are off; guidance 1 needs no second pass. `on_scale(scale, codes)` is
+    called with the codes (B, <= L) painted so far after every scale.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    on_scale: Callable[[int, Tensor], None] | None = None
+
+
+class OnlyIds(LogitsProcessor):
+    """Lets a sampler choose among ids `[start, stop)` but for `never`."""
+
+    def __init__(self, start: int, stop: int, never: tuple[int, ...] = ()) -> None:
+        self.start, self.stop, self.never = start, stop, list(never)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        allowed = torch.full_like(scores, float("-inf"))
+        allowed[:, self.start : self.stop] = scores[:, self.start : self.stop]
+        allowed[:, self.never] = float("-inf")
+        return allowed
+
+
+class EndsWith(StoppingCriteria):
+    """Stops a row once its last id is one of `ids`, or when it had `finished` before."""
+
+    def __init__(self, ids: list[int], finished: Tensor) -> None:
+        self.ids, self.finished = torch.tensor(ids), finished
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.isin(input_ids[:, -1], self.ids.to(input_ids.device)) | self.finished
+
+
+@dataclass
+class Canvas:
+    """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,)."""
+
+    input_ids: Tensor
+    mask: Tensor
+    finished: Tensor
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def append(self, ids: Tensor, valid: Tensor) -> None:
+        """Add columns `ids` (B, n), attended to in the rows `valid` (B,) only."""
+        self.input_ids = torch.cat([self.input_ids, ids], dim=1)
+        self.mask = torch.cat([self.mask, valid[:, None].expand_as(ids).to(self.mask.dtype)], dim=1)
+
+
+class UnifiedGenerationMixin(GenerationMixin):
+    """Text token by token, images scale by scale, any number of either, batched, on one cache."""
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What HF's loop gives `forward` at each step: the new ids, with positions read off all of `input_ids` (B, T).
+
+        HF counts positions from the attention mask, which is wrong behind an image that took K ticks.
+        """
+        valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids = clock(read_layout(input_ids, self.config).ticks, valid)
+        fresh = past_key_values is None or past_key_values.get_seq_length() == 0
+        forwarded = ("use_cache", "logits_to_keep") + (("pixel_values", "image_codes") if fresh else ())
+        new = slice(None) if next_sequence_length is None else slice(-next_sequence_length, None)
+        return {
+            "input_ids": input_ids[:, new],
+            "attention_mask": valid,
+            "position_ids": position_ids[:, new],
+            "past_key_values": past_key_values,
+            **{key: kwargs[key] for key in forwarded if key in kwargs},
+        }
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        image_sampling: ImageSampling | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        max_images: int = 1,
+        max_new_tokens: int = 256,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Continue left-padded prompts (B, T) with text and images; returns ids (B, T'), padded on the right.
+
+        Args:
+            image_sampling: how images are drawn; a prompt that ends with the image start token begins with one.
+            negative_prompt_ids: (1, n) prompt of guidance's unconditional half, without the image start token;
+                `processor.unconditional_ids()`. Needed for guidance other than 1.
+            max_images: images a row may hold beyond its prompt; further image starts are not sampled.
+            max_new_tokens: text tokens beyond the prompt; 0 paints and does nothing else.
+            generator: source of all randomness; None draws from torch's global one.
+            kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer, ...), and
+                pixel_values or image_codes for images that the prompt shows.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        settings = image_sampling or ImageSampling()
+        if settings.guidance != 1 and negative_prompt_ids is None:
+            raise ValueError(
+                f"guidance {settings.guidance} needs negative_prompt_ids; pass processor.unconditional_ids()"
+            )
+        canvas = Canvas(input_ids, attention_mask, torch.zeros_like(input_ids[:, 0], dtype=torch.bool))
+        images, text = 0, 0
+        while True:
+            painting = (canvas.input_ids[:, -1] == self.config.boi_token_id) & ~canvas.finished
+            if not painting.any():
+                if text >= max_new_tokens or bool(canvas.finished.all()):
+                    return canvas.input_ids
+                before = canvas.input_ids.shape[1]
+                painting = self.write(canvas, max_new_tokens - text, images < max_images, generator, kwargs)
+                text += canvas.input_ids.shape[1] - before
+            if painting.any():
+                self.paint(canvas, painting, settings, negative_prompt_ids, generator, kwargs)
+                images += 1
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("pixel_values", "image_codes")}
+
+    def write(
+        self, canvas: Canvas, budget: int, may_paint: bool, generator: torch.Generator | None, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Let HF's loop write until every row has ended or wants an image; returns which rows want one, (B,)."""
+        config = self.config
+        never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
+        ends = self.end_token_ids(kwargs)
+        start = canvas.input_ids.shape[1]
+        seed = None if generator is None else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)  # HF's loop reads the global generator only
+            canvas.input_ids = super().generate(
+                canvas.input_ids,
+                attention_mask=canvas.mask,
+                past_key_values=canvas.cache,
+                max_new_tokens=budget,
+                logits_processor=LogitsProcessorList([OnlyIds(0, config.image_token_offset, never)]),
+                stopping_criteria=StoppingCriteriaList([EndsWith([config.boi_token_id, *ends], canvas.finished)]),
+                **{"pad_token_id": ends[0], **kwargs},
+            )
+        written = canvas.input_ids[:, start:]
+        stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
+        # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
+        live = (stops.cumsum(dim=1) - stops.long() == 0) & ~canvas.finished[:, None]
+        canvas.input_ids = torch.cat([canvas.input_ids[:, :start], torch.where(live, written, ends[0])], dim=1)
+        canvas.mask = torch.cat([canvas.mask, live.to(canvas.mask.dtype)], dim=1)
+        wants_image = ((written == config.boi_token_id) & live).any(dim=1)
+        canvas.finished = canvas.finished | ~wants_image
+        return wants_image
+
+    def end_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
+        """Ids that end an answer."""
+        ends = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
+        if ends is None:
+            raise ValueError("no eos_token_id in the generation config; pass eos_token_id=tokenizer.eos_token_id")
+        return [ends] if isinstance(ends, int) else list(ends)
+
+    def paint(
+        self,
+        canvas: Canvas,
+        painting: Tensor,
+        settings: ImageSampling,
+        negative_prompt_ids: Tensor | None,
+        generator: torch.Generator | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Paint one image in the rows `painting` (B,); the others wait behind masked columns."""
+        read = {key: kwargs[key] for key in ("pixel_values", "image_codes") if key in kwargs}
+        contexts = [canvas]
+        if settings.guidance != 1:
+            boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
+            ids = torch.cat([negative_prompt_ids, boi], dim=1).to(canvas.input_ids.device).expand(len(painting), -1)
+            contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting)))
+        order = self.paint_scales if self.config.image_order == "scales" else self.paint_raster
+        order(contexts, painting, settings, generator, [read, {}])
+        ends = [canvas.input_ids.new_full((), token) for token in (self.config.eoi_token_id, self.end_token_ids(kwargs)[0])]
+        canvas.append(torch.where(painting, *ends)[:, None], painting)
+
+    def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int, read: dict[str, Tensor]) -> Tensor:
+        """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
+
+        Returns the states (B, n, D) of `ahead`, or (B, 1, D) of the last id where n is 0. The scales before are in the
+        cache but not among the context's ids, which get the image once it is whole.
+        """
+        config, length = self.config, ahead.shape[1]
+        painted = scale_spans(config.patch_nums)[scale][0] if length else 0
+        past = context.cache.get_seq_length() - painted
+        layout = read_layout(context.input_ids, config)
+        now = clock(layout.ticks, context.mask)
+        steps = torch.full((length,), scale) if config.image_positions == "tick" else torch.arange(length) + painted
+        ahead_positions = now[:, -1:] + 1 + steps.to(now.device)
+        states = [ahead.to(self.model.get_input_embeddings().weight.dtype)]
+        if past < context.input_ids.shape[1]:
+            ids = context.input_ids[:, past:]
+            states.insert(0, self.model.embed(ids, read_layout(ids, config), **(read if past == 0 else {})).to(states[0]))
+        group = torch.full_like(ahead_positions, int(layout.blocks.max()) + 1)
+        shown = painting[:, None].expand(-1, painted + length).to(context.mask.dtype)
+        outputs = self.model.run(
+            torch.cat(states, dim=1),
+            torch.cat([now[:, past:], ahead_positions], dim=1),
+            torch.cat([layout.blocks[:, past:], group], dim=1),
+            torch.cat([context.mask, shown], dim=1),
+            cache=context.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -max(length, 1) :]
+
+    def paint_scales(
+        self,
+        contexts: list[Canvas],
+        painting: Tensor,
+        settings: ImageSampling,
+        generator: torch.Generator | None,
+        read: list[dict[str, Tensor]],
+    ) -> None:
+        """One image a row appended to the contexts: each scale is one parallel step per context."""
+        spans = scale_spans(self.config.patch_nums)
+        codes = contexts[0].input_ids.new_zeros(len(painting), self.config.image_length)
+        for scale, (start, stop) in enumerate(spans):
+            ahead = self.model.scale_states(codes, scale)
+            hidden = [self.feed(c, ahead, painting, scale, r) for c, r in zip(contexts, read, strict=False)]
+            guidance = ramped_guidance(settings.guidance, scale, len(spans))
+            codes[:, start:stop] = self.draw(hidden, guidance, settings, generator)
+            if settings.on_scale is not None:
+                settings.on_scale(scale, codes[:, :stop])
+        for context in contexts:
+            context.append(self.config.vocabulary.codes_to_ids(codes), painting)
+
+    def paint_raster(
+        self,
+        contexts: list[Canvas],
+        painting: Tensor,
+        settings: ImageSampling,
+        generator: torch.Generator | None,
+        read: list[dict[str, Tensor]],
+    ) -> None:
+        """One image a row appended to the contexts, code by code."""
+        nothing = torch.zeros(len(painting), 0, self.config.text_config.hidden_size, device=painting.device)
+        for _ in range(self.config.image_length):
+            hidden = [self.feed(c, nothing, painting, 0, r) for c, r in zip(contexts, read, strict=False)]
+            codes = self.draw(hidden, settings.guidance, settings, generator)
+            for context in contexts:
+                context.append(self.config.vocabulary.codes_to_ids(codes), painting)
+
+    def draw(
+        self, hidden: list[Tensor], guidance: float, settings: ImageSampling, generator: torch.Generator | None
+    ) -> Tensor:
+        """Codes (B, n) for the states (B, n, D) of one or two contexts."""
+        # only the codebook's columns: sampling masks by modality
+        columns = self.lm_head.weight[self.config.image_token_offset :]
+        logits = [soft_cap(torch.nn.functional.linear(h, columns).float(), self.logit_cap) for h in hidden]
+        guided = apply_guidance(*logits, guidance) if len(logits) > 1 else logits[0]
+        return sample(guided, settings.temperature, settings.top_k, settings.top_p, generator)

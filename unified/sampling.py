@@ -1,0 +1,49 @@
+"""From logits to codes: pure functions on the last dimension, chained as temperature -> top-k -> top-p -> sample."""
+
+import torch
+from torch import Tensor
+
+
+def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): 1 is the conditional prediction, more exaggerates the prompt."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def ramped_guidance(guidance: float, scale: int, num_scales: int) -> float:
+    """Guidance of one scale: from 1 at the first to `guidance` at the last, as VAR ramps it."""
+    return 1 + (guidance - 1) * scale / max(num_scales - 1, 1)
+
+
+def top_k_filter(logits: Tensor, top_k: int) -> Tensor:
+    """Keep the `top_k` largest logits, the others become -inf; 0 keeps all."""
+    if top_k <= 0 or top_k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def top_p_filter(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of largest logits whose probabilities reach `top_p`; 1 keeps all."""
+    if top_p >= 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probs = ordered.softmax(dim=-1)
+    beyond = probs.cumsum(dim=-1) - probs >= top_p  # what is already reached without this one
+    return logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest."""
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probs = top_p_filter(top_k_filter(logits.float() / temperature, top_k), top_p).softmax(dim=-1)
+    flat = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)
+    return flat.view(logits.shape[:-1])
