@@ -1,1 +1,1 @@
-raise ModuleNotFoundError("run these as scripts: python data_prep/NAME.py --help; what is worth importing is in unified/")
+raise ModuleNotFoundError("run these as scripts: python data_prep/NAME.py; what is worth importing is in unified/")

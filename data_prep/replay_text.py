@@ -1,6 +1,6 @@
 """Answers of a language model to a list of prompts: the text half of a training mixture (self-distillation).
 
-    python data_prep/replay_text.py --model out/smollm2 --out out/replay --jsonl data_prep/replay/smollm2_135m_instruct.jsonl
+    python data_prep/replay_text.py --model out/smollm2 --out out/replay --jsonl replay.jsonl
 
 Greedy, in bf16, left-padded batches, the recipes' own system prompt. Of the prompts (one a line) every sixth is held
 out: `--split heldout` answers those. Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits
@@ -45,6 +45,10 @@ class ReplayArguments:
     batch_size: int = field(default=16, metadata={"help": "prompts per batch and shard"})
     limit: int | None = field(default=None, metadata={"help": "only the first so many prompts of the split"})
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size}; give at least 1")
+
 
 def read_prompts(path: str, split: str, limit: int | None) -> list[str]:
     """Prompts of one split; ValueError when none is left."""
@@ -57,7 +61,7 @@ def read_prompts(path: str, split: str, limit: int | None) -> list[str]:
 
 
 def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model in bf16 and its tokenizer, padding on the left; ValueError when it is no folder or has no chat template."""
+    """Model in bf16 and its tokenizer, padding on the left; ValueError when there is none or no chat template."""
     if not Path(folder).is_dir():
         raise ValueError(f"--model {folder} is not a folder; make one with data_prep/convert_smollm2.py")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")

@@ -288,8 +288,8 @@ class TokenizerRun:
 
 def coarse_to_fine(model: VQModel, codes: Tensor) -> list[Tensor]:
     """Pictures decoded from the first 1, 2, ... K scales of `codes` (B, L), each (B, 3, H, W) in [-1, 1]."""
-    parts = [model.quantizer.contribution(codes[:, a:b], k) for k, (a, b) in enumerate(scale_spans(model.config.patch_nums))]
-    return [model.f_hat_to_pixels(sum(parts[: k + 1])).clamp(-1, 1) for k in range(len(parts))]
+    stops = [stop for _, stop in scale_spans(model.config.patch_nums)]
+    return [model.f_hat_to_pixels(model.quantizer.partial_f_hat(codes[:, :stop])).clamp(-1, 1) for stop in stops]
 
 
 def learning_rate(step: int, args: TokenizerTrainingArguments) -> float:
@@ -327,7 +327,7 @@ def newest_checkpoint(args: TokenizerTrainingArguments) -> Path | None:
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """TensorBoard takes scalars and strings only."""
-    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in values.items()}
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 
 def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -176,3 +176,78 @@ class TokenizerTrainingArguments:
     cache_gb: float = _arg(2.0, "decode all images once when they fit into this much memory, else on the fly")
     num_workers: int = _arg(0, "data loader processes; useful only when images are decoded on the fly")
     seed: int = _arg(0, "seed of weights, held-out split, order and code revival")
+
+
+@dataclass
+class ModelArguments:
+    """The checkpoint recipes start from."""
+
+    model: str = _arg("out/unified", "folder made by `unified extend`, or an earlier stage's output")
+    dtype: Literal["auto", "float32", "bfloat16"] = _arg(
+        "float32", "dtype of the weights; float32 masters with autocast train best, bfloat16 halves the memory"
+    )
+    attn_implementation: Literal["sdpa", "eager"] | None = _arg(None, "None is the backbone's own choice")
+    modality_stride: int = _arg(1, "compute -log p(image) on every n-th image position, n times weighted; saves time")
+    text_loss_weight: float = _arg(1.0, "weight of text tokens in the loss")
+    scale_loss_weights: list[float] | None = _arg(None, "weight of every scale's codes in the loss; None is all 1")
+
+
+@dataclass
+class DataArguments:
+    """What is trained on: encoded rows, see data_prep/encode_images.py."""
+
+    train_files: list[str] = _arg([], "encoded parquet files or folders, or JSONL of text rows; name one twice to weigh it")
+    eval_files: list[str] = _arg([], "the same, held out; empty: no evaluation")
+    max_length: int = _arg(512, "positions of a packed row; a longer example is an error before training")
+    pack: bool = _arg(True, "put several examples in a row of max_length; without, one example a row")
+    caption_dropout: float = _arg(0.1, "share of pictures trained without their caption, for guidance")
+    last_scale_fraction: float = _arg(1.0, "share of an image's last scale trained per step; less is faster per image")
+
+
+@dataclass
+class UnifiedTrainingArguments(TrainingArguments):
+    """HF's TrainingArguments and what ours add; see transformers for the inherited ones."""
+
+    output_dir: str = _arg("out/sft", "where checkpoints, logs, samples and the result go")
+    tuning: Literal["full", "lora", "align"] = _arg(
+        "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
+    )
+    train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
+    new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
+    lora_rank: int = _arg(32, "rank of the updates")
+    lora_alpha: int = _arg(64, "scale of the updates is alpha / rank")
+    lora_dropout: float = _arg(0.0, "dropout in front of the updates")
+    lora_target_modules: list[str] = _arg(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers by name's ending"
+    )
+    max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
+    resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
+    sample_prompts: list[str] = _arg([], "prompts drawn at every evaluation")
+    sample_temperature: float = _arg(1.0, "temperature of these pictures")
+    sample_top_k: int = _arg(0, "of how many codes they choose; 0: all")
+    sample_guidance: float = _arg(3.0, "their classifier-free guidance; 1 is none")
+    remove_unused_columns: bool = _arg(False, "must stay off: the collator needs every column")
+    label_names: list[str] | None = _arg(["labels"], "HF's; PEFT hides the model's own")
+    report_to: str = _arg("tensorboard", "HF's; one tracker or none")
+
+
+@dataclass
+class DemoArguments:
+    """One run of recipes/demo.py: which scenes are rendered, how they are trained on, what is asked at the end."""
+
+    out_dir: str = _arg("out/demo", "everything the demo makes; a second run continues where the first one stopped")
+    llm: str = _arg("out/smollm2", "where the converted SmolLM2 lies or is put")
+    vq: str = _arg("weights/scenes-vq", "image tokenizer")
+    classes: list[str] = _arg([], "object classes of the scenes; empty: all 68")
+    tags: str = _arg("", "scene tasks with weights, as data_prep/render_scenes.py takes them; empty: all six")
+    kinds: str = _arg("draw:0.8,ask:0.15,describe:0.05", "kinds of conversation with weights")
+    train_scenes: int = _arg(8000, "scenes rendered for training")
+    eval_scenes: int = _arg(128, "scenes rendered for evaluation, with other seeds")
+    sft_configs: list[str] = _arg([], "YAMLs of recipes/sft.py, run one after the other, each from the one before")
+    question: str = _arg("What is the capital of France?", "text question asked at the end")
+    image_question: str = _arg("What color is the apple?", "question about a picture that the demo renders")
+    prompts: list[str] = _arg([], "prompts drawn at the end")
+    guidance: float = _arg(3.0, "classifier-free guidance of these pictures")
+    temperature: float = _arg(0.7, "temperature of these pictures")
+    top_k: int = _arg(0, "of how many codes they choose; 0: all")
+    seed: int = _arg(0, "seed of scenes and pictures")

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.configuration import UnifiedConfig
+from unified.messages import is_drawing
 from unified.packing import Document, LastScaleDropping, PackedRow, pack_first_fit_decreasing, pad_right, stack_rows
-from unified.processing import EncodedChat, UnifiedProcessor, content_parts
+from unified.processing import EncodedChat, UnifiedProcessor
 from unified.rows import read_rows
 
 CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
@@ -136,14 +137,6 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if not self.caption_dropout:
             return False
         return np.random.default_rng((self.seed, self.epoch, index, CAPTION_STREAM)).random() < self.caption_dropout
-
-
-def is_drawing(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a conversation ends with a text-only request that is answered by exactly one image."""
-    if len(messages) < 2 or [message["role"] for message in messages[-2:]] != ["user", "assistant"]:
-        return False
-    request, answer = ([part["type"] for part in content_parts(message)] for message in messages[-2:])
-    return "image" not in request and answer == ["image"]
 
 
 class SFTCollator:

@@ -21,6 +21,7 @@ from unified.losses import UnionTargets, soft_cap, union_loss
 from unified.scales import scale_ids, scale_spans
 from unified.vq_model import VQModel
 
+
 @dataclass
 class UnifiedOutput(CausalLMOutputWithPast):
     """`group_losses`, `group_counts` (1 + K,): sums of the unweighted losses and their numbers, text then scales."""
@@ -307,6 +308,13 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = soft_cap(self.lm_head(hidden[:, kept]), self.logit_cap)
         return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values)
+
+    def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
+        """Sum of the loss weights that a batch trains: what its loss is divided by, before it is run."""
+        weights = self.loss_weights(labels)[2]
+        if keep_positions is not None:
+            weights = weights.gather(1, keep_positions.clamp(min=0)) * (keep_positions >= 0)
+        return weights[:, 1:].sum()
 
     @property
     def logit_cap(self) -> float | None:

@@ -6,9 +6,9 @@ Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unified.configuration import UnifiedConfig
+from unified.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_written, with_system_prompt
 from unified.scales import image_length, normalize_patch_nums
 from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
 
-SYSTEM_PROMPT = "You are a helpful assistant."
 IGNORE_INDEX = -100  # the label that the loss skips
 SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: stands for a content part while the template is rendered
 
+__all__ = ["IGNORE_INDEX", "SYSTEM_PROMPT", "EncodedChat", "UnifiedProcessor", "image_to_pixels", "pixels_to_image"]
 IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
 
-Message = dict[str, Any]
 Codes = Sequence[int] | Tensor
 
 
@@ -51,31 +51,6 @@ def pixels_to_image(pixel_values: Tensor) -> Image.Image:
     """Picture of `pixel_values` (3, H, W) in [-1, 1], clipped and rounded; the inverse of `image_to_pixels`."""
     values = pixel_values.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255)
     return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def with_system_prompt(messages: Sequence[Message]) -> list[Message]:
-    """The conversation, begun with `SYSTEM_PROMPT` unless it brings its own, so that no template adds a third."""
-    if not messages:
-        raise ValueError("the conversation has no messages; give at least one")
-    has_system = messages[0]["role"] == "system"
-    return [*messages] if has_system else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
-
-
-def content_parts(message: Message) -> list[dict[str, Any]]:
-    """Parts of a message's content; a plain string is one text part. Raises ValueError for what a part cannot be."""
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    for part in parts:
-        if part["type"] not in ("text", "image"):
-            raise ValueError(f"content part of type {part['type']!r}; parts are of type 'text' or 'image'")
-        if part["type"] == "text" and not isinstance(part["text"], str):
-            raise ValueError(f"a text part holds {part['text']!r}; give it a string")
-    return parts
-
-
-def count_images(messages: Iterable[Message]) -> int:
-    """Image parts of a conversation."""
-    return sum(part["type"] == "image" for message in messages for part in content_parts(message))
 
 
 class UnifiedProcessor(ProcessorMixin):
@@ -118,10 +93,11 @@ class UnifiedProcessor(ProcessorMixin):
     def from_config(cls, tokenizer: PreTrainedTokenizerBase, config: UnifiedConfig) -> "UnifiedProcessor":
         """Processor of a model's `config`; raises ValueError unless `tokenizer` is the one it was extended with."""
         expected = [config.boi_token_id, config.eoi_token_id, config.image_pad_token_id]
-        found = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+        special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        found = [special.get(token) for token in SPECIAL_TOKENS]
         if found != expected or len(tokenizer) > config.image_token_offset:
             raise ValueError(
-                f"the tokenizer ({len(tokenizer)} tokens) does not hold {SPECIAL_TOKENS} at ids {expected} below "
+                f"the tokenizer ({len(tokenizer)} tokens) lacks {SPECIAL_TOKENS} as special ids {expected} below "
                 f"image_token_offset {config.image_token_offset}; make the checkpoint with `unified extend`"
             )
         return cls(
@@ -160,15 +136,15 @@ class UnifiedProcessor(ProcessorMixin):
         """
         return self._encode(messages, list(codes), add_generation_prompt=False)
 
-    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes | None] = ()) -> list[int]:
-        """Ids of a conversation up to where the assistant answers; `codes` of a read image may be None."""
+    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> list[int]:
+        """Ids of a conversation up to where the assistant answers; `codes` as for `encode_chat`."""
         return self._encode(messages, list(codes), add_generation_prompt=True).input_ids
 
     def unconditional_ids(self) -> list[int]:
         """Prompt of an image drawn from nothing: a user turn with empty text. For guidance and caption dropout."""
         return self.prompt_ids([{"role": "user", "content": ""}])
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # images come as codes, and nothing is rendered but the chat
         self,
         conversation: Sequence[Message] | Sequence[Sequence[Message]],
         codes: Sequence[Codes] | None = None,
@@ -188,8 +164,8 @@ class UnifiedProcessor(ProcessorMixin):
         Returns `input_ids`, `attention_mask` (B, T) and, with read images, `image_codes` (N, L) or `pixel_values`
         (N, 3, H, W). Raises ValueError as `encode_chat` does.
         """
-        batched = bool(conversation) and not isinstance(conversation[0], dict)
-        chats = list(conversation) if batched else [conversation]
+        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        chats = cast(list[Sequence[Message]], list(conversation) if batched else [conversation])
         if not tokenize:
             texts = [self._render_text(chat, add_generation_prompt) for chat in chats]
             return texts if batched else texts[0]
@@ -253,7 +229,7 @@ class UnifiedProcessor(ProcessorMixin):
         self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool
     ) -> EncodedChat:
         messages = with_system_prompt(messages)
-        parts = [(message["role"] == "assistant", part) for message in messages for part in content_parts(message)]
+        parts = [(is_written(message), part) for message in messages for part in content_parts(message)]
         around = self._template_ids(messages, add_generation_prompt)
         chat = EncodedChat(list(around[0]), [IGNORE_INDEX] * len(around[0]))
         contents = self._content_ids(parts, codes, chat.read_codes)
@@ -279,7 +255,7 @@ class UnifiedProcessor(ProcessorMixin):
         ]
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        # split_special_tokens: "<|im_end|>" typed by a user must stay six characters of text
+        # split_special_tokens: "<|im_end|>" typed by a user is spelt out, never the special token
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
     def _image_ids(self, written: bool, codes: Codes | None, read_codes: list[list[int]]) -> list[int]:
@@ -306,14 +282,15 @@ class UnifiedProcessor(ProcessorMixin):
         self, chats: list[Sequence[Message]], codes: Sequence[Codes] | None, images: Sequence[Image.Image] | None
     ) -> list[Codes | None]:
         """Codes of every image part of all chats; None for those that come as pictures."""
-        roles = [message["role"] for chat in chats for message in chat for _ in range(count_images([message]))]
-        in_codes = [images is None or role == "assistant" for role in roles]
+        given = [] if codes is None else list(codes)
+        written = [is_written(message) for chat in chats for message in chat for _ in range(count_images([message]))]
+        in_codes = [images is None or painted for painted in written]
         if images is not None and len(images) != in_codes.count(False):
             raise ValueError(f"{len(images)} images given for {in_codes.count(False)} read image parts; give one each")
-        if len(codes or ()) != sum(in_codes):
-            raise ValueError(f"codes of {len(codes or ())} images for {sum(in_codes)} image parts; give one list each")
-        pending = iter(codes or ())
-        return [next(pending) if given else None for given in in_codes]
+        if len(given) != sum(in_codes):
+            raise ValueError(f"codes of {len(given)} images for {sum(in_codes)} image parts; give one list each")
+        pending = iter(given)
+        return [next(pending) if has_codes else None for has_codes in in_codes]
 
     def _template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[list[int]]:
         """Ids the chat template puts before, between and after the content parts; they depend on the roles alone."""
@@ -335,8 +312,6 @@ class UnifiedProcessor(ProcessorMixin):
         """Template text with a numbered sentinel for every content part, and the number of parts."""
         skeleton, count = [], 0
         for message in messages:
-            if set(message) != {"role", "content"}:
-                raise ValueError(f"a message has keys {sorted(message)}; it takes 'role' and 'content' alone")
             stop = count + len(content_parts(message))
             skeleton.append({"role": message["role"], "content": "".join(map(SENTINEL.format, range(count, stop)))})
             count = stop

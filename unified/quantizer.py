@@ -136,8 +136,12 @@ class MultiScaleQuantizer(nn.Module):
     def codes_to_f_hat(self, codes: Tensor) -> Tensor:
         """Feature map (B, C, h_K, w_K) of `codes` (B, L): algorithm 2 without the decoder."""
         self.check_codes(codes)
-        spans = scale_spans(self.patch_nums)
-        return torch.stack([self.contribution(codes[:, a:b], k) for k, (a, b) in enumerate(spans)]).sum(dim=0)
+        return self.partial_f_hat(codes)
+
+    def partial_f_hat(self, codes: Tensor) -> Tensor:
+        """Feature map (B, C, h_K, w_K) of the scales that `codes` (B, <= L) hold, coarse to fine."""
+        spans = [(k, a, b) for k, (a, b) in enumerate(scale_spans(self.patch_nums)) if b <= codes.shape[1]]
+        return torch.stack([self.contribution(codes[:, a:b], k) for k, a, b in spans]).sum(dim=0)
 
     def next_scale_inputs(self, codes: Tensor) -> Tensor:
         """What each scale after the first is predicted from: f_hat of the scales before it, resized to its grid.

@@ -65,11 +65,12 @@ class Row:
 
 
 def count_rows(path: str | Path) -> int:
-    """Rows of a `.jsonl` or `.parquet` file without parsing them; raises ValueError when it is neither."""
-    if _kind(path) == ".parquet":
-        return pq.read_metadata(path).num_rows
-    with open(path, "rb") as file:
-        return sum(1 for line in file if line.strip())
+    """Rows of a `.jsonl` or `.parquet` file.
+
+    JSONL is checked on the way, so that a mistake in its last line is found before hours of work on the others.
+    Raises ValueError as `read_rows` does.
+    """
+    return pq.read_metadata(path).num_rows if _kind(path) == ".parquet" else sum(1 for _ in read_rows(path))
 
 
 def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Row]:
@@ -90,15 +91,15 @@ def write_encoded_shard(
 ) -> None:
     """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, whole or not at all.
 
-    `fingerprint` is the tokenizer's, or "" for rows without codes, which fit every tokenizer.
+    `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, which fit every tokenizer.
     Raises ValueError when a list of codes has not L entries.
     """
-    rows, length = list(rows), image_length(patch_nums)
-    for row in rows:
-        for codes in row["codes"]:
-            if len(codes) != length:
-                raise ValueError(f"{path}: an image has {len(codes)} codes, its tokenizer gives {length}; encode it again")
-    metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
+    rows, length = list(rows), image_length(patch_nums) if patch_nums else 0
+    for codes in (codes for row in rows for codes in row["codes"]):
+        if len(codes) != length:
+            raise ValueError(f"{path}: an image has {len(codes)} codes, its tokenizer gives {length}; encode it again")
+    scales = normalize_patch_nums(patch_nums) if patch_nums else ()
+    metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(scales)}
     write_parquet(path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA.with_metadata(metadata)))
 
 
@@ -120,7 +121,13 @@ def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ..
     metadata = pq.read_schema(path).metadata or {}
     if b"vq_fingerprint" not in metadata or b"patch_nums" not in metadata:
         raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
-    return metadata[b"vq_fingerprint"].decode(), normalize_patch_nums(json.loads(metadata[b"patch_nums"]))
+    scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
+    return metadata[b"vq_fingerprint"].decode(), scales
+
+
+def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of an encoded shard as dicts of `ENCODED_SCHEMA`'s columns; the inverse of `write_encoded_shard`."""
+    return pq.read_table(path, columns=ENCODED_SCHEMA.names).to_pylist()
 
 
 def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:

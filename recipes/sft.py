@@ -1,0 +1,84 @@
+"""Fine-tune a unified checkpoint on text and images.
+
+One process:    accelerate launch recipes/sft.py --config recipes/configs/smollm2_scenes/2_sft.yaml
+Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
+                    recipes/sft.py --config recipes/configs/tiny.yaml --ddp_backend gloo
+8 GPUs:         accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
+                    recipes/sft.py --config recipes/configs/qwen2_7b_var256/2_sft.yaml
+
+Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resume` goes on from the newest checkpoint
+in output_dir along the trajectory the run would have had, or starts where there is none. The result in output_dir is
+a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
+"""
+
+import time
+from pathlib import Path
+
+from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from unified import UnifiedForCausalLM
+from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
+from unified.data import ChatDataset, SFTCollator, load_encoded_rows
+from unified.loading import check_checkpoint
+from unified.trainer import UnifiedTrainer, prepare
+
+
+class StopAfter(TrainerCallback):
+    """Saves and stops once `minutes` of training have passed."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if time.monotonic() > self.end:
+            control.should_save = control.should_evaluate = control.should_training_stop = True
+
+
+def load_model(model_args: ModelArguments, args: UnifiedTrainingArguments) -> UnifiedForCausalLM:
+    """The checkpoint with the run's loss settings in its configuration."""
+    check_checkpoint(Path(model_args.model))
+    return UnifiedForCausalLM.from_pretrained(
+        model_args.model,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        modality_stride=model_args.modality_stride,
+        text_loss_weight=model_args.text_loss_weight,
+        scale_loss_weights=model_args.scale_loss_weights,
+    )
+
+
+def main() -> None:
+    model_args, data_args, args = parse((ModelArguments, DataArguments, UnifiedTrainingArguments))
+    set_seed(args.seed)
+    if not data_args.train_files:
+        raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
+    model = load_model(model_args, args)
+    processor = AutoProcessor.from_pretrained(model_args.model)
+    fraction = data_args.last_scale_fraction
+    datasets = []
+    for files, dropout in ((data_args.train_files, data_args.caption_dropout), (data_args.eval_files, 0.0)):
+        rows = load_encoded_rows(files, model.config) if files else None
+        datasets.append(ChatDataset(rows, processor, caption_dropout=dropout, seed=args.seed) if files else None)
+        if datasets[-1] is not None:
+            datasets[-1].check_lengths(data_args.max_length, fraction)
+    trainer = UnifiedTrainer(
+        model=prepare(model, args),
+        args=args,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        data_collator=SFTCollator(
+            processor, pack_length=data_args.max_length, last_scale_fraction=fraction, seed=args.seed, pack=data_args.pack
+        ),
+        processing_class=processor,
+        callbacks=[StopAfter(args.max_minutes)] if args.max_minutes else None,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,106 @@
+"""Prompts to pictures with a loaded model: what the CLI, the training's sample grids and the evaluation share."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from unified.generation import ImageSampling
+from unified.modeling import UnifiedForCausalLM
+from unified.processing import UnifiedProcessor, pixels_to_image
+
+
+@torch.no_grad()
+def draw_codes(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    prompts: Sequence[str],
+    sampling: ImageSampling | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Codes (B, L) of one image for each prompt, in one batch."""
+    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+    inputs = processor.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt")
+    boi = torch.full((len(chats), 1), model.config.boi_token_id)
+    input_ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)
+    attention_mask = torch.cat([inputs["attention_mask"], torch.ones_like(boi)], dim=1).to(model.device)
+    ids = model.generate(
+        input_ids,
+        attention_mask,
+        image_sampling=sampling,
+        negative_prompt_ids=torch.tensor([processor.unconditional_ids()]),
+        max_new_tokens=0,
+        generator=generator,
+    )
+    start = input_ids.shape[1]
+    return model.config.vocabulary.ids_to_codes(ids[:, start : start + model.config.image_length])
+
+
+def codes_to_images(model: UnifiedForCausalLM, codes: Tensor) -> list[Image.Image]:
+    """Pictures of `codes` (B, L)."""
+    return [pixels_to_image(pixels) for pixels in model.model.vq_model.decode(codes.to(model.device))]
+
+
+def draw(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    prompts: Sequence[str],
+    sampling: ImageSampling | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[Image.Image]:
+    """One picture for each prompt; the same seed, batch size and model give the same pictures."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    images: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        codes = draw_codes(model, processor, prompts[start : start + batch_size], sampling, generator)
+        images += codes_to_images(model, codes)
+    return images
+
+
+def draw_by_scale(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    prompt: str,
+    sampling: ImageSampling | None = None,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """The same picture after each scale, coarse to fine; the last one is whole."""
+    painted: list[Tensor] = []
+    settings = replace(sampling or ImageSampling(), on_scale=lambda _, codes: painted.append(codes.clone()))
+    generator = torch.Generator(model.device).manual_seed(seed)
+    draw_codes(model, processor, [prompt], settings, generator)
+    quantizer = model.model.vq_model.quantizer
+    with torch.no_grad():
+        f_hats = [quantizer.partial_f_hat(codes) for codes in painted]
+        return [pixels_to_image(model.model.vq_model.f_hat_to_pixels(f)[0].clamp(-1, 1)) for f in f_hats]
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, side: int = 160
+) -> Image.Image:
+    """Pictures in rows with their captions below, enlarged without smoothing to `side` pixels."""
+    line, lines = 12, 3
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + lines * line + 12) + 8), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x = 8 + (index % columns) * (side + 8)
+        y = 8 + (index // columns) * (side + lines * line + 12)
+        sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        for number, text in enumerate(_wrap(pen, caption, side)[:lines]):
+            pen.text((x, y + side + 2 + number * line), text, fill="black")
+    return sheet
+
+
+def _wrap(pen: ImageDraw.ImageDraw, caption: str, width: int) -> list[str]:
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if pen.textlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,88 @@
+"""A folder to a model that is ready to use: full checkpoints, and PEFT adapters merged into their base."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from unified.configuration import UnifiedConfig
+from unified.modeling import UnifiedForCausalLM
+from unified.processing import UnifiedProcessor
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load(
+    model_dir: str | os.PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
+    """Model in eval mode and processor of a checkpoint or of an adapter, which is merged into its base.
+
+    Args:
+        device: the best there is by default: CUDA, then Apple's MPS, then the CPU.
+        dtype: of the weights; as stored by default.
+
+    Raises ValueError where `model_dir` (or an adapter's base) is missing, of another kind or incomplete.
+    """
+    folder = Path(model_dir)
+    base = base_of(folder) if (folder / ADAPTER_CONFIG).is_file() else folder
+    check_checkpoint(base)
+    model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
+    if base != folder:
+        from peft import PeftModel  # slow to import, and only adapters need it
+
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    processor = UnifiedProcessor.from_pretrained(base)
+    return model.to(device or best_device()).eval(), processor
+
+
+def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Write the adapter `model_dir` and its base to `out` as one full checkpoint with its processor.
+
+    Raises ValueError where `model_dir` holds no adapter or `out` is in the way.
+    """
+    out = Path(out)
+    if not (Path(model_dir) / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{model_dir} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
+    if out.exists():
+        raise ValueError(f"{out} exists already; give --out a new folder or remove it")
+    model, processor = load(model_dir, device="cpu")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    os.replace(partial, out)
+
+
+def best_device() -> str:
+    """CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def base_of(adapter: Path) -> Path:
+    """Checkpoint that an adapter was trained on."""
+    name = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not name or not Path(name).is_dir():
+        raise ValueError(
+            f"{adapter} is an adapter of {name!r}, which is not a folder here; "
+            f"put the base back or correct base_model_name_or_path in {ADAPTER_CONFIG}"
+        )
+    return Path(name)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise ValueError unless `folder` holds a unified model, its weights and its processor."""
+    remedy = "give a folder written by `unified extend`, recipes/sft.py or `unified merge`"
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; {remedy}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; {remedy}")
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != UnifiedConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind!r}, not {UnifiedConfig.model_type!r}; {remedy}")
+    for needed in ("*.safetensors", "processor_config.json"):
+        if not any(folder.glob(needed)):
+            raise ValueError(f"{folder} has no {needed}; {remedy}")

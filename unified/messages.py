@@ -1,0 +1,53 @@
+"""What a conversation is: messages with a role and a content of text and image parts. Pure functions of messages."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = Mapping[str, Any]
+
+
+def with_system_prompt(messages: Sequence[Message]) -> list[Message]:
+    """The conversation, begun with `SYSTEM_PROMPT` unless it brings its own, so that no chat template adds another."""
+    if not messages:
+        raise ValueError("the conversation has no messages; give at least one")
+    has_system = messages[0]["role"] == "system"
+    return [*messages] if has_system else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+
+
+def content_parts(message: Message) -> list[dict[str, Any]]:
+    """Parts of a message's content, a plain string being one text part.
+
+    Raises ValueError for other keys, roles (the chat template would write them between its special tokens) or parts.
+    """
+    if set(message) != {"role", "content"}:
+        raise ValueError(f"a message has keys {sorted(message)}; it takes 'role' and 'content' alone")
+    if message["role"] not in ROLES:
+        raise ValueError(f"a message has role {message['role']!r}; choose from {', '.join(ROLES)}")
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    for part in parts:
+        if part["type"] not in ("text", "image"):
+            raise ValueError(f"a content part has type {part['type']!r}; parts are of type 'text' or 'image'")
+        if part["type"] == "text" and not isinstance(part["text"], str):
+            raise ValueError(f"a text part holds {part['text']!r}; give it a string")
+    return parts
+
+
+def is_written(message: Message) -> bool:
+    """Whether the message's images are painted (the assistant's) rather than read."""
+    return message["role"] == "assistant"
+
+
+def count_images(messages: Iterable[Message]) -> int:
+    """Image parts of a conversation."""
+    return sum(part["type"] == "image" for message in messages for part in content_parts(message))
+
+
+def is_drawing(messages: Sequence[Message]) -> bool:
+    """Whether a conversation ends with a text-only request that is answered by exactly one image."""
+    if len(messages) < 2 or messages[-2]["role"] != "user" or not is_written(messages[-1]):
+        return False
+    return not count_images(messages[-2:-1]) and [part["type"] for part in content_parts(messages[-1])] == ["image"]

@@ -1,0 +1,183 @@
+"""Training: HF's `Trainer` with the loss of every modality and scale in the log, and pictures at every evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from trl.models import unwrap_model_for_generation
+
+from unified.arguments import UnifiedTrainingArguments
+from unified.drawing import contact_sheet, draw
+from unified.generation import ImageSampling
+from unified.modeling import UnifiedForCausalLM
+from unified.processing import UnifiedProcessor
+
+NEW_PARTS = ("image_embedding", "embed_tokens", "lm_head", "trainable_tokens_delta")
+
+
+def freeze_text_rows(model: UnifiedForCausalLM) -> None:
+    """Let the embedding and output matrices learn only the rows that `unified extend` added.
+
+    Text rows get a gradient of exactly 0, so Adam leaves them as they are; without this, the tiny gradients that
+    every image position sends to every text row are blown up to full steps and the language drifts.
+    """
+    vocabulary = model.config.vocabulary
+    rows = torch.arange(vocabulary.size)
+    special = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
+    learns = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(special))
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in matrices.values():
+        weight.register_hook(lambda gradient: gradient * learns[:, None].to(gradient))
+
+
+def prepare_full(model: UnifiedForCausalLM, train_text_rows: bool) -> UnifiedForCausalLM:
+    """Every weight but the image tokenizer's learns."""
+    if not train_text_rows:
+        freeze_text_rows(model)
+    return model
+
+
+def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
+    """Only what is new learns: image input states and the rows of codes and special tokens."""
+    model.requires_grad_(False)
+    model.model.image_embedding.requires_grad_(True)
+    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
+        matrix.weight.requires_grad_(True)
+    freeze_text_rows(model)
+    return model
+
+
+def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> nn.Module:
+    """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
+    from peft import LoraConfig, get_peft_model  # slow to import, and only this needs it
+
+    vocabulary = model.config.vocabulary
+    rows = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id, *vocabulary.image_ids]
+    # by full path: the tokenizer and the image embedding hold linear layers as well
+    suffixes = tuple(args.lora_target_modules)
+    targets = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(suffixes)]
+    if not targets:
+        raise ValueError(f"lora_target_modules {list(suffixes)} match nothing in the backbone; name its linear layers")
+    table = model.get_input_embeddings()
+    name = next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is table)
+    token_rows: dict[str, list[int]] = {name: rows}
+    if not model.config.tie_word_embeddings:
+        token_rows["lm_head"] = rows
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=targets,
+        trainable_token_indices=token_rows,
+        modules_to_save=["image_embedding"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> nn.Module:
+    """The model with what `args.tuning` says set to learn."""
+    if args.tuning == "lora":
+        return prepare_lora(model, args)
+    return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
+
+
+class UnifiedTrainer(Trainer):
+    """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
+
+    args: UnifiedTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
+        if not isinstance(self.core, UnifiedForCausalLM):
+            self.core = self.core.get_base_model()
+        groups = 1 + len(self.core.config.patch_nums)
+        self.groups = {mode: torch.zeros(2, groups, device=self.args.device) for mode in ("train", "eval")}
+        self.images_seen = 0.0
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        """The loss's divisor: the sum of weights, not of tokens, over all batches of a step and all ranks."""
+        if not batch_samples:
+            return None
+        divisors = [self.core.loss_divisor(b["labels"], b.get("keep_positions")) for b in batch_samples]
+        total = torch.stack(divisors).sum().to(device)
+        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """HF's loss; keeps what the model says of every group for the log."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.groups["train" if model.training else "eval"] += torch.stack([outputs.group_losses, outputs.group_counts])
+        return (loss, outputs) if return_outputs else loss
+
+    def group_logs(self, mode: str) -> dict[str, float]:
+        """Mean loss of text, of image codes, and of every scale since the last log, over all ranks."""
+        losses, counts = self.accelerator.reduce(self.groups[mode], reduction="sum").tolist()
+        self.groups[mode].zero_()
+        prefix = "eval_" if mode == "eval" else ""
+        logs = {}
+        if counts[0]:
+            logs[f"{prefix}text_loss"] = losses[0] / counts[0]
+        if sum(counts[1:]):
+            logs[f"{prefix}image_loss"] = sum(losses[1:]) / sum(counts[1:])
+            logs |= {f"{prefix}scale_{k}_loss": losses[k] / counts[k] for k in range(1, len(counts)) if counts[k]}
+        if mode == "train":
+            h, w = self.core.config.patch_nums[0]
+            self.images_seen += counts[1] / (h * w)
+            logs["images_seen"] = self.images_seen
+        return logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the groups' losses to what HF logs."""
+        is_eval = any(key.startswith("eval_") for key in logs)
+        if is_eval or "loss" in logs:
+            logs = logs | {key: round(value, 5) for key, value in self.group_logs("eval" if is_eval else "train").items()}
+        super().log(logs, start_time)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also take up the count of images where the checkpoint left it."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        seen = [entry["images_seen"] for entry in self.state.log_history if "images_seen" in entry]
+        self.images_seen = seen[-1] if checkpoint and seen else 0.0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with an own learning rate for the new parts."""
+        if self.optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            new = [p for n, p in named if any(part in n for part in NEW_PARTS)]
+            old = [p for n, p in named if not any(part in n for part in NEW_PARTS)]
+            groups = [
+                {"params": old, "weight_decay": self.args.weight_decay},
+                {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
+            ]
+            self.optimizer = cls([group for group in groups if group["params"]], **options)
+        return self.optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """HF's evaluation, then a sheet of pictures of `args.sample_prompts`."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.args.sample_prompts:
+            self.draw_samples(Path(self.args.output_dir) / "samples" / f"{self.state.global_step:06d}.png")
+        return metrics
+
+    def draw_samples(self, path: Path) -> None:
+        """Write the pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
+        processor = self.processing_class
+        assert isinstance(processor, UnifiedProcessor)
+        training = self.core.training
+        sampling = ImageSampling(
+            temperature=self.args.sample_temperature, top_k=self.args.sample_top_k, guidance=self.args.sample_guidance
+        )
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            self.core.eval()
+            with self.accelerator.autocast():
+                images = draw(self.core, processor, self.args.sample_prompts, sampling, seed=self.args.seed)
+            self.core.train(training)
+        if self.is_world_process_zero():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(images, self.args.sample_prompts).save(path)
