@@ -9,6 +9,7 @@ done is not done again, and a fine-tuning that was stopped goes on from its newe
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from unified.arguments import DemoArguments, parse, run_main
 
 REPLAY = "data_prep/replay/smollm2_135m_instruct.jsonl"
+# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step a fifth faster
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def run(out: Path, name: str, command: list[str], again: bool = False) -> None:
@@ -27,7 +30,7 @@ def run(out: Path, name: str, command: list[str], again: bool = False) -> None:
         return
     print(f"[{name}] {' '.join(command)}", flush=True)
     start = time.monotonic()
-    status = subprocess.run([sys.executable, *command], check=False).returncode
+    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
     if status:
         sys.exit(status)
     record_step(out, name, time.monotonic() - start, command)
@@ -49,10 +52,12 @@ def render_and_encode(args: DemoArguments, out: Path, split: str, count: int, se
     command = ["data_prep/render_scenes.py", "--out", str(scenes), "--count", str(count), "--seed", str(seed)]
     command += ["--kinds", args.kinds, "--preview", str(out / f"scenes_{split}.png")]
     command += ["--classes", ",".join(args.classes)] if args.classes else []
+    command += ["--colours", ",".join(args.colours)] if args.colours else []
     command += ["--tags", args.tags] if args.tags else []
     run(out, f"render {split}", command)
     files = [str(path) for path in sorted(scenes.glob("*.parquet"))]
-    run(out, f"encode {split}", ["data_prep/encode_images.py", "--vq", args.vq, "--out", str(encoded), "--inputs", *files])
+    command = ["data_prep/encode_images.py", "--vq", args.vq, "--out", str(encoded), "--inputs", *files]
+    run(out, f"encode {split}", command)
     return encoded
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from unified import UnifiedForCausalLM
+from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.loading import check_checkpoint
@@ -34,19 +34,25 @@ class StopAfter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if time.monotonic() > self.end:
-            control.should_save = control.should_evaluate = control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = args.eval_strategy != "no"
 
 
-def load_model(model_args: ModelArguments, args: UnifiedTrainingArguments) -> UnifiedForCausalLM:
+def load_model(model_args: ModelArguments, max_length: int) -> UnifiedForCausalLM:
     """The checkpoint with the run's loss settings in its configuration."""
     check_checkpoint(Path(model_args.model))
-    return UnifiedForCausalLM.from_pretrained(
+    config = UnifiedConfig.from_pretrained(
         model_args.model,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
         modality_stride=model_args.modality_stride,
         text_loss_weight=model_args.text_loss_weight,
         scale_loss_weights=model_args.scale_loss_weights,
+    )
+    config.check_loss()  # from_pretrained sets what it overrides unchecked
+    context = config.text_config.max_position_embeddings
+    if max_length > context:
+        raise ValueError(f"max_length {max_length} is beyond the backbone's context of {context}; lower max_length")
+    return UnifiedForCausalLM.from_pretrained(
+        model_args.model, config=config, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
 
 
@@ -55,7 +61,7 @@ def main() -> None:
     set_seed(args.seed)
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
-    model = load_model(model_args, args)
+    model = load_model(model_args, data_args.max_length)
     processor = AutoProcessor.from_pretrained(model_args.model)
     fraction = data_args.last_scale_fraction
     datasets = []
@@ -69,9 +75,7 @@ def main() -> None:
         args=args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
-        data_collator=SFTCollator(
-            processor, pack_length=data_args.max_length, last_scale_fraction=fraction, seed=args.seed, pack=data_args.pack
-        ),
+        data_collator=SFTCollator(processor, data_args.max_length, fraction, seed=args.seed, pack=data_args.pack),
         processing_class=processor,
         callbacks=[StopAfter(args.max_minutes)] if args.max_minutes else None,
     )

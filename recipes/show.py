@@ -65,7 +65,7 @@ def main() -> None:
         facts=[
             f"SmolLM2-135M-Instruct, fine-tuned on {int(seen)} rendered pictures on this machine's CPU.",
             f"What it was shown: {domain}; tasks {args.tags or 'all six of GenEval'}. It knows nothing else to draw.",
-            f"Drawn with seed {args.seed}, guidance {args.guidance}, temperature {args.temperature}; first try, not chosen.",
+            f"Drawn with seed {args.seed}, guidance {args.guidance}, temperature {args.temperature}; none was picked.",
             "Pictures: OpenMoji (CC BY-SA 4.0), rendered 64 x 64 pixels.",
         ],
         drawings=list(zip(args.prompts, images, strict=True)),

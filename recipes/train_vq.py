@@ -182,8 +182,8 @@ class TokenizerRun:
         features = self.core.features(pixel_values).float()
         known = self.core.quantizer.next_scale_inputs(self.core.quantizer.quantize(features))
         rest = self.accelerator.gather(residuals(features, known, self.core.config.patch_nums))
-        idle = self.accelerator.gather(self.usage.idle_steps[None]).amin(dim=0)
-        dead = torch.ones_like(idle, dtype=torch.bool) if step == 0 else idle >= period
+        self.agree_on_idle()
+        dead = self.usage.idle_steps >= (0 if step == 0 else period)
         embedding = self.core.quantizer.embedding.weight
         rows = revive_dead_codes(embedding, dead, rest, torch.Generator().manual_seed(self.args.seed + step))
         self.average.quantizer.embedding.weight[rows] = embedding[rows]
@@ -192,6 +192,10 @@ class TokenizerRun:
                 moment[rows] = 0
         self.usage.idle_steps[rows] = 0
         self.add(revived=torch.tensor(float(len(rows))))
+
+    def agree_on_idle(self) -> None:
+        """A code is idle when it is on every process."""
+        self.usage.idle_steps.copy_(self.accelerator.gather(self.usage.idle_steps[None]).amin(dim=0))
 
     def add(self, **terms: Tensor) -> None:
         """Sum terms on the device; only `log_training` waits for them."""
@@ -261,6 +265,7 @@ class TokenizerRun:
         """Write checkpoint-<step>, complete or not at all, and drop the oldest beyond save_total_limit."""
         folder = Path(self.args.output_dir)
         partial, final = folder / "unfinished-checkpoint", folder / f"checkpoint-{done:07d}"
+        self.agree_on_idle()  # only the main process's counters are in a checkpoint
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -282,7 +287,11 @@ class TokenizerRun:
         """Save the averaged weights for `VQModel.from_pretrained` and close the log."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.average.to(memory_format=torch.contiguous_format).save_pretrained(self.args.output_dir)
+            partial = Path(self.args.output_dir, "unfinished-model")
+            self.average.to(memory_format=torch.contiguous_format).save_pretrained(partial)
+            for path in partial.iterdir():
+                os.replace(path, partial.parent / path.name)
+            partial.rmdir()
         self.accelerator.end_training()
 
 

@@ -1,4 +1,4 @@
-"""Toy worlds every test shares: a real small tokenizer, a random image tokenizer, a random Llama on disk."""
+"""Fixtures every test shares: the toys of toys.py, fresh for a test or made once for the session, and scripts."""
 
 import importlib.util
 import sys
@@ -8,23 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toys import make_tokenizer, make_vq, save_llm, write_toy_rows
+from transformers import PreTrainedTokenizerFast
 
-from unified import VQConfig, VQModel
+from unified import UnifiedConfig, VQModel
+from unified.extension import extend
 
 ROOT = Path(__file__).parents[1]
-SENTENCES = [
-    "You are a helpful assistant.",
-    "Draw a red apple above a blue dog on a light background.",
-    "How many cats are there? There are three cats and one bird.",
-    "What is the capital of France? The capital of France is Paris.",
-    "system user assistant a photo of two green books and four yellow cups",
-]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,54 +53,34 @@ def run_script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of some 320 tokens: ChatML template, eos `<|im_end|>`, a pad token; fresh for every test."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        chat_template=CHAT_TEMPLATE,
-    )
+    """`make_tokenizer`'s, fresh for every test."""
+    return make_tokenizer()
 
 
 @pytest.fixture
 def tiny_vq() -> VQModel:
-    """Random image tokenizer: 16-pixel images, scales (1, 2), 5 codes of 32, in eval mode."""
-    torch.manual_seed(0)
-    config = VQConfig(
-        architecture="small", image_size=16, channels=(32, 32), patch_nums=(1, 2), codebook_size=32, code_dim=8
-    )
-    return VQModel(config).eval()
+    """`make_vq`'s, fresh for every test."""
+    return make_vq()
 
 
 @pytest.fixture
 def tiny_llm_dir(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random Llama (hidden 32, 2 layers, 4 heads, 2 kv heads, tied embeddings) with its tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("tiny_llm")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    """Folder of `save_llm`'s Llama with its tokenizer."""
+    return save_llm(tmp_path_factory.mktemp("tiny_llm"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unified checkpoint of the random Llama and image tokenizer, with its processor. Shared: do not write there."""
+    folder = tmp_path_factory.mktemp("toy")
+    make_vq().save_pretrained(folder / "vq")
+    extend(save_llm(folder / "llm", make_tokenizer()), folder / "vq", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def toy_rows(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`toy_rows("ddat")`: encoded shard for `toy_checkpoint`, a row for every letter; see `write_toy_rows`."""
+    fingerprint = UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint
+    folder = tmp_path_factory.mktemp("rows")
+    return lambda kinds: write_toy_rows(folder / f"{kinds}.parquet", kinds, fingerprint)

@@ -75,6 +75,7 @@ def test_an_empty_file_changes_nothing(config):
         ("zzz: 8", ["zzz", "run.yaml", "learning_rate"]),
         ("batch_size: many", ["batch_size", "many", "int"]),
         ("batch_size: 2.5", ["batch_size", "2.5", "int"]),
+        ("batch_size: {a: 1}", ["batch_size", "int"]),
         ("batch_size: [1]", ["batch_size", "one value"]),
         ("sides: 3", ["sides", "a list"]),
         ("- a\n- b", ["list", "key: value"]),

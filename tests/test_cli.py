@@ -1,6 +1,7 @@
 """The command line on a toy checkpoint: extend -> draw -> chat -> merge, and bad input is one line and status 2."""
 
 import ast
+import re
 from pathlib import Path
 
 import peft
@@ -14,7 +15,7 @@ from unified.chat import Chat, image_positions, text_budget
 from unified.cli import app
 from unified.loading import load, merge
 
-COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
+ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: object, stdin: str = "") -> Result:
@@ -66,8 +67,8 @@ def adapter_dir(model_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def picture(path: Path, colour: tuple[int, int, int] = COLOURS[0]) -> Path:
-    Image.new("RGB", (20, 16), colour).save(path)
+def picture(path: Path) -> Path:
+    Image.new("RGB", (20, 16), (200, 30, 30)).save(path)
     return path
 
 
@@ -195,6 +196,19 @@ def test_incomplete_folders_are_named(model_dir: Path, adapter_dir: Path) -> Non
     model_dir.rename(model_dir.with_name("moved"))
     with pytest.raises(ValueError, match="is not a folder here; put the base back or correct base_model_name_or_path"):
         load(adapter_dir)
+
+
+def test_readme_snippet_runs_and_its_tree_is_whole(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach_to_paint(model_dir, "a photo of a cat")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace("out/demo/demo_sft", str(model_dir)), {})
+    assert Image.open(tmp_path / "cat.png").size == (16, 16)
+    rooms = re.findall(r"^  (\w+\.py) ", readme, re.MULTILINE)
+    assert sorted(rooms) == sorted(path.name for path in (ROOT / "unified").glob("[!_]*.py"))
 
 
 def test_help_loads_no_room_that_loads_torch() -> None:

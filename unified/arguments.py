@@ -4,6 +4,7 @@
 stderr and exit status 2; set `UNIFIED_DEBUG=1` to see the traceback instead.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -12,13 +13,13 @@ from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 
-def parse(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
 
     Flags may be spelt with underscores or dashes. Lists are `--patch_nums 1 2 4`, dicts are JSON.
@@ -78,7 +79,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _checked(action: Action, value: Any, path: str) -> Any:
     # YAML reads 1e-3 (no dot) as a string, and would let `batch_size: many` through to the training loop.
-    if value is None or isinstance(value, dict):
+    if value is None or (isinstance(value, dict) and action.type in (_json, str)):
         return value
     if isinstance(value, list) != (action.nargs == "+"):
         kind = "a list" if action.nargs == "+" else "one value"
@@ -89,11 +90,11 @@ def _checked(action: Action, value: Any, path: str) -> Any:
 
 
 def _converted(action: Action, value: Any, path: str) -> Any:
+    convert = cast(Callable[[Any], Any], action.type or str)
     try:
-        result = value if action.type is None else action.type(value)
+        result = convert(value)
     except (ValueError, TypeError, ArgumentTypeError):
-        expected = getattr(action.type, "__name__", action.type)
-        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {expected}") from None
+        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {convert.__name__}") from None
     if action.type is int and result != value and not isinstance(value, str):
         raise ValueError(f"{action.dest}: {value!r} in {path}: expected int")
     if action.choices is not None and result not in action.choices:
@@ -104,7 +105,11 @@ def _converted(action: Action, value: Any, path: str) -> Any:
 def _read_dicts_as_json(parser: HfArgumentParser) -> None:
     for action in parser._actions:
         if action.type is dict:
-            action.type = json.loads
+            action.type = _json
+
+
+def _json(text: str) -> Any:
+    return json.loads(text)
 
 
 def _nearest(name: str, valid: Any) -> str:
@@ -113,8 +118,9 @@ def _nearest(name: str, valid: Any) -> str:
 
 
 def _arg(default: Any, help: str) -> Any:  # noqa: A002 - argparse's word
-    factory = {"default_factory": lambda: default} if isinstance(default, (list, dict)) else {"default": default}
-    return field(metadata={"help": help}, **factory)
+    if isinstance(default, list | dict):
+        return field(metadata={"help": help}, default_factory=lambda: copy.copy(default))
+    return field(metadata={"help": help}, default=default)
 
 
 @dataclass
@@ -196,7 +202,7 @@ class ModelArguments:
 class DataArguments:
     """What is trained on: encoded rows, see data_prep/encode_images.py."""
 
-    train_files: list[str] = _arg([], "encoded parquet files or folders, or JSONL of text rows; name one twice to weigh it")
+    train_files: list[str] = _arg([], "encoded parquet files or folders, JSONL of text; named twice: twice as often")
     eval_files: list[str] = _arg([], "the same, held out; empty: no evaluation")
     max_length: int = _arg(512, "positions of a packed row; a longer example is an error before training")
     pack: bool = _arg(True, "put several examples in a row of max_length; without, one example a row")
@@ -239,6 +245,7 @@ class DemoArguments:
     llm: str = _arg("out/smollm2", "where the converted SmolLM2 lies or is put")
     vq: str = _arg("weights/scenes-vq", "image tokenizer")
     classes: list[str] = _arg([], "object classes of the scenes; empty: all 68")
+    colours: list[str] = _arg([], "colours of the scenes; empty: all ten")
     tags: str = _arg("", "scene tasks with weights, as data_prep/render_scenes.py takes them; empty: all six")
     kinds: str = _arg("draw:0.8,ask:0.15,describe:0.05", "kinds of conversation with weights")
     train_scenes: int = _arg(8000, "scenes rendered for training")

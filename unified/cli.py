@@ -234,3 +234,7 @@ def save(picture: "Image.Image", path: Path, announce: bool = True) -> None:
 def one_line(error: Exception) -> str:
     """The message of an error without its line breaks."""
     return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

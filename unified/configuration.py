@@ -65,8 +65,8 @@ class UnifiedConfig(PreTrainedConfig):
         image_positions: RoPE position of an image's tokens: "tick" (one a scale) or "sequential" (one a token).
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset: see `Vocabulary`.
         text_loss_weight, scale_loss_weights: weights of the loss for text and for every scale (None: all 1).
-        modality_stride: the `-log p(image)` part of the image loss is computed on every n-th image position and counted
-            n times (see `union_loss`); above 1 it spares most of the output matrix.
+        modality_stride: the `-log p(image)` part of the image loss is computed on every n-th image position and
+            counted n times (see `union_loss`); above 1 it spares most of the output matrix.
     """
 
     model_type = "unified"
@@ -98,6 +98,11 @@ class UnifiedConfig(PreTrainedConfig):
                 f"image_order raster takes a tokenizer of one scale, got patch_nums {list(self.patch_nums)}; "
                 "use image_order scales"
             )
+        self.check_loss()
+
+    def check_loss(self) -> None:
+        """Raise ValueError for settings of the loss that make none; for who changes them after construction."""
+        scales = normalize_patch_nums(self.patch_nums)
         if self.scale_loss_weights is not None and len(self.scale_loss_weights) != len(scales):
             raise ValueError(
                 f"scale_loss_weights has {len(self.scale_loss_weights)} values for {len(scales)} scales; give one each"

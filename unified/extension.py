@@ -70,7 +70,12 @@ def join(
     image_positions: str = "tick",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
-    """The model of a loaded causal LM and image tokenizer; `tokenizer` gains the three special tokens."""
+    """The model of a loaded causal LM and image tokenizer; `tokenizer` gains the three special tokens.
+
+    Raises ValueError where the output matrix has a bias or is narrower than the codebook.
+    """
+    if backbone.get_output_embeddings().bias is not None:
+        raise ValueError("the backbone's output matrix has a bias, which is not supported; use one without it")
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS], special_tokens=True)
     text_rows = backbone.get_input_embeddings().weight.shape[0]
     offset = offset_for(max(text_rows, len(tokenizer)))
@@ -102,7 +107,9 @@ def join(
 def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tensor:
     """Random directions (C, D) with unit rows, orthogonal where C <= D."""
     if code_dim > hidden:
-        raise ValueError(f"code_dim {code_dim} is larger than the backbone's hidden size {hidden}; use a narrower codebook")
+        raise ValueError(
+            f"code_dim {code_dim} exceeds the backbone's hidden size {hidden}; use a narrower codebook"
+        )
     return torch.linalg.qr(torch.randn(hidden, code_dim, generator=generator)).Q.T
 
 

@@ -47,13 +47,13 @@ class OnlyIds(LogitsProcessor):
 
 
 class EndsWith(StoppingCriteria):
-    """Stops a row once its last id is one of `ids`, or when it had `finished` before."""
+    """Stops a row once its last id is one of `ids`, or at once where it is `idle` (B,)."""
 
-    def __init__(self, ids: list[int], finished: Tensor) -> None:
-        self.ids, self.finished = torch.tensor(ids), finished
+    def __init__(self, ids: list[int], idle: Tensor) -> None:
+        self.ids, self.idle = torch.tensor(ids), idle
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.isin(input_ids[:, -1], self.ids.to(input_ids.device)) | self.finished
+        return torch.isin(input_ids[:, -1], self.ids.to(input_ids.device)) | self.idle
 
 
 @dataclass
@@ -69,6 +69,14 @@ class Canvas:
         """Add columns `ids` (B, n), attended to in the rows `valid` (B,) only."""
         self.input_ids = torch.cat([self.input_ids, ids], dim=1)
         self.mask = torch.cat([self.mask, valid[:, None].expand_as(ids).to(self.mask.dtype)], dim=1)
+
+    def move_last_token(self, rows: Tensor, filler: int) -> None:
+        """In `rows` (B,) move the last token that is attended to into the last column, which no cache holds yet."""
+        steps = torch.arange(self.mask.shape[1], device=self.mask.device)
+        last = (self.mask.long() * steps).argmax(dim=1)[rows]
+        tokens = self.input_ids[rows, last]
+        self.input_ids[rows, last], self.mask[rows, last] = filler, 0
+        self.input_ids[rows, -1], self.mask[rows, -1] = tokens, 1
 
 
 class UnifiedGenerationMixin(GenerationMixin):
@@ -119,7 +127,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             negative_prompt_ids: (1, n) prompt of guidance's unconditional half, without the image start token;
                 `processor.unconditional_ids()`. Needed for guidance other than 1.
             max_images: images a row may hold beyond its prompt; further image starts are not sampled.
-            max_new_tokens: text tokens beyond the prompt; 0 paints and does nothing else.
+            max_new_tokens: text columns beyond the prompt, shared by the batch's rows; 0 paints and does nothing else.
             generator: source of all randomness; None draws from torch's global one.
             kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer, ...), and
                 pixel_values or image_codes for images that the prompt shows.
@@ -135,46 +143,54 @@ class UnifiedGenerationMixin(GenerationMixin):
         images, text = 0, 0
         while True:
             painting = (canvas.input_ids[:, -1] == self.config.boi_token_id) & ~canvas.finished
-            if not painting.any():
-                if text >= max_new_tokens or bool(canvas.finished.all()):
-                    return canvas.input_ids
+            if text < max_new_tokens and not bool((painting | canvas.finished).all()):
                 before = canvas.input_ids.shape[1]
-                painting = self.write(canvas, max_new_tokens - text, images < max_images, generator, kwargs)
+                painting = self.write(canvas, painting, max_new_tokens - text, images < max_images, generator, kwargs)
                 text += canvas.input_ids.shape[1] - before
-            if painting.any():
-                self.paint(canvas, painting, settings, negative_prompt_ids, generator, kwargs)
-                images += 1
+            if not painting.any():
+                return canvas.input_ids
+            self.paint(canvas, painting, settings, negative_prompt_ids, generator, kwargs)
+            images += 1
             kwargs = {key: value for key, value in kwargs.items() if key not in ("pixel_values", "image_codes")}
 
     def write(
-        self, canvas: Canvas, budget: int, may_paint: bool, generator: torch.Generator | None, kwargs: dict[str, Any]
+        self,
+        canvas: Canvas,
+        waiting: Tensor,
+        budget: int,
+        may_paint: bool,
+        generator: torch.Generator | None,
+        kwargs: dict[str, Any],
     ) -> Tensor:
-        """Let HF's loop write until every row has ended or wants an image; returns which rows want one, (B,)."""
+        """Let HF's loop write until every row has ended or wants an image; returns which rows want one, (B,).
+
+        Rows `waiting` (B,) want one already. All image starts end up in the last column, for the image to follow.
+        """
         config = self.config
         never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
         ends = self.end_token_ids(kwargs)
-        start = canvas.input_ids.shape[1]
-        seed = None if generator is None else int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)  # HF's loop reads the global generator only
+        start, idle = canvas.input_ids.shape[1], canvas.finished | waiting
+        with torch.random.fork_rng(enabled=generator is not None):
+            if generator is not None:  # HF's loop reads the global generator only
+                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
             canvas.input_ids = super().generate(
                 canvas.input_ids,
                 attention_mask=canvas.mask,
                 past_key_values=canvas.cache,
                 max_new_tokens=budget,
                 logits_processor=LogitsProcessorList([OnlyIds(0, config.image_token_offset, never)]),
-                stopping_criteria=StoppingCriteriaList([EndsWith([config.boi_token_id, *ends], canvas.finished)]),
+                stopping_criteria=StoppingCriteriaList([EndsWith([config.boi_token_id, *ends], idle)]),
                 **{"pad_token_id": ends[0], **kwargs},
             )
         written = canvas.input_ids[:, start:]
         stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
         # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
-        live = (stops.cumsum(dim=1) - stops.long() == 0) & ~canvas.finished[:, None]
+        live = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
         canvas.input_ids = torch.cat([canvas.input_ids[:, :start], torch.where(live, written, ends[0])], dim=1)
         canvas.mask = torch.cat([canvas.mask, live.to(canvas.mask.dtype)], dim=1)
-        wants_image = ((written == config.boi_token_id) & live).any(dim=1)
+        wants_image = waiting | ((written == config.boi_token_id) & live).any(dim=1)
         canvas.finished = canvas.finished | ~wants_image
+        canvas.move_last_token(wants_image, filler=ends[0])
         return wants_image
 
     def end_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
@@ -202,8 +218,8 @@ class UnifiedGenerationMixin(GenerationMixin):
             contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting)))
         order = self.paint_scales if self.config.image_order == "scales" else self.paint_raster
         order(contexts, painting, settings, generator, [read, {}])
-        ends = [canvas.input_ids.new_full((), token) for token in (self.config.eoi_token_id, self.end_token_ids(kwargs)[0])]
-        canvas.append(torch.where(painting, *ends)[:, None], painting)
+        closing = torch.where(painting, self.config.eoi_token_id, self.end_token_ids(kwargs)[0])
+        canvas.append(closing[:, None], painting)
 
     def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int, read: dict[str, Tensor]) -> Tensor:
         """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
@@ -221,14 +237,15 @@ class UnifiedGenerationMixin(GenerationMixin):
         states = [ahead.to(self.model.get_input_embeddings().weight.dtype)]
         if past < context.input_ids.shape[1]:
             ids = context.input_ids[:, past:]
-            states.insert(0, self.model.embed(ids, read_layout(ids, config), **(read if past == 0 else {})).to(states[0]))
+            images = read if past == 0 else {}
+            states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
         group = torch.full_like(ahead_positions, int(layout.blocks.max()) + 1)
-        shown = painting[:, None].expand(-1, painted + length).to(context.mask.dtype)
+        seen = painting[:, None].expand(-1, painted + length).to(context.mask.dtype)
         outputs = self.model.run(
             torch.cat(states, dim=1),
             torch.cat([now[:, past:], ahead_positions], dim=1),
             torch.cat([layout.blocks[:, past:], group], dim=1),
-            torch.cat([context.mask, shown], dim=1),
+            torch.cat([context.mask, seen], dim=1),
             cache=context.cache,
             use_cache=True,
         )

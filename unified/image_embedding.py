@@ -31,7 +31,7 @@ class ImageEmbedding(nn.Module):
         self.scale_in = nn.Linear(code_dim, hidden)
         self.image_in = nn.Linear(code_dim, hidden)
         self.start = nn.Embedding(1, hidden)
-        self.scale_embedding = nn.Embedding(len(self.patch_nums) + 1, hidden)  # the last row marks images that are read
+        self.scale_embedding = nn.Embedding(len(self.patch_nums) + 1, hidden)  # the last row: images that are read
         self.grid_embedding = nn.Linear(4 * FREQUENCIES, hidden, bias=False)
 
     def forward(self, next_scale_inputs: Tensor, f_hat: Tensor) -> tuple[Tensor, Tensor]:

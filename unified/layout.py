@@ -74,14 +74,15 @@ def attention_pairs(
 
     A position sees what came before and its own block, within its document and among `valid` (B, P + q) positions;
     everyone sees itself, so that padding has a finite softmax. `blocks` (B, q) is that of the new positions; a
-    sliding `window` hides what lies that far back.
+    sliding `window` hides what lies that many valid positions back.
     """
     new, total = blocks.shape[1], valid.shape[1]
     keys = torch.arange(total, device=blocks.device)
     queries = keys[total - new :, None]
     allowed = keys <= queries
     if window is not None:
-        allowed = allowed & (keys > queries - window)
+        count = valid.long().cumsum(dim=1)  # not columns: a row of a batch sees what it sees alone
+        allowed = allowed & (count[:, None, :] > count[:, total - new :, None] - window)
     same_block = (blocks[:, :, None] == blocks[:, None, :]) & (blocks[:, :, None] >= 0)
     allowed = allowed | torch.nn.functional.pad(same_block, (total - new, 0))
     allowed = allowed & valid[:, None, :].bool()

@@ -34,7 +34,7 @@ def load(
 
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
     processor = UnifiedProcessor.from_pretrained(base)
-    return model.to(device or best_device()).eval(), processor
+    return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
 
 def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:

@@ -9,8 +9,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CHUNK_ELEMENTS = 2**25  # logits held at a time: 128 MiB in fp32; more gains no speed on CPU or GPU
+
+
+@dataclass
+class UnifiedOutput(CausalLMOutputWithPast):
+    """`group_losses`, `group_counts` (1 + K,): sums of the unweighted losses and their numbers, text then scales."""
+
+    group_losses: Tensor | None = None
+    group_counts: Tensor | None = None
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

@@ -9,12 +9,12 @@ ROLES = ("system", "user", "assistant", "tool")
 Message = Mapping[str, Any]
 
 
-def with_system_prompt(messages: Sequence[Message]) -> list[Message]:
-    """The conversation, begun with `SYSTEM_PROMPT` unless it brings its own, so that no chat template adds another."""
+def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[Message]:
+    """The conversation, begun with `prompt` unless it brings its own, so that no chat template adds another."""
     if not messages:
         raise ValueError("the conversation has no messages; give at least one")
     has_system = messages[0]["role"] == "system"
-    return [*messages] if has_system else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+    return [*messages] if has_system or not prompt else [{"role": "system", "content": prompt}, *messages]
 
 
 def content_parts(message: Message) -> list[dict[str, Any]]:

@@ -4,30 +4,21 @@ The contract: `last_hidden_state[:, i]` of the base model scores `input_ids[:, i
 Legend: B batch, T sequence, T' positions kept, N images, L codes of an image, K scales, D hidden, C code dim.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.configuration import UnifiedConfig
 from unified.generation import UnifiedGenerationMixin
 from unified.image_embedding import ImageEmbedding
 from unified.layout import Layout, attention_pairs, clock, read_layout
-from unified.losses import UnionTargets, soft_cap, union_loss
+from unified.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
 from unified.scales import scale_ids, scale_spans
 from unified.vq_model import VQModel
-
-
-@dataclass
-class UnifiedOutput(CausalLMOutputWithPast):
-    """`group_losses`, `group_counts` (1 + K,): sums of the unweighted losses and their numbers, text then scales."""
-
-    group_losses: Tensor | None = None
-    group_counts: Tensor | None = None
 
 
 class UnifiedPreTrainedModel(PreTrainedModel):
@@ -111,7 +102,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         codes = self.written_codes(input_ids, layout.written) if scales else read[:0]
         if not (self.training or len(codes) or len(read)):
             return states
-        # a batch without images runs one blank image into nothing: ranks stay in step and no parameter lacks a gradient
+        # without images, one blank image runs into nothing: ranks stay in step and no parameter lacks a gradient
         blank = codes.new_zeros(1, self.config.image_length)
         written_states, read_states = self.image_embedding(
             *self.image_features(codes if len(codes) else blank, read if len(read) else blank)
@@ -144,12 +135,13 @@ class UnifiedModel(UnifiedPreTrainedModel):
                 length, start = cache.get_mask_sizes(blocks.shape[1], layer)
                 window = window[..., start : start + length]
             masks["sliding_attention"] = window
-        if self.language_model.config._attn_implementation == "eager":
+        attention = self.language_model.config._attn_implementation
+        if attention == "eager":
             lowest = torch.finfo(self.dtype).min
             masks = {kind: torch.where(m, 0.0, lowest).to(self.dtype) for kind, m in masks.items()}
-        elif self.language_model.config._attn_implementation != "sdpa":
+        elif attention != "sdpa":
             raise ValueError(
-                f"attn_implementation {self.language_model.config._attn_implementation} takes no block mask; use sdpa or eager"
+                f"attn_implementation {attention} takes no block mask; use sdpa or eager"
             )
         return masks if "sliding_attention" in kinds else masks["full_attention"]
 
@@ -183,6 +175,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         image_codes: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        inputs_embeds: None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states whose position i scores `input_ids[:, i + 1]`.
@@ -194,10 +187,14 @@ class UnifiedModel(UnifiedPreTrainedModel):
             document_ids: (B, T), one id per document of a packed row.
             keep_positions: (B, T'), the only positions the backbone runs (-1: padding); output is (B, T', D).
             pixel_values, image_codes: (N, 3, H, W) or (N, L), images that are read, in order of their placeholders.
+            inputs_embeds: must be None, as PEFT passes it: only ids tell what is an image.
         """
+        if inputs_embeds is not None:
+            raise ValueError("inputs_embeds do not tell which positions are images; pass input_ids")
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        valid = input_ids.new_ones(len(input_ids), past + input_ids.shape[1]) if attention_mask is None else attention_mask
+        whole = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        valid = whole if attention_mask is None else attention_mask
         if position_ids is None and past:
             raise ValueError("position_ids must be given with a filled cache: an image's ticks cannot be read off it")
         if position_ids is None:

@@ -49,6 +49,7 @@ class DemoPage:
 
     def html(self) -> str:
         """The whole page."""
+        steps = "".join(map(step_row, self.steps))
         sections = [
             f"<h1>{html.escape(self.title)}</h1>",
             *(f"<p class=note>{html.escape(fact)}</p>" for fact in self.facts),
@@ -58,7 +59,7 @@ class DemoPage:
             f"<div class=strip>{''.join(picture(image) for image in self.strip)}</div>",
             f"<h2>Chat</h2><div class=chat>{''.join(map(bubble, self.chat))}</div>",
             f"<h2>Losses</h2><div class=plot>{plot(self.log)}</div>",
-            f"<h2>Steps</h2><table><tr><th>step<th>seconds<th>command</tr>{''.join(map(step_row, self.steps))}</table>",
+            f"<h2>Steps</h2><table><tr><th>step<th>seconds<th>command</tr>{steps}</table>",
         ]
         head = f"<meta charset=utf-8><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
         return f"<!doctype html>{head}{''.join(sections)}"

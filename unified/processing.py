@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -53,6 +54,17 @@ def pixels_to_image(pixel_values: Tensor) -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
 
 
+def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template of `tokenizer` accepts a system message."""
+    if not tokenizer.chat_template:
+        return False  # the constructor says what is missing
+    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Hello."}]
+    try:
+        return bool(tokenizer.apply_chat_template(chat, tokenize=False))
+    except TemplateError:
+        return False
+
+
 class UnifiedProcessor(ProcessorMixin):
     """A tokenizer and the geometry of images: everything that turns chats into ids and ids into parts.
 
@@ -60,6 +72,7 @@ class UnifiedProcessor(ProcessorMixin):
         tokenizer: the backbone's, with the three special tokens `unified extend` adds.
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset, codebook_size: see `Vocabulary`.
         patch_nums, image_size: see `VQConfig`. image_order: see `UnifiedConfig`.
+        system_prompt: begins conversations that bring none; None where the chat template refuses one (Gemma's).
         chat_template: jinja template; the tokenizer's own by default.
     """
 
@@ -74,6 +87,7 @@ class UnifiedProcessor(ProcessorMixin):
         patch_nums: Sequence[int | Sequence[int]],
         image_size: int,
         image_order: str = "scales",
+        system_prompt: str | None = SYSTEM_PROMPT,
         chat_template: str | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
@@ -83,7 +97,7 @@ class UnifiedProcessor(ProcessorMixin):
             image_token_offset, codebook_size, boi_token_id, eoi_token_id, image_pad_token_id
         )
         self.patch_nums = normalize_patch_nums(patch_nums)
-        self.image_size, self.image_order = image_size, image_order
+        self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
         if not self.chat_template:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; take an instruct model's")
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -106,6 +120,7 @@ class UnifiedProcessor(ProcessorMixin):
             patch_nums=config.patch_nums,
             image_size=config.vq_config.image_size,
             image_order=config.image_order,
+            system_prompt=SYSTEM_PROMPT if takes_system_prompt(tokenizer) else None,
         )
 
     @property
@@ -128,7 +143,7 @@ class UnifiedProcessor(ProcessorMixin):
         """Encode a whole conversation for training.
 
         Args:
-            messages: `{"role", "content"}` dicts; without a system message `SYSTEM_PROMPT` is prepended.
+            messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended.
             codes: L codes for every image part, in order of appearance.
 
         Returns labels on what the assistant says and the special token that ends its turn, `IGNORE_INDEX` elsewhere.
@@ -228,7 +243,7 @@ class UnifiedProcessor(ProcessorMixin):
     def _encode(
         self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool
     ) -> EncodedChat:
-        messages = with_system_prompt(messages)
+        messages = with_system_prompt(messages, self.system_prompt)
         parts = [(is_written(message), part) for message in messages for part in content_parts(message)]
         around = self._template_ids(messages, add_generation_prompt)
         chat = EncodedChat(list(around[0]), [IGNORE_INDEX] * len(around[0]))
@@ -320,7 +335,7 @@ class UnifiedProcessor(ProcessorMixin):
         ), count
 
     def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        messages = with_system_prompt(messages)
+        messages = with_system_prompt(messages, self.system_prompt)
         parts = [part for message in messages for part in content_parts(message)]
         rendered, _ = self._render(messages, add_generation_prompt)
         shown = [part["text"] if part["type"] == "text" else IMAGE_TEXT for part in parts]

@@ -16,7 +16,7 @@ from unified.scales import PatchNums, image_length, normalize_patch_nums, scale_
 
 @dataclass
 class QuantizerOutput:
-    """`f_hat` (B, C, h_K, w_K) with straight-through gradients, `codes` (B, L), `vq_loss` scalar averaged over scales."""
+    """`f_hat` (B, C, h_K, w_K) with straight-through gradients, `codes` (B, L), `vq_loss` averaged over scales."""
 
     f_hat: Tensor
     codes: Tensor
@@ -109,7 +109,10 @@ class MultiScaleQuantizer(nn.Module):
         )
 
     def forward(self, features: Tensor) -> QuantizerOutput:
-        """Quantize `features` (B, C, h_K, w_K) with the VQ loss; gradients reach the codebook and, straight through, the encoder."""
+        """Quantize `features` (B, C, h_K, w_K) with the VQ loss.
+
+        Gradients reach the codebook through the loss and the encoder straight through `f_hat`.
+        """
         self.check_grid(features)
         target = features.detach()
         rest, f_hat = target.clone(), torch.zeros_like(target)

@@ -20,7 +20,7 @@ def normalize_patch_nums(patch_nums: PatchNums) -> tuple[tuple[int, int], ...]:
         if h < 1 or w < 1:
             raise ValueError(f"patch_nums {patch_nums}: a scale has sides ({h}, {w}); give sides of at least 1")
         if scales and (h < scales[-1][0] or w < scales[-1][1]):
-            raise ValueError(f"patch_nums {patch_nums}: ({h}, {w}) is smaller than the scale before; order them coarse to fine")
+            raise ValueError(f"patch_nums {patch_nums}: ({h}, {w}) is smaller than the scale before; put coarse first")
         scales.append((h, w))
     if not scales:
         raise ValueError("patch_nums is empty; give at least one scale, for instance (1, 2, 4, 8)")
@@ -48,7 +48,7 @@ def scale_ids(patch_nums: PatchNums) -> Tensor:
 
 
 def grid_centres(patch_nums: PatchNums) -> Tensor:
-    """Centre of every position's cell as `(row, column)` in (0, 1), `(L, 2)`: one place has one value at all scales."""
+    """Centre of every position's cell as `(row, column)` in (0, 1), `(L, 2)`: a place has one value at all scales."""
     grids = []
     for h, w in normalize_patch_nums(patch_nums):
         rows, columns = (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w

@@ -1,11 +1,13 @@
 """Training: HF's `Trainer` with the loss of every modality and scale in the log, and pictures at every evaluation."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
 from unified.arguments import UnifiedTrainingArguments
@@ -84,6 +86,20 @@ def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> nn.Mod
     return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
 
 
+class DataEpoch(TrainerCallback):
+    """Tells the training set its epoch: accelerate does not with several processes, nor in the epoch of a resume."""
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: torch.utils.data.DataLoader,
+        **kwargs: object,
+    ) -> None:
+        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+
 class UnifiedTrainer(Trainer):
     """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
 
@@ -91,12 +107,13 @@ class UnifiedTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.add_callback(DataEpoch)
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
         groups = 1 + len(self.core.config.patch_nums)
         self.groups = {mode: torch.zeros(2, groups, device=self.args.device) for mode in ("train", "eval")}
-        self.images_seen = 0.0
+        self.images_seen, self.last_log = 0.0, time.monotonic()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """The loss's divisor: the sum of weights, not of tokens, over all batches of a step and all ranks."""
@@ -114,29 +131,34 @@ class UnifiedTrainer(Trainer):
         self.groups["train" if model.training else "eval"] += torch.stack([outputs.group_losses, outputs.group_counts])
         return (loss, outputs) if return_outputs else loss
 
-    def group_logs(self, mode: str) -> dict[str, float]:
-        """Mean loss of text, of image codes, and of every scale since the last log, over all ranks."""
+    def group_means(self, mode: str) -> dict[str, float]:
+        """Mean loss of text, of image codes, and of every scale since the last call, over all ranks."""
         losses, counts = self.accelerator.reduce(self.groups[mode], reduction="sum").tolist()
         self.groups[mode].zero_()
-        prefix = "eval_" if mode == "eval" else ""
         logs = {}
         if counts[0]:
-            logs[f"{prefix}text_loss"] = losses[0] / counts[0]
+            logs["text_loss"] = losses[0] / counts[0]
         if sum(counts[1:]):
-            logs[f"{prefix}image_loss"] = sum(losses[1:]) / sum(counts[1:])
-            logs |= {f"{prefix}scale_{k}_loss": losses[k] / counts[k] for k in range(1, len(counts)) if counts[k]}
+            logs["image_loss"] = sum(losses[1:]) / sum(counts[1:])
+            logs |= {f"scale_{k}_loss": losses[k] / counts[k] for k in range(1, len(counts)) if counts[k]}
         if mode == "train":
             h, w = self.core.config.patch_nums[0]
-            self.images_seen += counts[1] / (h * w)
-            logs["images_seen"] = self.images_seen
-        return logs
+            images, now = counts[1] / (h * w), time.monotonic()
+            self.images_seen += images
+            logs |= {"images_seen": self.images_seen, "images_per_second": images / (now - self.last_log)}
+            self.last_log = now
+        return {key: round(value, 5) for key, value in logs.items()}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """HF's, with the groups' losses among the metrics."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self.group_means("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the groups' losses to what HF logs."""
-        is_eval = any(key.startswith("eval_") for key in logs)
-        if is_eval or "loss" in logs:
-            logs = logs | {key: round(value, 5) for key, value in self.group_logs("eval" if is_eval else "train").items()}
-        super().log(logs, start_time)
+        """Add the groups' losses to what HF logs of a training step."""
+        super().log(logs | self.group_means("train") if "loss" in logs else logs, start_time)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also take up the count of images where the checkpoint left it."""
@@ -166,7 +188,7 @@ class UnifiedTrainer(Trainer):
         return metrics
 
     def draw_samples(self, path: Path) -> None:
-        """Write the pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
+        """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
         processor = self.processing_class
         assert isinstance(processor, UnifiedProcessor)
         training = self.core.training

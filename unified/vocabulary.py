@@ -59,7 +59,8 @@ class Vocabulary:
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         """Codes of image `ids`, same shape; ids of text are an error."""
         if not bool(self.is_image(ids).all()):
-            raise ValueError(f"ids {ids[~self.is_image(ids)][:5].tolist()} are not image ids; select with is_image first")
+            others = ids[~self.is_image(ids)][:5].tolist()
+            raise ValueError(f"ids {others} are not image ids; select with is_image first")
         return ids - self.image_token_offset
 
     def is_image(self, ids: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Legend: B batch, C code dim, V codebook size, K scales, L positions of an image (all scales), h w a grid.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -133,14 +134,20 @@ class LPIPS(nn.Module):
         ((24, 512, 512), (26, 512, 512), (28, 512, 512)),
     )
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.net, self.lins = nn.ModuleDict(), nn.ModuleList()
         for number, convolutions in enumerate(self.SLICES, start=1):
-            layers = {str(index): nn.Conv2d(a, b, kernel_size=3, padding=1) for index, a, b in convolutions}
-            self.net[f"slice{number}"] = nn.ModuleDict(layers)
+            layers: dict[str, nn.Module] = {"pool": nn.MaxPool2d(2)} if number > 1 else {}
+            for index, width_in, width_out in convolutions:
+                layers[str(index)] = nn.Conv2d(width_in, width_out, kernel_size=3, padding=1)
+                layers[f"relu{index}"] = nn.ReLU()
+            self.net[f"slice{number}"] = nn.Sequential(OrderedDict(layers))
             head = nn.Conv2d(convolutions[-1][2], 1, kernel_size=1, bias=False)
-            self.lins.append(nn.ModuleDict({"model": nn.ModuleDict({"1": head})}))
+            self.lins.append(nn.Sequential(OrderedDict(model=nn.Sequential(OrderedDict({"1": head})))))
         # ImageNet's mean and spread, moved from [0, 1] to [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
@@ -161,10 +168,8 @@ class LPIPS(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = (torch.cat([a, b]) - self.shift) / self.scale
         distance = x.new_zeros(len(a))
-        for number, (stage, head) in enumerate(zip(self.net.values(), self.lins, strict=True)):
-            x = F.max_pool2d(x, kernel_size=2) if number else x
-            for convolution in stage.values():
-                x = F.relu(convolution(x))
+        for stage, head in zip(self.net.values(), self.lins, strict=True):
+            x = stage(x)
             ours, theirs = F.normalize(x, dim=1, eps=1e-10).chunk(2)
-            distance = distance + head["model"]["1"]((ours - theirs).square()).mean(dim=(1, 2, 3))
+            distance = distance + head((ours - theirs).square()).mean(dim=(1, 2, 3))
         return distance

