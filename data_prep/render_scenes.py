@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from unified.arguments import parse, run_main
+from unified.arrangement import tidy
 from unified.scene_texts import KINDS, messages_for
 from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 
@@ -55,6 +56,9 @@ class SceneArguments:
     split: Literal["train", "heldout"] = field(
         default="train", metadata={"help": "heldout: only scenes with a colouring or a pair that train never shows"}
     )
+    layout: Literal["free", "tidy"] = field(
+        default="free", metadata={"help": "free: anywhere on the grid; tidy: the place follows from the prompt"}
+    )
     classes: str = field(default="", metadata={"help": "comma-separated GenEval classes (empty: all 68)"})
     colours: str = field(default="", metadata={"help": "comma-separated colours (empty: all ten)"})
     tags: str = field(default="", metadata={"help": "tasks and weights, colors:2,counting:1 (empty: all, equally)"})
@@ -72,6 +76,7 @@ class Plan:
     count: int
     seed: int
     split: str
+    layout: str
     classes: list[str]
     colours: list[str]
     tags: dict[str, float]
@@ -102,7 +107,7 @@ def make_plan(args: SceneArguments) -> Plan:
     check_names("colour", colours, COLOURS)
     tags = read_weights("tag", args.tags or ",".join(tags_of(args.split)), tags_of(args.split))
     kinds = read_weights("kind", args.kinds, KINDS)
-    return Plan(args.count, args.seed, args.split, classes, colours, tags, kinds, args.shard_size)
+    return Plan(args.count, args.seed, args.split, args.layout, classes, colours, tags, kinds, args.shard_size)
 
 
 def read_names(text: str) -> list[str]:
@@ -185,6 +190,7 @@ def conversations(plan: Plan, shard: int, rows: int) -> Iterator[tuple[Scene, li
     for _ in range(rows):
         tag, kind = str(rng.choice(tags, p=tag_weights)), str(rng.choice(kinds, p=kind_weights))
         scene = sample_scene(tag, rng, plan.classes, plan.colours, plan.split)
+        scene = tidy(scene) if plan.layout == "tidy" else scene
         yield scene, messages_for(scene, kind, rng, plan.classes, plan.colours)
 
 

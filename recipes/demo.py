@@ -50,7 +50,7 @@ def render_and_encode(args: DemoArguments, out: Path, split: str, count: int, se
     """Scenes of one split as encoded rows; returns their folder."""
     scenes, encoded = out / f"scenes_{split}", out / f"encoded_{split}"
     command = ["data_prep/render_scenes.py", "--out", str(scenes), "--count", str(count), "--seed", str(seed)]
-    command += ["--kinds", args.kinds, "--preview", str(out / f"scenes_{split}.png")]
+    command += ["--layout", args.layout, "--kinds", args.kinds, "--preview", str(out / f"scenes_{split}.png")]
     command += ["--classes", ",".join(args.classes)] if args.classes else []
     command += ["--colours", ",".join(args.colours)] if args.colours else []
     command += ["--tags", args.tags] if args.tags else []

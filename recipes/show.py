@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unified.arguments import DemoArguments, ModelArguments, parse, run_main
+from unified.arrangement import tidy
 from unified.chat import Chat
 from unified.drawing import contact_sheet, draw, draw_by_scale
 from unified.generation import ImageSampling
@@ -30,7 +31,7 @@ def converse(chat: Chat, args: DemoArguments) -> list[Turn]:
     chat.reset()
     rng = np.random.default_rng(args.seed)
     subject = next(name for name in args.classes or CLASSES if name in args.image_question)
-    scene = draw_scene(sample_scene("colors", rng, classes=[subject]))
+    scene = draw_scene(tidy(sample_scene("colors", rng, classes=[subject])))
     chat.show(scene)
     turns += [Turn("user", args.image_question, scene), Turn("assistant", ask(chat, args.image_question))]
     return turns

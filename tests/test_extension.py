@@ -145,5 +145,5 @@ def test_a_head_with_a_bias_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, 
 
 def test_a_codebook_wider_than_the_backbone_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     wide = VQModel(VQConfig(image_size=16, channels=(32, 32), patch_nums=(1, 2), codebook_size=8, code_dim=33))
-    with pytest.raises(ValueError, match="code_dim 33 is larger than the backbone's hidden size 32"):
+    with pytest.raises(ValueError, match="code_dim 33 exceeds the backbone's hidden size 32"):
         join(backbone_of("llama", tiny_tokenizer, tied=True), wide, tiny_tokenizer)

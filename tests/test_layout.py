@@ -154,6 +154,7 @@ def test_raster_images_are_causal() -> None:
     assert layout.written.sum() == layout.read.sum() == GRID
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
 def test_run_index_counts_within_runs(inside: list[bool]) -> None:
     by_hand: list[int] = []

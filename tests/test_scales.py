@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified.scales import grid_centres, image_length, normalize_patch_nums, scale_ids, scale_spans
@@ -16,6 +16,7 @@ def test_a_number_is_a_square() -> None:
     assert image_length((1, 2, 4, 8)) == 85
 
 
+@settings(deadline=None)
 @given(PATCH_NUMS)
 def test_spans_and_ids_count_every_position_once(patch_nums: tuple[tuple[int, int], ...]) -> None:
     by_hand = [scale for scale, (h, w) in enumerate(patch_nums) for _ in range(h * w)]
@@ -25,6 +26,7 @@ def test_spans_and_ids_count_every_position_once(patch_nums: tuple[tuple[int, in
     assert [by_hand[start:stop] for start, stop in spans] == [[k] * (h * w) for k, (h, w) in enumerate(patch_nums)]
 
 
+@settings(deadline=None)
 @given(PATCH_NUMS)
 def test_centres_are_row_major_and_shared_between_scales(patch_nums: tuple[tuple[int, int], ...]) -> None:
     by_hand = [[(i + 0.5) / h, (j + 0.5) / w] for h, w in patch_nums for i in range(h) for j in range(w)]

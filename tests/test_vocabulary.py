@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified.vocabulary import ROW_MULTIPLE, Vocabulary, offset_for
@@ -12,6 +12,7 @@ def vocabulary_of(offset: int = 64, codebook_size: int = 32) -> Vocabulary:
     return Vocabulary(offset, codebook_size, boi_token_id=1, eoi_token_id=2, image_pad_token_id=3)
 
 
+@settings(deadline=None)
 @given(st.integers(4, 300), st.integers(1, 300), st.data())
 def test_codes_and_ids_are_inverse(offset: int, codebook_size: int, data: st.DataObject) -> None:
     vocabulary = vocabulary_of(offset, codebook_size)
@@ -21,6 +22,7 @@ def test_codes_and_ids_are_inverse(offset: int, codebook_size: int, data: st.Dat
     assert vocabulary.is_image(ids).all() and set(ids.tolist()) <= set(vocabulary.image_ids)
 
 
+@settings(deadline=None)
 @given(st.integers(4, 300), st.integers(1, 300))
 def test_image_ids_are_what_lies_behind_the_text(offset: int, codebook_size: int) -> None:
     vocabulary = vocabulary_of(offset, codebook_size)
@@ -30,6 +32,7 @@ def test_image_ids_are_what_lies_behind_the_text(offset: int, codebook_size: int
     assert ids[vocabulary.is_image(ids)].tolist() == list(vocabulary.image_ids)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_the_offset_is_the_next_multiple(text_rows: int) -> None:
     offset = offset_for(text_rows)

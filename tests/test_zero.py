@@ -31,9 +31,9 @@ def one_process(
     run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Path]:
     """Train in this process with batches of 4; returns the output folder."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def run(*arguments: object) -> Path:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         out = tmp_path / "one"
         assert run_script("recipes/sft.py", "--config", CONFIG, "--output_dir", out, *arguments) == 0
         return out
@@ -50,6 +50,7 @@ def two_processes(stage: int, out: Path, *arguments: object) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
+    assert list(out.glob("checkpoint-6/global_step6/*optim_states.pt")), "DeepSpeed was not used"
     return out
 
 

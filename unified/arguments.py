@@ -246,6 +246,7 @@ class DemoArguments:
     vq: str = _arg("weights/scenes-vq", "image tokenizer")
     classes: list[str] = _arg([], "object classes of the scenes; empty: all 68")
     colours: list[str] = _arg([], "colours of the scenes; empty: all ten")
+    layout: Literal["free", "tidy"] = _arg("tidy", "tidy: the prompt says where an object is; free: anywhere")
     tags: str = _arg("", "scene tasks with weights, as data_prep/render_scenes.py takes them; empty: all six")
     kinds: str = _arg("draw:0.8,ask:0.15,describe:0.05", "kinds of conversation with weights")
     train_scenes: int = _arg(8000, "scenes rendered for training")

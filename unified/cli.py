@@ -172,7 +172,8 @@ def take(talk: "Chat", line: str, out_dir: Path) -> None:
         raise ValueError(f"unknown command {command!r}; there are /image FILE, /reset and /quit")
     elif line:
         parts = talk.ask(line, lambda text: typer.echo(text, nl=False))
-        typer.echo()
+        if any(part["type"] == "text" for part in parts):
+            typer.echo()  # the end of the line that was streamed
         for part in parts:
             if part["type"] == "image":
                 typer.echo(f"[image: {save_painted(talk, part['codes'], out_dir)}]")

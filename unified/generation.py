@@ -58,24 +58,28 @@ class EndsWith(StoppingCriteria):
 
 @dataclass
 class Canvas:
-    """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,)."""
+    """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,).
+
+    A row that sits columns out has the id `filler` there and does not see them.
+    """
 
     input_ids: Tensor
     mask: Tensor
     finished: Tensor
+    filler: int
     cache: DynamicCache = field(default_factory=DynamicCache)
 
-    def append(self, ids: Tensor, valid: Tensor) -> None:
-        """Add columns `ids` (B, n), attended to in the rows `valid` (B,) only."""
-        self.input_ids = torch.cat([self.input_ids, ids], dim=1)
-        self.mask = torch.cat([self.mask, valid[:, None].expand_as(ids).to(self.mask.dtype)], dim=1)
+    def append(self, ids: Tensor, live: Tensor) -> None:
+        """Add columns `ids` (B, n), to the rows where `live` (B, n) or (B, 1)."""
+        self.input_ids = torch.cat([self.input_ids, torch.where(live, ids, self.filler)], dim=1)
+        self.mask = torch.cat([self.mask, live.expand_as(ids).to(self.mask.dtype)], dim=1)
 
-    def move_last_token(self, rows: Tensor, filler: int) -> None:
+    def move_last_token(self, rows: Tensor) -> None:
         """In `rows` (B,) move the last token that is attended to into the last column, which no cache holds yet."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
         last = (self.mask.long() * steps).argmax(dim=1)[rows]
         tokens = self.input_ids[rows, last]
-        self.input_ids[rows, last], self.mask[rows, last] = filler, 0
+        self.input_ids[rows, last], self.mask[rows, last] = self.filler, 0
         self.input_ids[rows, -1], self.mask[rows, -1] = tokens, 1
 
 
@@ -139,7 +143,8 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"guidance {settings.guidance} needs negative_prompt_ids; pass processor.unconditional_ids()"
             )
-        canvas = Canvas(input_ids, attention_mask, torch.zeros_like(input_ids[:, 0], dtype=torch.bool))
+        nobody = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+        canvas = Canvas(input_ids, attention_mask, nobody, filler=self.end_token_ids(kwargs)[0])
         images, text = 0, 0
         while True:
             painting = (canvas.input_ids[:, -1] == self.config.boi_token_id) & ~canvas.finished
@@ -169,28 +174,26 @@ class UnifiedGenerationMixin(GenerationMixin):
         config = self.config
         never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
         ends = self.end_token_ids(kwargs)
-        start, idle = canvas.input_ids.shape[1], canvas.finished | waiting
+        idle = canvas.finished | waiting
         with torch.random.fork_rng(enabled=generator is not None):
             if generator is not None:  # HF's loop reads the global generator only
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-            canvas.input_ids = super().generate(
+            written = super().generate(
                 canvas.input_ids,
                 attention_mask=canvas.mask,
                 past_key_values=canvas.cache,
                 max_new_tokens=budget,
                 logits_processor=LogitsProcessorList([OnlyIds(0, config.image_token_offset, never)]),
                 stopping_criteria=StoppingCriteriaList([EndsWith([config.boi_token_id, *ends], idle)]),
-                **{"pad_token_id": ends[0], **kwargs},
-            )
-        written = canvas.input_ids[:, start:]
+                **{"pad_token_id": canvas.filler, **kwargs},
+            )[:, canvas.input_ids.shape[1] :]
         stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
         # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
         live = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
-        canvas.input_ids = torch.cat([canvas.input_ids[:, :start], torch.where(live, written, ends[0])], dim=1)
-        canvas.mask = torch.cat([canvas.mask, live.to(canvas.mask.dtype)], dim=1)
+        canvas.append(written, live)
         wants_image = waiting | ((written == config.boi_token_id) & live).any(dim=1)
         canvas.finished = canvas.finished | ~wants_image
-        canvas.move_last_token(wants_image, filler=ends[0])
+        canvas.move_last_token(wants_image)
         return wants_image
 
     def end_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
@@ -215,11 +218,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         if settings.guidance != 1:
             boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
             ids = torch.cat([negative_prompt_ids, boi], dim=1).to(canvas.input_ids.device).expand(len(painting), -1)
-            contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting)))
+            contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting), canvas.filler))
         order = self.paint_scales if self.config.image_order == "scales" else self.paint_raster
         order(contexts, painting, settings, generator, [read, {}])
-        closing = torch.where(painting, self.config.eoi_token_id, self.end_token_ids(kwargs)[0])
-        canvas.append(closing[:, None], painting)
+        canvas.append(torch.full_like(canvas.input_ids[:, :1], self.config.eoi_token_id), painting[:, None])
 
     def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int, read: dict[str, Tensor]) -> Tensor:
         """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
@@ -270,7 +272,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             if settings.on_scale is not None:
                 settings.on_scale(scale, codes[:, :stop])
         for context in contexts:
-            context.append(self.config.vocabulary.codes_to_ids(codes), painting)
+            context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
 
     def paint_raster(
         self,
@@ -286,7 +288,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             hidden = [self.feed(c, nothing, painting, 0, r) for c, r in zip(contexts, read, strict=False)]
             codes = self.draw(hidden, settings.guidance, settings, generator)
             for context in contexts:
-                context.append(self.config.vocabulary.codes_to_ids(codes), painting)
+                context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
 
     def draw(
         self, hidden: list[Tensor], guidance: float, settings: ImageSampling, generator: torch.Generator | None

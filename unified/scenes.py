@@ -196,7 +196,7 @@ def relations(subject: SceneObject, reference: SceneObject) -> list[str]:
     return [name for name, holds in zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True) if holds]
 
 
-def _place(class_name: str, colour: str | None, corner: Corner, cell_size: int) -> SceneObject:
+def place(class_name: str, colour: str | None, corner: Corner, cell_size: int) -> SceneObject:
     width, height = glyph(class_name, colour, cell_size).size
     x, y = corner[0] + (cell_size - width) // 2, corner[1] + (cell_size - height) // 2
     return SceneObject(class_name, colour, (x, y, x + width, y + height), (*corner, cell_size))
@@ -272,12 +272,12 @@ def _scene(tag: str, include: list[dict], objects: list[SceneObject], prompt: st
 def _one_object(tag: str, rng: Rng, class_name: str, colour: str | None) -> Scene:
     x, y = (rng.integers((CANVAS - SINGLE_CELL) // GRID + 1, size=2) * GRID).tolist()
     entry = _entry(class_name, colour)
-    return _scene(tag, [entry], [_place(class_name, colour, (x, y), SINGLE_CELL)], with_article(named(entry)))
+    return _scene(tag, [entry], [place(class_name, colour, (x, y), SINGLE_CELL)], with_article(named(entry)))
 
 
 def _two_objects(tag: str, rng: Rng, items: list[Colouring]) -> Scene:
     corners = rng.permutation(pick(rng, _placements(2), "place")).tolist()
-    objects = [_place(*item, tuple(corner), SHARED_CELL) for item, corner in zip(items, corners, strict=True)]
+    objects = [place(*item, tuple(corner), SHARED_CELL) for item, corner in zip(items, corners, strict=True)]
     include = [_entry(*item) for item in items]
     return _scene(tag, include, objects, " and ".join(with_article(named(entry)) for entry in include))
 
@@ -327,7 +327,7 @@ def _held_out_attributes(rng: Rng, choice: _Choice) -> list[Colouring]:
 def _sample_counting(rng: Rng, choice: _Choice) -> Scene:
     name = pick(rng, [n for n in choice.classes if n not in PAIRED], "class that can be counted")
     count = int(rng.integers(2, 5))
-    objects = [_place(name, None, corner, SHARED_CELL) for corner in pick(rng, _placements(count), "place")]
+    objects = [place(name, None, corner, SHARED_CELL) for corner in pick(rng, _placements(count), "place")]
     plural = name + ("es" if name.endswith("s") else "s")  # GenEval's own rule: "two benchs", "three buses"
     limit = [{"class": name, "count": count + 1}]
     return _scene("counting", [{"class": name, "count": count}], objects, f"{NUMBERS[count]} {plural}", exclude=limit)
@@ -337,7 +337,7 @@ def _sample_position(rng: Rng, choice: _Choice) -> Scene:
     subject, reference = pick(rng, _pairs(choice.classes, choice.held_out), "pair of this split")
     relation = pick(rng, RELATIONS, "relation")
     corners = pick(rng, _related_placements(relation), "place")
-    objects = [_place(reference, None, corners[1], SHARED_CELL), _place(subject, None, corners[0], SHARED_CELL)]
+    objects = [place(reference, None, corners[1], SHARED_CELL), place(subject, None, corners[0], SHARED_CELL)]
     include = [_entry(reference, None), _entry(subject, None) | {"position": [relation, 0]}]  # [what, of include[0]]
     return _scene("position", include, objects, f"{with_article(subject)} {relation} {with_article(reference)}")
 
