@@ -30,6 +30,7 @@ ALLOWED = {
     # data on disk and what Scenes say
     "rows": "scales",
     "scene_texts": "scenes",
+    "arrangement": "scenes",
     # the image tokenizer
     "configuration": "scales vocabulary",
     "quantizer": "scales",
