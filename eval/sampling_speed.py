@@ -50,7 +50,7 @@ def raster(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompt: str) 
     twin, vocabulary = raster_twin(model), model.config.vocabulary
     chat = [{"role": "user", "content": prompt}]
     ids = torch.tensor([[*processor.prompt_ids(chat), vocabulary.boi_token_id]])
-    only_images = LogitsProcessorList([OnlyIds(vocabulary.image_ids.start, vocabulary.image_ids.stop)])
+    only_images = LogitsProcessorList([OnlyIds(vocabulary.image_ids)])
     length = model.config.image_length
     return lambda batch: twin.generate(
         ids.expand(batch, -1).to(model.device),

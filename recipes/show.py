@@ -31,9 +31,11 @@ def converse(chat: Chat, args: DemoArguments) -> list[Turn]:
     chat.reset()
     rng = np.random.default_rng(args.seed)
     subject = next(name for name in args.classes or CLASSES if name in args.image_question)
-    scene = draw_scene(tidy(sample_scene("colors", rng, classes=[subject])))
-    chat.show(scene)
-    turns += [Turn("user", args.image_question, scene), Turn("assistant", ask(chat, args.image_question))]
+    scene = tidy(sample_scene("colors", rng, classes=[subject]))
+    image = draw_scene(scene)
+    chat.show(image)
+    turns += [Turn("user", args.image_question, image), Turn("assistant", ask(chat, args.image_question))]
+    turns += [Turn("note", f"The picture was rendered from: {scene.metadata['prompt']}.")]
     return turns
 
 

@@ -64,6 +64,13 @@ def tiny_vq() -> VQModel:
 
 
 @pytest.fixture
+def vq_dir(tiny_vq: VQModel, tmp_path: Path) -> Path:
+    """Folder of `make_vq`'s."""
+    tiny_vq.save_pretrained(tmp_path / "vq")
+    return tmp_path / "vq"
+
+
+@pytest.fixture
 def tiny_llm_dir(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of `save_llm`'s Llama with its tokenizer."""
     return save_llm(tmp_path_factory.mktemp("tiny_llm"), tiny_tokenizer)

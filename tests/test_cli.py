@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from unified import UnifiedForCausalLM, UnifiedProcessor, VQModel, cli
-from unified.chat import Chat, image_positions, text_budget
+from unified import UnifiedForCausalLM, UnifiedProcessor, cli
+from unified.chat import Chat, text_budget
 from unified.cli import app
 from unified.loading import load, merge
 
@@ -30,12 +30,6 @@ def error_of(*arguments: object, stdin: str = "") -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     return lines[0]
-
-
-@pytest.fixture
-def vq_dir(tiny_vq: VQModel, tmp_path: Path) -> Path:
-    tiny_vq.save_pretrained(tmp_path / "vq")
-    return tmp_path / "vq"
 
 
 @pytest.fixture
@@ -155,7 +149,7 @@ def test_overflow_is_an_error_and_takes_the_question_back(model_dir: Path) -> No
 
 def test_budget_counts_ticks_not_codes(model_dir: Path) -> None:
     model, processor = load(model_dir, device="cpu")
-    assert image_positions(model) == 2 + 2
+    assert model.config.image_ticks == 2 + 2
     chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": [{"type": "image"}]}]
     ids = processor.prompt_ids([*chat, {"role": "user", "content": "x"}], [[0] * 5, [1] * 5])
     # of 4 placeholders one position counts, of 5 codes two

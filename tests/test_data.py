@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import make_config
 from transformers import PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQConfig, VQModel
@@ -16,29 +17,14 @@ from unified.data import ChatDataset, PreferenceCollator, SFTCollator, load_enco
 from unified.packing import pack_first_fit_decreasing
 from unified.processing import IGNORE_INDEX, UnifiedProcessor
 from unified.rows import write_encoded_shard
-from unified.vocabulary import SPECIAL_TOKENS, offset_for
 
 IMAGE = {"type": "image", "text": None}
 LENGTH = 5
 
 
-def config_of(tokenizer: PreTrainedTokenizerFast, vq_config: VQConfig, **settings: Any) -> UnifiedConfig:
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    boi, eoi, image_pad = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    return UnifiedConfig(
-        vq_config=vq_config,
-        vq_fingerprint="feed",
-        boi_token_id=boi,
-        eoi_token_id=eoi,
-        image_pad_token_id=image_pad,
-        image_token_offset=offset_for(len(tokenizer)),
-        **settings,
-    )
-
-
 @pytest.fixture
 def config(tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel) -> UnifiedConfig:
-    return config_of(tiny_tokenizer, tiny_vq.config)
+    return make_config(tiny_tokenizer, tiny_vq.config)
 
 
 @pytest.fixture
@@ -194,7 +180,7 @@ def test_fractions_outside_the_range_are_refused(processor: UnifiedProcessor, fr
 
 def test_raster_order_drops_nothing(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     vq_config = VQConfig(image_size=16, channels=(32, 32), patch_nums=(2,), codebook_size=32, code_dim=8)
-    raster = config_of(tiny_tokenizer, vq_config, image_order="raster")
+    raster = make_config(tiny_tokenizer, vq_config, image_order="raster")
     processor = UnifiedProcessor.from_config(tiny_tokenizer, raster)
     with pytest.raises(ValueError, match="raster"):
         SFTCollator(processor, 100, last_scale_fraction=0.5)

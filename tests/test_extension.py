@@ -23,12 +23,6 @@ from unified.vocabulary import SPECIAL_TOKENS
 TEXT = torch.tensor([[5, 9, 30, 7, 7, 12, 41, 3, 25, 18, 33, 8, 50, 6]])  # longer than Gemma's window
 
 
-@pytest.fixture
-def vq_dir(tiny_vq: VQModel, tmp_path: Path) -> Path:
-    tiny_vq.save_pretrained(tmp_path / "vq")
-    return tmp_path / "vq"
-
-
 def backbone_of(name: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> PreTrainedModel:
     torch.manual_seed(0)
     config = toy_backbone(name, vocab_size=len(tokenizer), tie_word_embeddings=tied)
@@ -140,6 +134,15 @@ def test_a_head_with_a_bias_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     backbone = AutoModelForCausalLM.from_config(PhiConfig(vocab_size=len(tiny_tokenizer), **sizes))
     with pytest.raises(ValueError, match="output matrix has a bias"):
+        join(backbone, tiny_vq, tiny_tokenizer)
+
+
+def test_a_tokenizer_with_tokens_behind_the_special_ones_is_refused(
+    tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel
+) -> None:
+    backbone = backbone_of("llama", tiny_tokenizer, tied=True)
+    tiny_tokenizer.add_tokens([*SPECIAL_TOKENS, "behind"])
+    with pytest.raises(ValueError, match=r"has id \d+ behind those of .*; use the tokenizer of a model"):
         join(backbone, tiny_vq, tiny_tokenizer)
 
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from unified import losses
 from unified.losses import UnionTargets, chunked_cross_entropy, soft_cap, union_loss
+from unified.vocabulary import Vocabulary
 
 N, D, OFFSET, CODES = 13, 6, 10, 8
+VOCABULARY = Vocabulary(OFFSET, CODES, boi_token_id=1, eoi_token_id=2, image_pad_token_id=3)
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +93,7 @@ def test_stride_one_is_the_weighted_loss(cap: float | None) -> None:
     hidden, weight, _, _ = problem()
     wanted = union_targets()
     expected = plain_losses(hidden, weight, wanted.targets, cap)
-    total, found = union_loss(hidden, weight, wanted, OFFSET, stride=1, cap=cap)
+    total, found = union_loss(hidden, weight, wanted, VOCABULARY, stride=1, cap=cap)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(total, (expected * wanted.weights).sum())
 
@@ -103,7 +105,7 @@ def test_a_stride_is_right_on_average(stride: int, cap: float | None) -> None:
     hidden, weight, _, _ = problem()
     results = []
     for wanted, step in [(union_targets(), 1)] + [(union_targets(shift), stride) for shift in range(stride)]:
-        total, found = union_loss(hidden, weight, wanted, OFFSET, stride=step, cap=cap)
+        total, found = union_loss(hidden, weight, wanted, VOCABULARY, stride=step, cap=cap)
         gradients = torch.autograd.grad(total, [hidden, weight])
         results.append([total.detach(), (found * wanted.weights).detach(), *gradients])
     exact, begun = results[0], results[1:]
@@ -115,7 +117,7 @@ def test_a_stride_is_right_on_average(stride: int, cap: float | None) -> None:
 def test_a_stride_leaves_text_exact() -> None:
     hidden, weight, _, _ = problem()
     wanted = union_targets()
-    _, exact = union_loss(hidden, weight, wanted, OFFSET)
-    _, strided = union_loss(hidden, weight, wanted, OFFSET, stride=3)
+    _, exact = union_loss(hidden, weight, wanted, VOCABULARY)
+    _, strided = union_loss(hidden, weight, wanted, VOCABULARY, stride=3)
     text = ~wanted.is_image
     assert torch.equal(strided[text], exact[text]) and not torch.allclose(strided, exact)

@@ -41,7 +41,7 @@ def test_fused_log_probs_are_the_logits(backbone: str, tied: bool) -> None:
     input_ids = story(model)
     with torch.no_grad():
         hidden = model.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
-        fused = soft_cap(hidden @ model.get_output_embeddings().weight.T, model.logit_cap).log_softmax(dim=-1)
+        fused = soft_cap(hidden @ model.get_output_embeddings().weight.T, model.config.logit_cap).log_softmax(dim=-1)
     whole = logits_of(model, input_ids)[:, :-1].log_softmax(dim=-1)
     assert close(fused.gather(2, input_ids[:, 1:, None]), whole.gather(2, input_ids[:, 1:, None]))
 

@@ -7,11 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toys import make_config
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQModel
-from unified.processing import IGNORE_INDEX, SYSTEM_PROMPT, UnifiedProcessor, image_to_pixels, pixels_to_image
-from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, offset_for
+from unified.messages import SYSTEM_PROMPT
+from unified.processing import IGNORE_INDEX, UnifiedProcessor, image_to_pixels, pixels_to_image
+from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN
 
 IMAGE = {"type": "image"}
 SMOLLM2 = Path(__file__).parents[1] / "out" / "smollm2"
@@ -27,16 +29,7 @@ PLAIN_CHATS = [
 
 
 def processor_of(tokenizer: PreTrainedTokenizerFast, vq: VQModel) -> UnifiedProcessor:
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    boi, eoi, image_pad = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    config = UnifiedConfig(
-        vq_config=vq.config,
-        boi_token_id=boi,
-        eoi_token_id=eoi,
-        image_pad_token_id=image_pad,
-        image_token_offset=offset_for(len(tokenizer)),
-    )
-    return UnifiedProcessor.from_config(tokenizer, config)
+    return UnifiedProcessor.from_config(tokenizer, make_config(tokenizer, vq.config))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from conftest import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unified.processing import SYSTEM_PROMPT
+from unified.messages import SYSTEM_PROMPT
 from unified.rows import read_encoded_rows, read_encoded_stamp, read_rows
 
 SCRIPT = "data_prep/replay_text.py"

@@ -139,3 +139,10 @@ def test_a_folder_keeps_the_settings_it_was_made_with(tmp_path):
     with pytest.raises(ValueError, match="was made with limit None, not 3"):
         claim_folder(out, {"seed": 1, "files": ["a"], "limit": 3})
     assert [file.name for file in out.iterdir()] == ["settings.json"]
+
+
+def test_shards_that_no_settings_tell_of_are_left_alone(tmp_path):
+    (tmp_path / "00000.parquet").touch()
+    with pytest.raises(ValueError, match="holds parquet files without a settings.json; give another --out"):
+        claim_folder(tmp_path, {"seed": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["00000.parquet"]

@@ -1,6 +1,5 @@
 import dataclasses
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import load_script
 from PIL import Image
 
 from unified.scenes import (
@@ -45,19 +45,14 @@ def scenes(tag, count=PER_TAG, seed=0, **kwargs):
     return [sample_scene(tag, rng, **kwargs) for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("render_scenes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["render_scenes"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["render_scenes"]
+    return load_script("data_prep/render_scenes.py")
 
 
 def render(script, out, **settings):
     plan = script.make_plan(script.SceneArguments(out=str(out), **settings))
-    script.claim_folder(out, plan)
+    script.claim_folder(out, script.settings(plan))
     script.render_shards(out, plan)
     return plan
 
@@ -244,7 +239,7 @@ def test_shards_hold_the_rows_that_training_reads(script, tmp_path):
 
 def test_another_data_set_in_the_folder_is_refused(script, tmp_path):
     render(script, tmp_path, count=5)
-    with pytest.raises(ValueError, match="seed: 0 there, 1 here.*another --out"):
+    with pytest.raises(ValueError, match="was made with seed 0, not 1; give another --out"):
         render(script, tmp_path, count=5, seed=1)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="without a settings.json"):

@@ -25,7 +25,7 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 # What a room may import of ours; `cli` may import anything and nothing imports it.
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
-    **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "losses", "messages")},
+    **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
     **{room: "" for room in ("page", "scenes", "vq_data")},
     # data on disk and what Scenes say
     "rows": "scales",
@@ -38,20 +38,21 @@ ALLOWED = {
     "vq_model": "configuration quantizer vq_layers",
     "vq_losses": "scales",
     # the model
+    "losses": "vocabulary",
     "layout": "configuration scales",
     "image_embedding": "configuration scales",
-    "generation": "layout losses sampling scales vocabulary",
+    "generation": "configuration layout losses sampling scales vocabulary",
     "modeling": "configuration generation image_embedding layout losses quantizer scales vocabulary vq_model",
     # chats and training rows: never the model
     "processing": "configuration messages scales vocabulary",
     "packing": "processing",
     "data": "configuration messages packing processing rows vocabulary",
     # what uses a whole model
-    "extension": "configuration image_embedding modeling processing vocabulary vq_model",
+    "extension": "configuration image_embedding loading modeling processing vocabulary vq_model",
     "loading": "configuration modeling processing",
     "drawing": "generation modeling processing",
     "chat": "generation layout messages modeling processing",
-    "trainer": "arguments drawing generation modeling processing",
+    "trainer": "arguments drawing generation loading modeling processing",
 }
 
 

@@ -33,6 +33,15 @@ def test_image_ids_are_what_lies_behind_the_text(offset: int, codebook_size: int
 
 
 @settings(deadline=None)
+@given(st.integers(4, 300), st.integers(1, 300))
+def test_code_rows_are_the_image_ids_rows(offset: int, codebook_size: int) -> None:
+    vocabulary = vocabulary_of(offset, codebook_size)
+    matrix = torch.arange(vocabulary.size)[:, None]
+    assert vocabulary.code_rows(matrix).squeeze(1).tolist() == list(vocabulary.image_ids)
+    assert vocabulary.text_ids == range(4)  # up to the last special token, wherever the codes begin
+
+
+@settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_the_offset_is_the_next_multiple(text_rows: int) -> None:
     offset = offset_for(text_rows)

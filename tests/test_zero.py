@@ -82,7 +82,7 @@ def test_two_processes_train_as_one(
     assert_same_curve(two, one)
     assert [path.name for path in sorted((two / "samples").glob("*.png"))] == ["000003.png", "000006.png"]
     weights, expected = load_file(two / "model.safetensors"), load_file(one / "model.safetensors")
-    assert weights.keys() == expected.keys()
+    assert weights.keys() - {"lm_head.weight"} == expected.keys()  # DeepSpeed writes a tied matrix twice
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
     model, processor = load(two, device="cpu")

@@ -1,5 +1,6 @@
 """Toy worlds the tests share: a real small tokenizer, a random image tokenizer, a random Llama on disk, rows."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unified import VQConfig, VQModel
+from unified import UnifiedConfig, VQConfig, VQModel
+from unified.extension import extend_tokenizer
 from unified.rows import write_encoded_shard
 
 SENTENCES = [
@@ -51,6 +53,13 @@ def make_vq() -> VQModel:
         architecture="small", image_size=16, channels=(32, 32), patch_nums=(1, 2), codebook_size=32, code_dim=8
     )
     return VQModel(config).eval()
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast, vq_config: VQConfig, **settings: Any) -> UnifiedConfig:
+    """Configuration of a model extended by `vq_config`'s codes; `tokenizer` gains the special tokens."""
+    vocabulary = extend_tokenizer(tokenizer, len(tokenizer), vq_config.codebook_size)
+    ids = {name: value for name, value in asdict(vocabulary).items() if name != "codebook_size"}
+    return UnifiedConfig(vq_config=vq_config, vq_fingerprint="feed", **ids, **settings)
 
 
 def save_llm(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:

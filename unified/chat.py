@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, TextStreamer
 
 from unified.generation import ImageSampling
-from unified.layout import clock, read_layout
+from unified.layout import context_left
 from unified.messages import Message
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor, image_to_pixels
@@ -31,26 +31,9 @@ class Streamer(TextStreamer):
 
 
 def text_budget(model: UnifiedForCausalLM, prompt_ids: Iterable[int], images: int) -> int:
-    """Text tokens the backbone's context has room for behind a prompt and so many painted images.
-
-    Counted on the clock RoPE reads, where an image may take one position a scale. Raises ValueError when none is left.
-    """
+    """Text tokens the context has room for behind a prompt and so many painted images; see `context_left`."""
     ids = torch.tensor([list(prompt_ids)])
-    taken = int(clock(read_layout(ids, model.config).ticks, torch.ones_like(ids)).max()) + 1
-    context, painted = model.config.text_config.max_position_embeddings, images * image_positions(model)
-    if taken + painted >= context:
-        raise ValueError(
-            f"the prompt takes {taken} positions and the answer's images {painted}, but the model's context has "
-            f"{context}; shorten the prompt or begin a new conversation"
-        )
-    return context - taken - painted
-
-
-def image_positions(model: UnifiedForCausalLM) -> int:
-    """Positions of an image that is written, with its start and end."""
-    config = model.config
-    ticking = config.image_order == "scales" and config.image_positions == "tick"
-    return (len(config.patch_nums) if ticking else config.image_length) + 2
+    return context_left(ids, torch.ones_like(ids), model.config, images)
 
 
 class Chat:

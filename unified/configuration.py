@@ -1,6 +1,6 @@
 """Configurations: `VQConfig` of the image tokenizer and `UnifiedConfig` of the model around it."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -9,6 +9,9 @@ from unified.scales import image_length, normalize_patch_nums
 from unified.vocabulary import Vocabulary
 
 SMALL_STEM_STRIDE = 4
+
+ImageOrder = Literal["scales", "raster"]
+ImagePositions = Literal["tick", "sequential"]
 
 
 class VQConfig(PreTrainedConfig):
@@ -75,11 +78,15 @@ class UnifiedConfig(PreTrainedConfig):
         "vq_config": SubConfigSpec(config_class=VQConfig),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vq_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what HF makes of the values it takes
+        text_config: PreTrainedConfig
+        vq_config: VQConfig
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vq_config: dict | PreTrainedConfig | None = None
     vq_fingerprint: str = ""
-    image_order: Literal["scales", "raster"] = "scales"
-    image_positions: Literal["tick", "sequential"] = "tick"
+    image_order: ImageOrder = "scales"
+    image_positions: ImagePositions = "tick"
     boi_token_id: int = 1
     eoi_token_id: int = 2
     image_pad_token_id: int = 3
@@ -125,6 +132,17 @@ class UnifiedConfig(PreTrainedConfig):
         """Placeholders of an image that is read, h_K * w_K."""
         h, w = self.patch_nums[-1]
         return h * w
+
+    @property
+    def image_ticks(self) -> int:
+        """Positions of an image that is written on the clock RoPE reads, with its start and end."""
+        ticking = self.image_order == "scales" and self.image_positions == "tick"
+        return (len(self.patch_nums) if ticking else self.image_length) + 2
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Gemma's soft cap of the final logits, None for other backbones."""
+        return self.text_config.to_dict().get("final_logit_softcapping")
 
     @property
     def vocabulary(self) -> Vocabulary:

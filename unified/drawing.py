@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from transformers import BatchFeature
 
 from unified.generation import ImageSampling
 from unified.modeling import UnifiedForCausalLM
@@ -22,7 +23,8 @@ def draw_codes(
 ) -> Tensor:
     """Codes (B, L) of one image for each prompt, in one batch."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    inputs = processor.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt")
+    inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
+    assert isinstance(inputs, BatchFeature)
     boi = torch.full((len(chats), 1), model.config.boi_token_id)
     input_ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)
     attention_mask = torch.cat([inputs["attention_mask"], torch.ones_like(boi)], dim=1).to(model.device)

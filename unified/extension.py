@@ -5,18 +5,26 @@ Legend: V codebook size, C code dim, D hidden.
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from unified.configuration import UnifiedConfig
+from unified.configuration import ImageOrder, ImagePositions, UnifiedConfig
 from unified.image_embedding import ImageEmbedding
+from unified.loading import check_free, save
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
-from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, offset_for
+from unified.vocabulary import SPECIAL_TOKENS, Vocabulary, offset_for
 from unified.vq_model import VQModel
 
 # multipliers between hidden state and logits that our head does not apply, and the value that means none
@@ -27,8 +35,8 @@ def extend(
     llm: str | os.PathLike,
     vq: str | os.PathLike,
     out: str | os.PathLike,
-    image_order: str = "scales",
-    image_positions: str = "tick",
+    image_order: ImageOrder = "scales",
+    image_positions: ImagePositions = "tick",
     dtype: str = "auto",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
@@ -36,9 +44,7 @@ def extend(
 
     Raises ValueError where `out` is in the way, or the backbone scales its logits in a way the head does not know.
     """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already; give --out a new folder or remove it")
+    check_free(out)
     for folder in (llm, vq):
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json; give a folder written by save_pretrained")
@@ -46,15 +52,11 @@ def extend(
     tokenizer = AutoTokenizer.from_pretrained(llm)
     backbone = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     model = join(backbone, VQModel.from_pretrained(vq), tokenizer, image_order, image_positions, seed)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    UnifiedProcessor.from_config(tokenizer, model.config).save_pretrained(partial)
-    os.replace(partial, out)
+    save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model
 
 
-def check_head(text_config: object) -> None:
+def check_head(text_config: PreTrainedConfig) -> None:
     """Raise ValueError for backbones whose logits are multiplied on the way."""
     settings = text_config.to_dict()
     for name, neutral in HEAD_MULTIPLIERS.items():
@@ -63,36 +65,34 @@ def check_head(text_config: object) -> None:
 
 
 def join(
-    backbone: nn.Module,
+    backbone: PreTrainedModel,
     vq_model: VQModel,
     tokenizer: PreTrainedTokenizerBase,
-    image_order: str = "scales",
-    image_positions: str = "tick",
+    image_order: ImageOrder = "scales",
+    image_positions: ImagePositions = "tick",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
     """The model of a loaded causal LM and image tokenizer; `tokenizer` gains the three special tokens.
 
-    Raises ValueError where the output matrix has a bias or is narrower than the codebook.
+    Raises ValueError where the output matrix has a bias or is narrower than the codebook, and as `extend_tokenizer`.
     """
     if backbone.get_output_embeddings().bias is not None:
         raise ValueError("the backbone's output matrix has a bias, which is not supported; use one without it")
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS], special_tokens=True)
-    text_rows = backbone.get_input_embeddings().weight.shape[0]
-    offset = offset_for(max(text_rows, len(tokenizer)))
-    boi, eoi, image_pad = tokenizer.convert_tokens_to_ids([BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN])
+    text_rows = len(backbone.get_input_embeddings().get_parameter("weight"))
+    vocabulary = extend_tokenizer(tokenizer, text_rows, vq_model.config.codebook_size)
     generator = torch.Generator().manual_seed(seed)
     projection = orthonormal(vq_model.config.code_dim, backbone.config.get_text_config().hidden_size, generator)
-    grow(backbone, offset, vq_model.quantizer.embedding.weight, projection)
+    grow(backbone, vocabulary, vq_model.quantizer.embedding.weight, projection)
     config = UnifiedConfig(
         text_config=backbone.config.get_text_config(),
         vq_config=vq_model.config,
         vq_fingerprint=vq_model.fingerprint(),
         image_order=image_order,
         image_positions=image_positions,
-        boi_token_id=boi,
-        eoi_token_id=eoi,
-        image_pad_token_id=image_pad,
-        image_token_offset=offset,
+        boi_token_id=vocabulary.boi_token_id,
+        eoi_token_id=vocabulary.eoi_token_id,
+        image_pad_token_id=vocabulary.image_pad_token_id,
+        image_token_offset=vocabulary.image_token_offset,
     )
     with torch.device("meta"):
         model = UnifiedForCausalLM(config)
@@ -102,6 +102,23 @@ def join(
     model.model.image_embedding = start_embedding(config, backbone, vq_model, projection, generator)
     model.generation_config = backbone.generation_config
     return model.eval()
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, text_rows: int, codebook_size: int) -> Vocabulary:
+    """Give `tokenizer` the three special tokens; the codes come behind it and the matrices' `text_rows`.
+
+    Raises ValueError where it has the three already and others behind them, which would never be sampled.
+    """
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS], special_tokens=True)
+    ids = tokenizer.get_vocab()
+    offset = offset_for(max(text_rows, len(tokenizer)))
+    vocabulary = Vocabulary(offset, codebook_size, *(ids[token] for token in SPECIAL_TOKENS))
+    if max(ids.values()) not in vocabulary.text_ids:
+        raise ValueError(
+            f"the tokenizer has id {max(ids.values())} behind those of {', '.join(SPECIAL_TOKENS)}, which are to be "
+            "its last; use the tokenizer of a model that has not got them"
+        )
+    return vocabulary
 
 
 def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tensor:
@@ -114,26 +131,27 @@ def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tenso
 
 
 @torch.no_grad()
-def grow(backbone: nn.Module, offset: int, codebook: Tensor, projection: Tensor) -> None:
-    """Add rows up to `offset` and one per code of `codebook` (V, C) to the backbone's input and output matrix.
+def grow(backbone: PreTrainedModel, vocabulary: Vocabulary, codebook: Tensor, projection: Tensor) -> None:
+    """Add the rows that `vocabulary` has more than the backbone's input and output matrix; `codebook` is (V, C).
 
     New text rows are the mean of the old ones; a code's row is that mean plus its projection, scaled so that code rows
     spread as text rows do.
     """
-    text_rows = backbone.get_input_embeddings().weight.shape[0]
-    backbone.resize_token_embeddings(offset + len(codebook), mean_resizing=False)
+    text_rows = len(backbone.get_input_embeddings().get_parameter("weight"))
+    backbone.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     directions = nn.functional.normalize((codebook - codebook.mean(dim=0)).float(), dim=-1) @ projection
-    for matrix in {id(m): m for m in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}.values():
-        rows = matrix.weight[:text_rows].float()
+    for matrix in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+        weight = matrix.get_parameter("weight")  # when the two are tied, the second time changes nothing
+        rows = weight[:text_rows].float()
         mean = rows.mean(dim=0)
         radius = (rows - mean).norm(dim=-1).mean()
-        matrix.weight[text_rows:offset] = mean.to(matrix.weight.dtype)
-        matrix.weight[offset:] = (mean + directions * radius).to(matrix.weight.dtype)
+        weight[text_rows:] = mean.to(weight.dtype)
+        vocabulary.code_rows(weight).copy_(mean + directions * radius)
 
 
 @torch.no_grad()
 def start_embedding(
-    config: UnifiedConfig, backbone: nn.Module, vq_model: VQModel, projection: Tensor, generator: torch.Generator
+    config: UnifiedConfig, backbone: PreTrainedModel, vq_model: VQModel, projection: Tensor, generator: torch.Generator
 ) -> ImageEmbedding:
     """Image input states that start as large as the backbone's text states, features along the codes' directions."""
     table = backbone.get_input_embeddings()
@@ -151,4 +169,4 @@ def start_embedding(
     embedding.scale_embedding.weight.mul_(0.5 * size / hidden**0.5)
     # 16 coordinates' sines and cosines have a squared norm of 16
     embedding.grid_embedding.weight.mul_(0.5 * size / (16 * hidden) ** 0.5)
-    return embedding.to(table.weight.dtype)
+    return embedding.to(table.get_parameter("weight").dtype)

@@ -5,14 +5,16 @@ Legend: B batch, T sequence so far, P positions in the cache, K scales, L codes 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unified.layout import clock, read_layout
+from unified.configuration import UnifiedConfig
+from unified.layout import Layout, clock, context_left, read_layout
 from unified.losses import soft_cap
 from unified.sampling import apply_guidance, ramped_guidance, sample
 from unified.scales import scale_spans
@@ -34,14 +36,14 @@ class ImageSampling:
 
 
 class OnlyIds(LogitsProcessor):
-    """Lets a sampler choose among ids `[start, stop)` but for `never`."""
+    """Lets a sampler choose among `ids` but for `never`."""
 
-    def __init__(self, start: int, stop: int, never: tuple[int, ...] = ()) -> None:
-        self.start, self.stop, self.never = start, stop, list(never)
+    def __init__(self, ids: range, never: tuple[int, ...] = ()) -> None:
+        self.ids, self.never = slice(ids.start, ids.stop), list(never)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         allowed = torch.full_like(scores, float("-inf"))
-        allowed[:, self.start : self.stop] = scores[:, self.start : self.stop]
+        allowed[:, self.ids] = scores[:, self.ids]
         allowed[:, self.never] = float("-inf")
         return allowed
 
@@ -60,13 +62,15 @@ class EndsWith(StoppingCriteria):
 class Canvas:
     """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,).
 
-    A row that sits columns out has the id `filler` there and does not see them.
+    A row that sits columns out has the id `filler` there and does not see them. `read` holds the images that are shown
+    at the start, as `forward` takes them.
     """
 
     input_ids: Tensor
     mask: Tensor
     finished: Tensor
     filler: int
+    read: dict[str, Tensor] = field(default_factory=dict)
     cache: DynamicCache = field(default_factory=DynamicCache)
 
     def append(self, ids: Tensor, live: Tensor) -> None:
@@ -83,10 +87,25 @@ class Canvas:
         self.input_ids[rows, -1], self.mask[rows, -1] = tokens, 1
 
 
+class Painter(Protocol):
+    """What painting asks of the base model, `UnifiedModel`."""
+
+    def embed(self, input_ids: Tensor, layout: Layout, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def scale_states(self, codes: Tensor, scale: int) -> Tensor: ...
+
+    def run(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast: ...
+
+
 class UnifiedGenerationMixin(GenerationMixin):
     """Text token by token, images scale by scale, any number of either, batched, on one cache."""
 
-    def prepare_inputs_for_generation(
+    config: UnifiedConfig
+    generation_config: GenerationConfig
+    model: Painter
+    lm_head: nn.Linear
+
+    def prepare_inputs_for_generation(  # type: ignore[override]  # HF's other arguments are left out in kwargs
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -112,7 +131,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         }
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # the images' arguments come before HF's
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -133,8 +152,10 @@ class UnifiedGenerationMixin(GenerationMixin):
             max_images: images a row may hold beyond its prompt; further image starts are not sampled.
             max_new_tokens: text columns beyond the prompt, shared by the batch's rows; 0 paints and does nothing else.
             generator: source of all randomness; None draws from torch's global one.
-            kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer, ...), and
-                pixel_values or image_codes for images that the prompt shows.
+            kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer,
+                logits_processor, stopping_criteria, ...), and pixel_values or image_codes for images the prompt shows.
+
+        Raises ValueError for guidance without its prompt, and for a prompt that fills the backbone's context.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -143,8 +164,10 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"guidance {settings.guidance} needs negative_prompt_ids; pass processor.unconditional_ids()"
             )
+        context_left(input_ids, attention_mask, self.config)
         nobody = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-        canvas = Canvas(input_ids, attention_mask, nobody, filler=self.end_token_ids(kwargs)[0])
+        read: dict[str, Tensor] = {key: kwargs[key] for key in ("pixel_values", "image_codes") if key in kwargs}
+        canvas = Canvas(input_ids, attention_mask, nobody, self.end_token_ids(kwargs)[0], read)
         images, text = 0, 0
         while True:
             painting = (canvas.input_ids[:, -1] == self.config.boi_token_id) & ~canvas.finished
@@ -154,9 +177,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 text += canvas.input_ids.shape[1] - before
             if not painting.any():
                 return canvas.input_ids
-            self.paint(canvas, painting, settings, negative_prompt_ids, generator, kwargs)
+            self.paint(canvas, painting, settings, negative_prompt_ids, generator)
             images += 1
-            kwargs = {key: value for key, value in kwargs.items() if key not in ("pixel_values", "image_codes")}
 
     def write(
         self,
@@ -175,17 +197,22 @@ class UnifiedGenerationMixin(GenerationMixin):
         never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
         ends = self.end_token_ids(kwargs)
         idle = canvas.finished | waiting
+        # ours last: what a caller adds cannot bring a forbidden id back
+        processors = [*(kwargs.get("logits_processor") or ()), OnlyIds(config.vocabulary.text_ids, never)]
+        criteria = [*(kwargs.get("stopping_criteria") or ()), EndsWith([config.boi_token_id, *ends], idle)]
+        lists = {
+            "logits_processor": LogitsProcessorList(processors),
+            "stopping_criteria": StoppingCriteriaList(criteria),
+        }
         with torch.random.fork_rng(enabled=generator is not None):
             if generator is not None:  # HF's loop reads the global generator only
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-            written = super().generate(
+            written = super().generate(  # type: ignore[misc]  # HF's protocol for `self` has an untyped __getattr__
                 canvas.input_ids,
                 attention_mask=canvas.mask,
                 past_key_values=canvas.cache,
                 max_new_tokens=budget,
-                logits_processor=LogitsProcessorList([OnlyIds(0, config.image_token_offset, never)]),
-                stopping_criteria=StoppingCriteriaList([EndsWith([config.boi_token_id, *ends], idle)]),
-                **{"pad_token_id": canvas.filler, **kwargs},
+                **{"pad_token_id": canvas.filler, **kwargs, **lists},
             )[:, canvas.input_ids.shape[1] :]
         stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
         # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
@@ -210,20 +237,19 @@ class UnifiedGenerationMixin(GenerationMixin):
         settings: ImageSampling,
         negative_prompt_ids: Tensor | None,
         generator: torch.Generator | None,
-        kwargs: dict[str, Any],
     ) -> None:
         """Paint one image in the rows `painting` (B,); the others wait behind masked columns."""
-        read = {key: kwargs[key] for key in ("pixel_values", "image_codes") if key in kwargs}
         contexts = [canvas]
         if settings.guidance != 1:
+            assert negative_prompt_ids is not None, f"guidance {settings.guidance} was let in without its prompt"
             boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
             ids = torch.cat([negative_prompt_ids, boi], dim=1).to(canvas.input_ids.device).expand(len(painting), -1)
             contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting), canvas.filler))
         order = self.paint_scales if self.config.image_order == "scales" else self.paint_raster
-        order(contexts, painting, settings, generator, [read, {}])
+        order(contexts, painting, settings, generator)
         canvas.append(torch.full_like(canvas.input_ids[:, :1], self.config.eoi_token_id), painting[:, None])
 
-    def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int, read: dict[str, Tensor]) -> Tensor:
+    def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int) -> Tensor:
         """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
 
         Returns the states (B, n, D) of `ahead`, or (B, 1, D) of the last id where n is 0. The scales before are in the
@@ -236,10 +262,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         now = clock(layout.ticks, context.mask)
         steps = torch.full((length,), scale) if config.image_positions == "tick" else torch.arange(length) + painted
         ahead_positions = now[:, -1:] + 1 + steps.to(now.device)
-        states = [ahead.to(self.model.get_input_embeddings().weight.dtype)]
+        states = [ahead.to(self.lm_head.weight.dtype)]
         if past < context.input_ids.shape[1]:
             ids = context.input_ids[:, past:]
-            images = read if past == 0 else {}
+            images = context.read if past == 0 else {}
             states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
         group = torch.full_like(ahead_positions, int(layout.blocks.max()) + 1)
         seen = painting[:, None].expand(-1, painted + length).to(context.mask.dtype)
@@ -251,22 +277,17 @@ class UnifiedGenerationMixin(GenerationMixin):
             cache=context.cache,
             use_cache=True,
         )
-        return outputs.last_hidden_state[:, -max(length, 1) :]
+        return outputs[0][:, -max(length, 1) :]
 
     def paint_scales(
-        self,
-        contexts: list[Canvas],
-        painting: Tensor,
-        settings: ImageSampling,
-        generator: torch.Generator | None,
-        read: list[dict[str, Tensor]],
+        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: torch.Generator | None
     ) -> None:
         """One image a row appended to the contexts: each scale is one parallel step per context."""
         spans = scale_spans(self.config.patch_nums)
         codes = contexts[0].input_ids.new_zeros(len(painting), self.config.image_length)
         for scale, (start, stop) in enumerate(spans):
             ahead = self.model.scale_states(codes, scale)
-            hidden = [self.feed(c, ahead, painting, scale, r) for c, r in zip(contexts, read, strict=False)]
+            hidden = [self.feed(context, ahead, painting, scale) for context in contexts]
             guidance = ramped_guidance(settings.guidance, scale, len(spans))
             codes[:, start:stop] = self.draw(hidden, guidance, settings, generator)
             if settings.on_scale is not None:
@@ -275,17 +296,12 @@ class UnifiedGenerationMixin(GenerationMixin):
             context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
 
     def paint_raster(
-        self,
-        contexts: list[Canvas],
-        painting: Tensor,
-        settings: ImageSampling,
-        generator: torch.Generator | None,
-        read: list[dict[str, Tensor]],
+        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: torch.Generator | None
     ) -> None:
         """One image a row appended to the contexts, code by code."""
         nothing = torch.zeros(len(painting), 0, self.config.text_config.hidden_size, device=painting.device)
         for _ in range(self.config.image_length):
-            hidden = [self.feed(c, nothing, painting, 0, r) for c, r in zip(contexts, read, strict=False)]
+            hidden = [self.feed(context, nothing, painting, 0) for context in contexts]
             codes = self.draw(hidden, settings.guidance, settings, generator)
             for context in contexts:
                 context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
@@ -295,7 +311,7 @@ class UnifiedGenerationMixin(GenerationMixin):
     ) -> Tensor:
         """Codes (B, n) for the states (B, n, D) of one or two contexts."""
         # only the codebook's columns: sampling masks by modality
-        columns = self.lm_head.weight[self.config.image_token_offset :]
-        logits = [soft_cap(torch.nn.functional.linear(h, columns).float(), self.logit_cap) for h in hidden]
-        guided = apply_guidance(*logits, guidance) if len(logits) > 1 else logits[0]
+        columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap
+        logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in hidden]
+        guided = apply_guidance(logits[0], logits[1], guidance) if len(logits) > 1 else logits[0]
         return sample(guided, settings.temperature, settings.top_k, settings.top_p, generator)

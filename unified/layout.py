@@ -67,6 +67,22 @@ def clock(ticks: Tensor, valid: Tensor, document_ids: Tensor | None = None) -> T
     return (time - 1).clamp(min=0)
 
 
+def context_left(input_ids: Tensor, valid: Tensor, config: UnifiedConfig, images: int = 0) -> int:
+    """Positions of the backbone's context that the longest of prompts (B, T) and so many painted images leave.
+
+    Counted on the clock RoPE reads, where an image may take one position a scale. Raises ValueError when none is left.
+    """
+    taken, painted = int(clock(read_layout(input_ids, config).ticks, valid).max()) + 1, images * config.image_ticks
+    context = config.text_config.max_position_embeddings
+    if taken + painted >= context:
+        of_images = f" and the answer's images {painted}" if images else ""
+        raise ValueError(
+            f"the prompt takes {taken} positions{of_images}, but the model's context has {context}; "
+            "shorten the prompt or begin a new conversation"
+        )
+    return context - taken - painted
+
+
 def attention_pairs(
     blocks: Tensor, valid: Tensor, document_ids: Tensor | None = None, window: int | None = None
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""A folder to a model that is ready to use: full checkpoints, and PEFT adapters merged into their base."""
+"""A folder to a model that is ready to use, and back: full checkpoints, and PEFT adapters merged into their base."""
 
 import json
 import os
@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from unified.configuration import UnifiedConfig
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
+FROZEN = "model.vq_model."
 
 
 def load(
@@ -42,13 +44,21 @@ def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
 
     Raises ValueError where `model_dir` holds no adapter or `out` is in the way.
     """
-    out = Path(out)
     if not (Path(model_dir) / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{model_dir} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
-    if out.exists():
+    check_free(out)
+    save(*load(model_dir, device="cpu"), out)
+
+
+def check_free(out: str | os.PathLike) -> None:
+    """Raise ValueError where `out` exists: before the work whose result is to go there."""
+    if Path(out).exists():
         raise ValueError(f"{out} exists already; give --out a new folder or remove it")
-    model, processor = load(model_dir, device="cpu")
-    partial = out.with_name(out.name + ".partial")
+
+
+def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.PathLike) -> None:
+    """Write both to the new folder `out`, whole or not at all."""
+    partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
@@ -71,6 +81,15 @@ def base_of(adapter: Path) -> Path:
             f"put the base back or correct base_model_name_or_path in {ADAPTER_CONFIG}"
         )
     return Path(name)
+
+
+def frozen_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The image tokenizer's weights in a checkpoint, by their names there."""
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            weights |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(FROZEN)}
+    return weights
 
 
 def check_checkpoint(folder: Path) -> None:

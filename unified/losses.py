@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from unified.vocabulary import Vocabulary
+
 CHUNK_ELEMENTS = 2**25  # logits held at a time: 128 MiB in fp32; more gains no speed on CPU or GPU
 
 
@@ -96,12 +98,17 @@ class UnionTargets:
 
 
 def union_loss(
-    hidden: Tensor, weight: Tensor, wanted: UnionTargets, offset: int, stride: int = 1, cap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    wanted: UnionTargets,
+    vocabulary: Vocabulary,
+    stride: int = 1,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss sum over the union vocabulary and the (N,) losses.
 
     `-log p(code)` over the union is `-log p(code | image) - log p(image)`. The first term needs only the codebook's
-    columns (`weight[offset:]`); the second, nearly 0 after a few steps, is computed on every `stride`-th image
+    columns; the second, nearly 0 after a few steps, is computed on every `stride`-th image
     position and counted `stride` times, which leaves the expectation as it is and spares most of the output matrix.
     The first such position is taken from the targets' sum, so that it varies but is a function of the batch.
     """
@@ -117,9 +124,9 @@ def union_loss(
     # the sampled positions' own code terms come `stride` times with the whole softmax: take stride - 1 back
     share = torch.ones_like(wanted.weights)
     share[sampled] = 1 - stride
-    code_total, code_losses = chunked_cross_entropy(
-        hidden[image], weight[offset:], wanted.targets[image] - offset, (wanted.weights * share)[image], cap
-    )
+    codes, columns = vocabulary.ids_to_codes(wanted.targets[image]), vocabulary.code_rows(weight)
+    scale = (wanted.weights * share)[image]
+    code_total, code_losses = chunked_cross_entropy(hidden[image], columns, codes, scale, cap)
     modality = torch.zeros_like(losses)
     modality[sampled] = losses[sampled] * stride
     estimate = code_losses * share[image] + modality[image]

@@ -24,6 +24,7 @@ from unified.vq_model import VQModel
 class UnifiedPreTrainedModel(PreTrainedModel):
     """What base model and head share: how weights start, and which attention can be used."""
 
+    config: UnifiedConfig
     config_class = UnifiedConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -100,7 +101,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         read = self.read_codes(pixel_values, image_codes, layout).to(input_ids.device)
         scales = self.config.image_order == "scales"
         codes = self.written_codes(input_ids, layout.written) if scales else read[:0]
-        if not (self.training or len(codes) or len(read)):
+        if not (self.training or is_deepspeed_zero3_enabled() or len(codes) or len(read)):
             return states
         # without images, one blank image runs into nothing: ranks stay in step and no parameter lacks a gradient
         blank = codes.new_zeros(1, self.config.image_length)
@@ -210,7 +211,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         outputs = self.run(
             states, position_ids, layout.blocks, valid, document_ids, past_key_values, use_cache=use_cache, **kwargs
         )
-        outputs.last_hidden_state = self.roll(outputs.last_hidden_state, layout)
+        outputs.last_hidden_state = self.roll(outputs[0], layout)
         return outputs
 
     def roll(self, hidden: Tensor, layout: Layout) -> Tensor:
@@ -225,6 +226,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
     """`UnifiedModel` with the output matrix over text and codes; a causal LM to HF, PEFT and TRL."""
 
     accepts_loss_kwargs = True
+    model: UnifiedModel
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__(config)
@@ -240,7 +242,9 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         """Load a checkpoint; ValueError where its tokenizer is not the one its codes were made with."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if not is_deepspeed_zero3_enabled():  # there the weights are in pieces; one process has checked them before
+        if is_deepspeed_zero3_enabled():  # the weights are in pieces; one process has checked them before
+            model._weight_conversions = []  # HF keeps renamings that matched nothing here and would save by them
+        else:
             model.check_fingerprint()
         return loaded
 
@@ -303,7 +307,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if labels is not None:
             return self.loss(hidden, labels, keep_positions, num_items_in_batch)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = soft_cap(self.lm_head(hidden[:, kept]), self.logit_cap)
+        logits = soft_cap(self.lm_head(hidden[:, kept]), self.config.logit_cap)
         return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values)
 
     def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
@@ -312,11 +316,6 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if keep_positions is not None:
             weights = weights.gather(1, keep_positions.clamp(min=0)) * (keep_positions >= 0)
         return weights[:, 1:].sum()
-
-    @property
-    def logit_cap(self) -> float | None:
-        """Gemma's soft cap of the final logits, None for other backbones."""
-        return self.config.text_config.to_dict().get("final_logit_softcapping")
 
     def loss(
         self, hidden: Tensor, labels: Tensor, keep_positions: Tensor | None, divisor: Tensor | int | None
@@ -329,10 +328,9 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             is_image, groups, weights = (x.gather(1, index) for x in (is_image, groups, weights))
         wanted = labels[:, 1:] != -100
         targets = UnionTargets(labels[:, 1:][wanted], is_image[:, 1:][wanted], weights[:, 1:][wanted])
-        offset, stride = self.config.image_token_offset, self.config.modality_stride if self.training else 1
-        total, losses = union_loss(
-            hidden[:, :-1][wanted], self.lm_head.weight, targets, offset, stride, self.logit_cap
-        )
+        vocabulary, cap = self.config.vocabulary, self.config.logit_cap
+        stride = self.config.modality_stride if self.training else 1
+        total, losses = union_loss(hidden[:, :-1][wanted], self.lm_head.weight, targets, vocabulary, stride, cap)
         group = groups[:, 1:][wanted]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))

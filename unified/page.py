@@ -23,7 +23,7 @@ td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top } c
 
 @dataclass(frozen=True)
 class Turn:
-    """One line of a chat: who says it, the words, and a picture beside them."""
+    """One line of a chat: who says it (user, assistant, or note for the page itself), words, and a picture."""
 
     role: str
     text: str

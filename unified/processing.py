@@ -24,8 +24,6 @@ from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TO
 
 IGNORE_INDEX = -100  # the label that the loss skips
 SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: stands for a content part while the template is rendered
-
-__all__ = ["IGNORE_INDEX", "SYSTEM_PROMPT", "EncodedChat", "UnifiedProcessor", "image_to_pixels", "pixels_to_image"]
 IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
 
 Codes = Sequence[int] | Tensor

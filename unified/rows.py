@@ -107,7 +107,7 @@ def write_parquet(path: str | Path, table: pa.Table) -> None:
     """Write a table to a temporary neighbour of `path` and rename it, so that `path` is never half a file."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, compression="zstd")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -133,11 +133,12 @@ def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
 def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
     """Make `folder` the output of a job with these `settings`, or check that it is: `settings.json` says which.
 
-    Safe to call from several processes at once. Raises ValueError naming what differs from the settings found there.
+    Safe to call from several processes at once. Raises ValueError naming what differs from the settings found there,
+    or where there are shards that no settings tell of.
     """
     folder, wanted = Path(folder), json.dumps(settings, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "settings.json"
+    stamp, has_shards = folder / "settings.json", any(folder.glob("*.parquet"))  # shards come behind their stamp
     if stamp.exists():
         found, settings = json.loads(stamp.read_text()), json.loads(wanted)
         changed = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
@@ -146,6 +147,8 @@ def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
             values = f"{_short(found.get(key))}, not {_short(settings.get(key))}"
             raise ValueError(f"{folder} was made with {key} {values}; give another --out or delete the folder")
         return folder
+    if has_shards:
+        raise ValueError(f"{folder} holds parquet files without a settings.json; give another --out")
     temporary = stamp.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(wanted)
     os.replace(temporary, stamp)

@@ -136,8 +136,8 @@ def glyph(class_name: str, colour: str | None, cell_size: int) -> Image.Image:
     """A class's RGBA glyph as it stands in a cell of this size, natural (`colour=None`) or in one of `COLOURS`."""
     master = _master(class_name)
     scale = GLYPH_SIZE[cell_size] / max(master.size)
-    size = tuple(max(1, round(side * scale)) for side in master.size)
-    image = master.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in master.size)
+    image = master.resize((width, height), Image.Resampling.LANCZOS)
     return image if colour is None else _tint(image, COLOURS[colour])
 
 
@@ -241,7 +241,7 @@ def pick(rng: Rng, choices: Sequence[Item], what: str) -> Item:
     """One of the choices, uniformly. Raises ValueError, naming `what` is missing, if there is none."""
     if not choices:
         raise ValueError(f"no {what} among the chosen classes and colours: choose more of them")
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def with_article(words: str) -> str:
@@ -320,7 +320,8 @@ def _held_out_attributes(rng: Rng, choice: _Choice) -> list[Colouring]:
         return list(zip(names, colours, strict=True))
     name, colour = pick(rng, _colourings(choice.classes, choice.colours, True), "held-out colouring")
     other = pick(rng, [n for n in choice.classes if n != name], "second class")
-    items = [(name, colour), (other, pick(rng, [c for c in choice.colours if c != colour], "second colour"))]
+    second = pick(rng, [c for c in choice.colours if c != colour], "second colour")
+    items: list[Colouring] = [(name, colour), (other, second)]
     return items if rng.integers(2) else items[::-1]
 
 

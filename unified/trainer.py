@@ -13,6 +13,7 @@ from trl.models import unwrap_model_for_generation
 from unified.arguments import UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
+from unified.loading import FROZEN, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 
@@ -29,8 +30,8 @@ def freeze_text_rows(model: UnifiedForCausalLM) -> None:
     rows = torch.arange(vocabulary.size)
     special = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
     learns = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(special))
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in matrices.values():
+    matrices = (model.get_input_embeddings(), model.get_output_embeddings())
+    for weight in {matrix.get_parameter("weight") for matrix in matrices}:  # one where they are tied
         weight.register_hook(lambda gradient: gradient * learns[:, None].to(gradient))
 
 
@@ -94,16 +95,16 @@ class DataEpoch(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        train_dataloader: torch.utils.data.DataLoader,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
-        train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+        kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
 
 
 class UnifiedTrainer(Trainer):
     """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
 
     args: UnifiedTrainingArguments
+    model: Any  # a UnifiedForCausalLM, which PEFT may have wrapped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -151,10 +152,10 @@ class UnifiedTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """HF's, with the groups' losses among the metrics."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self.group_means("eval")
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = super().evaluation_loop(*args, **kwargs)
+        means = {f"{metric_key_prefix}_{name}": value for name, value in self.group_means("eval").items()}
+        return output._replace(metrics=(output.metrics or {}) | means)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the groups' losses to what HF logs of a training step."""
@@ -165,6 +166,12 @@ class UnifiedTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         seen = [entry["images_seen"] for entry in self.state.log_history if "images_seen" in entry]
         self.images_seen = seen[-1] if checkpoint and seen else 0.0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """HF's, with the image tokenizer as it was: DeepSpeed in bf16 rounds all weights, which changes its codes."""
+        if state_dict is not None and any(name.startswith(FROZEN) for name in state_dict):
+            state_dict = state_dict | frozen_weights(Path(str(self.core.name_or_path)))
+        super()._save(output_dir, state_dict)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with an own learning rate for the new parts."""

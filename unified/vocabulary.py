@@ -43,6 +43,11 @@ class Vocabulary:
         return self.image_token_offset + self.codebook_size
 
     @property
+    def text_ids(self) -> range:
+        """Ids that have a token: the special ones come last, and rows from there to the offset are padding."""
+        return range(max(self.boi_token_id, self.eoi_token_id, self.image_pad_token_id) + 1)
+
+    @property
     def image_ids(self) -> range:
         """All image ids, in the order of their codes."""
         return range(self.image_token_offset, self.size)
@@ -62,6 +67,10 @@ class Vocabulary:
             others = ids[~self.is_image(ids)][:5].tolist()
             raise ValueError(f"ids {others} are not image ids; select with is_image first")
         return ids - self.image_token_offset
+
+    def code_rows(self, matrix: Tensor) -> Tensor:
+        """The codes' rows (codebook_size, ...) of a `matrix` (size, ...) over text and codes, as a view."""
+        return matrix[self.image_token_offset :]
 
     def is_image(self, ids: Tensor) -> Tensor:
         """Which `ids` are image tokens that are written, bool of the same shape."""

@@ -127,7 +127,7 @@ class VarEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         h = self.conv_in(pixel_values)
         for level in self.down[:-1]:
-            h = level.downsample(level(h))
+            h = level.get_submodule("downsample")(level(h))
         h = self.mid(self.down[-1](h))
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -152,7 +152,7 @@ class VarDecoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         h = self.mid(self.conv_in(latent))
         for index in reversed(range(1, len(self.up))):
-            h = self.up[index].upsample(self.up[index](h))
+            h = self.up[index].get_submodule("upsample")(self.up[index](h))
         return self.conv_out(F.silu(self.norm_out(self.up[0](h))))
 
 

@@ -29,6 +29,7 @@ class VQOutput(ModelOutput):
 class VQModel(PreTrainedModel):
     """Multi-scale VQ autoencoder (VAR, arXiv 2404.02905); pixel values are in [-1, 1]."""
 
+    config: VQConfig
     config_class = VQConfig
     main_input_name = "pixel_values"
     _supports_sdpa = True  # nothing here depends on it, but the model around it may switch attention
@@ -85,7 +86,8 @@ class VQModel(PreTrainedModel):
 
     def fingerprint(self) -> str:
         """SHA-256 over scales and weights: two tokenizers whose codes mean the same pictures have the same one."""
-        digest = hashlib.sha256(json.dumps([list(map(list, self.quantizer.patch_nums)), self.config.cosine]).encode())
+        settings = [self.quantizer.patch_nums, self.config.cosine, self.config.phi_ratio]
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
