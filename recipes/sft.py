@@ -14,6 +14,8 @@ a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with
 import time
 from pathlib import Path
 
+import torch
+from accelerate.utils import broadcast
 from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,7 +35,8 @@ class StopAfter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if time.monotonic() > self.end:
+        late = broadcast(torch.tensor(time.monotonic() > self.end, dtype=torch.int, device=args.device))
+        if late:  # by the first process's clock, as all must stop at the same step
             control.should_save = control.should_training_stop = True
             control.should_evaluate = args.eval_strategy != "no"
 
@@ -82,6 +85,8 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)
     trainer.save_model()
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from unified.scenes import CANVAS, TAGS, relations, sample_scene
 def test_the_place_follows_from_the_prompt(tag: str) -> None:
     rng, places = np.random.default_rng(0), {}
     for _ in range(300):
-        scene = tidy(sample_scene(tag, rng, classes=["cat", "dog", "cup"], colours=["red", "blue"]))
+        scene = tidy(sample_scene(tag, rng, classes=["cat", "dog", "cup"], colours=["red", "blue", "green", "white"]))
         boxes = [(o.class_name, o.colour, o.box) for o in scene.objects]
         assert places.setdefault(scene.metadata["prompt"], boxes) == boxes
     assert len(places) > 2
