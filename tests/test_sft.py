@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_script
 from safetensors.torch import load_file
 from toys import toy_row, write_toy_rows
 
@@ -20,7 +21,6 @@ from unified.rows import write_encoded_shard
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "recipes/configs/tiny.yaml"
 STEPS = 6  # 12 rows in batches of 4: two epochs
-pytestmark = pytest.mark.xdist_group("sft")  # one worker, so that `whole` is trained once
 
 
 @pytest.fixture
@@ -37,14 +37,13 @@ def arguments(toy_checkpoint: Path, toy_rows: Callable[[str], Path]) -> list[obj
 
 @pytest.fixture(scope="module")
 def whole(arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of a run that was never stopped, launched as the manual says."""
+    """Output of a run that was never stopped."""
     out = tmp_path_factory.mktemp("sft") / "whole"
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", "recipes/accelerate_configs/cpu.yaml", "recipes/sft.py", "--config", str(CONFIG)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*launch, *map(str, arguments), "--output_dir", str(out)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    command = ["sft.py", "--config", CONFIG, *arguments, "--output_dir", out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(sys, "argv", list(map(str, command)))
+        load_script("recipes/sft.py").main()
     return out
 
 
@@ -62,7 +61,17 @@ def assert_same_run(out: Path, whole: Path) -> None:
         torch.testing.assert_close(weights[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_a_launched_run_logs_every_group_and_leaves_a_checkpoint(whole: Path) -> None:
+def test_launched_as_the_manual_says_it_is_the_same_run(arguments: list[object], whole: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "recipes/accelerate_configs/cpu.yaml", "recipes/sft.py", "--config", str(CONFIG)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launch, *map(str, arguments), "--output_dir", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_run_logs_every_group_and_leaves_a_checkpoint(whole: Path) -> None:
     logs = history(whole)
     assert [entry["step"] for entry in logs] == list(range(1, STEPS + 1))
     assert {"text_loss", "image_loss", "scale_1_loss", "scale_2_loss", "images_seen"} <= logs[-1].keys()
