@@ -2,13 +2,15 @@
 
 python recipes/show.py --config recipes/configs/smollm2_scenes/demo.yaml --model out/demo/demo_sft
 
-Called by recipes/demo.py as its last step; alone it makes the page of any checkpoint.
+Called by recipes/demo.py as its last step; alone it makes the page of any checkpoint, also of a training that was
+stopped: `--model out/demo-full/2_sft/checkpoint-300`.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+from transformers.trainer_utils import get_last_checkpoint
 
 from unified.arguments import DemoArguments, ModelArguments, parse, run_main
 from unified.arrangement import tidy
@@ -42,7 +44,12 @@ def converse(chat: Chat, args: DemoArguments) -> list[Turn]:
 def history(out: Path) -> list[dict[str, float]]:
     """Logs of all training stages, images seen counted on from one stage to the next."""
     entries: list[dict[str, float]] = []
-    for path in sorted(out.glob("*/trainer_state.json")):
+    for stage in sorted(path for path in out.iterdir() if path.is_dir()):
+        path = stage / "trainer_state.json"
+        if not path.exists():  # a stage that was stopped: what its newest checkpoint knows
+            path = Path(get_last_checkpoint(stage) or stage) / "trainer_state.json"
+        if not path.exists():
+            continue
         before = max((entry.get("images_seen", 0.0) for entry in entries), default=0.0)
         for entry in json.loads(path.read_text())["log_history"]:
             shifted = {"images_seen": entry["images_seen"] + before} if "images_seen" in entry else {}
