@@ -68,7 +68,8 @@ def fine_tune(args: DemoArguments, out: Path, train: Path, held_out: Path) -> Pa
         stage = out / Path(config).stem
         command = ["-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate_configs/cpu_bf16.yaml"]
         command += ["recipes/sft.py", "--config", config, "--model", str(model), "--output_dir", str(stage)]
-        command += ["--train_files", str(train), REPLAY, "--eval_files", str(held_out), "--resume", "True"]
+        command += ["--train_files", str(train), *[REPLAY] * args.replay_repeats]
+        command += ["--eval_files", str(held_out), "--resume", "True"]
         run(out, f"fine-tune {Path(config).stem}", command)
         model = stage
     return model

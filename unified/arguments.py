@@ -250,6 +250,7 @@ class DemoArguments:
     tags: str = _arg("", "scene tasks with weights, as data_prep/render_scenes.py takes them; empty: all six")
     kinds: str = _arg("draw:0.8,ask:0.15,describe:0.05", "kinds of conversation with weights")
     train_scenes: int = _arg(8000, "scenes rendered for training")
+    replay_repeats: int = _arg(1, "how often the text replay's rows come for each scene's once; keeps the language")
     eval_scenes: int = _arg(128, "scenes rendered for evaluation, with other seeds")
     sft_configs: list[str] = _arg([], "YAMLs of recipes/sft.py, run one after the other, each from the one before")
     question: str = _arg("What is the capital of France?", "text question asked at the end")
