@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from unified.arguments import parse, run_main
-from unified.processing import image_to_pixels
+from unified.pictures import image_to_pixels
 from unified.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
 from unified.vq_model import VQModel
 

@@ -35,13 +35,15 @@ from tqdm import tqdm
 from unified.arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments, parse, run_main
 from unified.configuration import VQConfig
 from unified.metrics import psnr
+from unified.pictures import to_pixel_values, to_uint8
 from unified.scales import scale_spans
-from unified.vq_data import PixelDataset, StepSampler, held_out_split, open_images, stack, to_pixel_values, to_uint8
+from unified.vq_data import PixelDataset, StepSampler, held_out_split, open_images, stack
 from unified.vq_losses import (
     LPIPS,
     CodeUsage,
     PatchDiscriminator,
     adaptive_weight,
+    drop_scales,
     hinge_d_loss,
     residuals,
     revive_dead_codes,
@@ -124,7 +126,12 @@ class TokenizerRun:
         """One update of the tokenizer, its average and, where it plays, the discriminator."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.args)
-        output = self.model(pixel_values)
+        generator = torch.Generator().manual_seed(
+            (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
+        )
+        scales, share = len(self.core.quantizer.patch_nums), self.loss_args.scale_dropout
+        kept = drop_scales(len(pixel_values), scales, share, generator).to(pixel_values.device)
+        output = self.model(pixel_values, kept)
         adversarial = self.loss_args.gan_weight > 0 and step >= self.loss_args.gan_start_step
         loss = self.loss(pixel_values, output.reconstruction.float(), output.commitment_loss, adversarial)
         self.accelerator.backward(loss)

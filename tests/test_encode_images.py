@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from unified import VQModel
-from unified.processing import image_to_pixels
+from unified.pictures import image_to_pixels
 from unified.rows import ROW_SCHEMA, read_encoded_rows, read_encoded_stamp
 
 ROOT = Path(__file__).parents[1]

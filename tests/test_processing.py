@@ -12,7 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQModel
 from unified.messages import SYSTEM_PROMPT
-from unified.processing import IGNORE_INDEX, UnifiedProcessor, image_to_pixels, pixels_to_image
+from unified.processing import IGNORE_INDEX, UnifiedProcessor
 from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN
 
 IMAGE = {"type": "image"}
@@ -187,14 +187,6 @@ def test_plain_call_tokenizes_text_and_scales_images(processor: UnifiedProcessor
     assert torch.equal(data["pixel_values"], torch.full((1, 3, 16, 16), -1.0))
     with pytest.raises(ValueError, match="neither"):
         processor()
-
-
-@pytest.mark.parametrize("size", [(16, 16), (64, 32), (10, 40)])
-def test_pixels_are_a_centred_square(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, (10, 200, 30))
-    pixel_values = image_to_pixels(picture, 16)
-    assert pixel_values.shape == (3, 16, 16) and pixel_values.abs().max() <= 1
-    assert pixels_to_image(pixel_values).getpixel((8, 8)) == (10, 200, 30)
 
 
 def test_saved_and_loaded_from_the_folder_alone(processor: UnifiedProcessor, tmp_path: Path) -> None:

@@ -146,3 +146,27 @@ def test_features_of_another_grid_are_refused() -> None:
     for method in (quantizer, quantizer.quantize):
         with pytest.raises(ValueError, match=r"\(5, 4\).*\(4, 4\)"):
             method(features)
+
+
+def test_dropped_scales_leave_the_partial_feature_map(
+    quantizer: MultiScaleQuantizer, expected: dict[str, Tensor]
+) -> None:
+    features = expected["features"].repeat(4, 1, 1, 1)[:4]
+    kept = torch.tensor([1, 2, 3, 4])
+    output, whole = quantizer(features, kept), quantizer(features)
+    assert torch.equal(output.codes, whole.codes) and output.vq_loss == whole.vq_loss
+    for row, scales in enumerate(kept.tolist()):
+        stop = scale_spans(PATCH_NUMS)[scales - 1][1]
+        assert_close(output.f_hat[row], quantizer.partial_f_hat(output.codes[:, :stop])[row])
+
+
+def test_gradients_of_coarse_pictures_are_as_coarse() -> None:
+    quantizer = small_quantizer((1, 2, 4))
+    features = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    (quantizer(features, torch.tensor([1, 2, 3])).f_hat * weights).sum().backward()
+    coarse, middle, fine = features.grad
+    assert_close(coarse, weights[0].mean(dim=(1, 2), keepdim=True).expand_as(coarse))
+    quarters = middle.unflatten(1, (2, 2)).unflatten(3, (2, 2))
+    assert_close(quarters, quarters[:, :, :1, :, :1].expand_as(quarters))
+    assert torch.equal(fine, weights[2])

@@ -26,7 +26,8 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("page", "scenes", "vq_data")},
+    **{room: "" for room in ("page", "scenes", "pictures", "results")},
+    "vq_data": "pictures",
     # data on disk and what Scenes say
     "rows": "scales",
     "scene_texts": "scenes",
@@ -44,14 +45,14 @@ ALLOWED = {
     "generation": "configuration layout losses sampling scales vocabulary",
     "modeling": "configuration generation image_embedding layout losses quantizer scales vocabulary vq_model",
     # chats and training rows: never the model
-    "processing": "configuration messages scales vocabulary",
+    "processing": "configuration messages pictures scales vocabulary",
     "packing": "processing",
     "data": "configuration messages packing processing rows vocabulary",
     # what uses a whole model
     "extension": "configuration image_embedding loading modeling processing vocabulary vq_model",
     "loading": "configuration modeling processing",
-    "drawing": "generation modeling processing",
-    "chat": "generation layout messages modeling processing",
+    "drawing": "generation modeling pictures processing",
+    "chat": "generation layout messages modeling pictures processing",
     "trainer": "arguments drawing generation loading modeling processing",
 }
 

@@ -1,28 +1,19 @@
-"""Adversarial losses, code bookkeeping and image reading of the tokenizer's training, on toys."""
+"""Adversarial losses, scale dropout and code bookkeeping of the tokenizer's training, on toys."""
 
 import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from unified.metrics import psnr
 from unified.quantizer import MultiScaleQuantizer
-from unified.vq_data import (
-    PixelDataset,
-    StepSampler,
-    held_out_split,
-    open_images,
-    stack,
-    to_pixel_values,
-    to_uint8,
-)
 from unified.vq_losses import (
     LPIPS,
     CodeUsage,
     PatchDiscriminator,
     adaptive_weight,
+    drop_scales,
     hinge_d_loss,
     residuals,
     revive_dead_codes,
@@ -136,49 +127,9 @@ def test_psnr_by_hand():
         psnr(a, b[:1])
 
 
-def test_uint8_and_pixel_values_are_inverses():
-    images = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 16, 16, 3)
-    assert torch.equal(to_uint8(to_pixel_values(images)), images)
-    assert to_pixel_values(images).is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_images_are_cropped_in_the_middle_cached_or_not(tmp_path, cache_gb):
-    wide = Image.new("RGB", (32, 16), "red")
-    wide.paste("blue", (8, 0, 24, 16))
-    wide.save(tmp_path / "b.png")
-    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
-    dataset = PixelDataset(open_images(str(tmp_path)), image_size=8, cache_gb=cache_gb)
-    batch = stack(dataset.__getitems__([1, 0]))
-    assert batch.shape == (2, 8, 8, 3) and batch.dtype == torch.uint8
-    assert batch[0, 4, 4].tolist() == [0, 0, 255] and batch[1].eq(7).all()
-    assert torch.equal(dataset[1], batch[0])
-
-
-def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no images"):
-        open_images(str(tmp_path))
-    with pytest.raises(ValueError, match="is not a folder"):
-        open_images(str(tmp_path / "none"))
-
-
-def test_every_epoch_sees_every_image_once_and_resuming_changes_nothing():
-    rows = torch.arange(100, 112)
-    batches = list(StepSampler(rows, 3, range(0, 8), seed=1))
-    first, second = sum(batches[:4], []), sum(batches[4:], [])
-    assert sorted(first) == sorted(second) == rows.tolist() and first != second
-    assert list(StepSampler(rows, 3, range(5, 8), seed=1)) == batches[5:]
-
-
-def test_processes_split_the_global_batch():
-    rows = torch.arange(12)
-    whole = list(StepSampler(rows, 4, range(3), seed=0))
-    halves = [list(StepSampler(rows, 2, range(3), seed=0, rank=rank, world_size=2)) for rank in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
-
-
-def test_held_out_images_are_apart_and_too_many_are_refused():
-    train, held_out = held_out_split(10, 3, seed=0)
-    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(10)) and len(held_out) == 3
-    with pytest.raises(ValueError, match="hold out at least 1"):
-        held_out_split(4, 4, seed=0)
+def test_scale_dropout_drops_its_share_and_every_scale_alike():
+    kept = drop_scales(30_000, 4, 0.3, generator())
+    shares = torch.bincount(kept, minlength=5) / len(kept)
+    assert shares.tolist() == pytest.approx([0, 0.1, 0.1, 0.1, 0.7], abs=0.01)
+    assert drop_scales(8, 4, 0.0, generator()).eq(4).all() and drop_scales(8, 1, 1.0, generator()).eq(1).all()
+    assert torch.equal(drop_scales(8, 4, 0.5, generator(1)), drop_scales(8, 4, 0.5, generator(1)))

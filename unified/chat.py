@@ -15,7 +15,8 @@ from unified.generation import ImageSampling
 from unified.layout import context_left
 from unified.messages import Message
 from unified.modeling import UnifiedForCausalLM
-from unified.processing import UnifiedProcessor, image_to_pixels
+from unified.pictures import image_to_pixels
+from unified.processing import UnifiedProcessor
 
 
 class Streamer(TextStreamer):

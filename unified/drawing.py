@@ -10,7 +10,8 @@ from transformers import BatchFeature
 
 from unified.generation import ImageSampling
 from unified.modeling import UnifiedForCausalLM
-from unified.processing import UnifiedProcessor, pixels_to_image
+from unified.pictures import pixels_to_image
+from unified.processing import UnifiedProcessor
 
 
 @torch.no_grad()

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unified.configuration import UnifiedConfig
 from unified.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_written, with_system_prompt
+from unified.pictures import image_to_pixels
 from unified.scales import image_length, normalize_patch_nums
 from unified.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
 
@@ -36,20 +36,6 @@ class EncodedChat:
     input_ids: list[int]
     labels: list[int]
     read_codes: list[list[int]] = field(default_factory=list)
-
-
-def image_to_pixels(image: Image.Image, image_size: int) -> Tensor:
-    """Scale `image` to cover the square and crop its centre: float (3, image_size, image_size) in [-1, 1]."""
-    image = image.convert("RGB")
-    if image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(127.5).sub_(1)
-
-
-def pixels_to_image(pixel_values: Tensor) -> Image.Image:
-    """Picture of `pixel_values` (3, H, W) in [-1, 1], clipped and rounded; the inverse of `image_to_pixels`."""
-    values = pixel_values.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255)
-    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:

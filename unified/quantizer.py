@@ -108,14 +108,18 @@ class MultiScaleQuantizer(nn.Module):
             self.nearest(rearrange(rest, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w
         )
 
-    def forward(self, features: Tensor) -> QuantizerOutput:
+    def forward(self, features: Tensor, kept_scales: Tensor | None = None) -> QuantizerOutput:
         """Quantize `features` (B, C, h_K, w_K) with the VQ loss.
 
-        Gradients reach the codebook through the loss and the encoder straight through `f_hat`.
+        Gradients reach the codebook through the loss and the encoder straight through `f_hat`. `kept_scales` (B,)
+        in 1..K leaves the finer scales of an image out of its `f_hat`, as SoundStream's quantizer dropout does
+        (arXiv 2107.03312, section III.C), so that the coarse ones learn to say what the picture is; codes and VQ
+        loss cover all scales either way.
         """
         self.check_grid(features)
         target = features.detach()
         rest, f_hat = target.clone(), torch.zeros_like(target)
+        shown, seen = f_hat, features
         vq_loss, codes = features.new_zeros(()), []
         for scale in range(len(self.patch_nums)):
             codes.append(self.scale_codes(rest, scale))
@@ -123,8 +127,20 @@ class MultiScaleQuantizer(nn.Module):
             f_hat = f_hat + z
             rest = rest - z.detach()
             vq_loss = vq_loss + self.beta * F.mse_loss(f_hat.detach(), features) + F.mse_loss(f_hat, target)
-        straight_through = features + (f_hat - features).detach()
+            if kept_scales is not None:
+                last = (kept_scales == scale + 1)[:, None, None, None]
+                shown, seen = torch.where(last, f_hat, shown), torch.where(last, self.blurred(features, scale), seen)
+        shown = f_hat if kept_scales is None else shown
+        straight_through = seen + (shown - seen).detach()
         return QuantizerOutput(straight_through, torch.cat(codes, dim=1), vq_loss / len(self.patch_nums))
+
+    def blurred(self, features: Tensor, scale: int) -> Tensor:
+        """What one scale can see of `features` (B, C, h_K, w_K), the shape kept: down by area, up as codes are."""
+        if scale == len(self.patch_nums) - 1:
+            return features
+        return F.interpolate(
+            F.interpolate(features, size=self.patch_nums[scale], mode="area"), size=self.grid, mode="bicubic"
+        )
 
     @torch.no_grad()
     def quantize(self, features: Tensor) -> Tensor:

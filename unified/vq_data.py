@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 from PIL import Image as PILImage
-from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
+
+from unified.pictures import image_to_uint8
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -66,12 +67,9 @@ def open_images(data_dir: str) -> FolderImages | ParquetImages:
     return images
 
 
-def to_tensor(encoded: bytes, image_size: int) -> Tensor:
-    """Decode an image file to uint8 (H, W, 3), scaled to cover the square and cropped to its centre."""
-    image = PILImage.open(io.BytesIO(encoded)).convert("RGB")
-    if image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), PILImage.Resampling.LANCZOS)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image_size, image_size, 3)
+def decoded(encoded: bytes, image_size: int) -> Tensor:
+    """An image file as uint8 (H, W, 3), scaled to cover the square and cropped to its centre."""
+    return image_to_uint8(PILImage.open(io.BytesIO(encoded)), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):
@@ -86,7 +84,7 @@ class PixelDataset(Dataset[Tensor]):
         if len(source) * image_size**2 * 3 <= cache_gb * 1e9:
             self.cache = torch.empty(len(source), image_size, image_size, 3, dtype=torch.uint8)
             for index in tqdm(range(len(source)), desc="decode", unit="image", mininterval=1):
-                self.cache[index] = to_tensor(source.read(index), image_size)
+                self.cache[index] = decoded(source.read(index), image_size)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,22 +95,12 @@ class PixelDataset(Dataset[Tensor]):
     def __getitems__(self, indices: list[int]) -> Tensor:
         if self.cache is not None:
             return self.cache[torch.as_tensor(indices)]
-        return torch.stack([to_tensor(self.source.read(index), self.image_size) for index in indices])
+        return torch.stack([decoded(self.source.read(index), self.image_size) for index in indices])
 
 
 def stack(batch: Tensor) -> Tensor:
     """The batch `PixelDataset.__getitems__` already stacked, (B, H, W, 3)."""
     return batch
-
-
-def to_pixel_values(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]; the permutation makes it channels_last for free."""
-    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def to_uint8(pixel_values: Tensor) -> Tensor:
-    """Inverse of `to_pixel_values`, rounding and clipping: (B, 3, H, W) -> (B, H, W, 3)."""
-    return pixel_values.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 class StepSampler(Sampler[list[int]]):

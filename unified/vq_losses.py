@@ -50,6 +50,17 @@ def adaptive_weight(reconstruction_loss: Tensor, gan_loss: Tensor, last_layer: T
     return (reconstruction_grad.norm() / (gan_grad.norm() + 1e-4)).clamp(0, limit).detach()
 
 
+def drop_scales(batch: int, num_scales: int, share: float, generator: torch.Generator) -> Tensor:
+    """How many scales each image is decoded from, (B,) in 1..K: about `share` of them lose their finer ones.
+
+    Which scale comes last is uniform over 1..K-1 (quantizer dropout, arXiv 2107.03312, section III.C).
+    """
+    if num_scales == 1:
+        return torch.ones(batch, dtype=torch.long)
+    fewer = torch.randint(1, num_scales, (batch,), generator=generator)
+    return torch.where(torch.rand(batch, generator=generator) < share, fewer, num_scales)
+
+
 class CodeUsage(nn.Module):
     """Counts which codes every scale used since the last `reset`, and how many steps each code has been idle.
 

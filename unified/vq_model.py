@@ -67,11 +67,14 @@ class VQModel(PreTrainedModel):
         """Picture of a feature map: (B, C, h_K, w_K) -> (B, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(f_hat))
 
-    def forward(self, pixel_values: Tensor) -> VQOutput:
-        """Reconstruct with gradients: what training the tokenizer needs."""
+    def forward(self, pixel_values: Tensor, kept_scales: Tensor | None = None) -> VQOutput:
+        """Reconstruct with gradients: what training the tokenizer needs.
+
+        `kept_scales` (B,) in 1..K: image b is decoded from its first `kept_scales[b]` scales only; None is all.
+        """
         features = self.features(pixel_values).float()
         with torch.autocast(features.device.type, enabled=False):  # the nearest code must not depend on rounding
-            quantized = self.quantizer(features)
+            quantized = self.quantizer(features, kept_scales)
         return VQOutput(self.f_hat_to_pixels(quantized.f_hat), quantized.codes, quantized.vq_loss)
 
     @torch.no_grad()

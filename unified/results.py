@@ -1,0 +1,33 @@
+"""What an evaluation leaves behind: one JSON that says what was measured, on what, how, and with which code."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def code_version() -> str | None:
+    """`git describe` of the checkout this package lies in, with `-dirty` where it was changed; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_result(
+    path: Path | None, metric: str, value: float, n: int, model: str, config: dict[str, Any], **details: Any
+) -> dict[str, Any]:
+    """The record `{metric, value, n, model, config, commit, ...details}`; with a `path`, written whole or not at all.
+
+    `value` is the headline, `details` what it is made of; `config` holds every setting that changes the value.
+    """
+    record = {"metric": metric, "value": value, "n": n, "model": model, "config": config}
+    record |= {"commit": code_version()} | details
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    return record
