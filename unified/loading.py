@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 
 from unified.configuration import UnifiedConfig
+from unified.image_lora import IMAGE_LORA
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
+from unified.vq_model import VQModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 FROZEN = "model.vq_model."
@@ -19,7 +24,7 @@ FROZEN = "model.vq_model."
 def load(
     model_dir: str | os.PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
-    """Model in eval mode and processor of a checkpoint or of an adapter, which is merged into its base.
+    """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as it can be.
 
     Args:
         device: the best there is by default: CUDA, then Apple's MPS, then the CPU.
@@ -32,20 +37,34 @@ def load(
     check_checkpoint(base)
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
-        from peft import PeftModel  # slow to import, and only adapters need it
-
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        adapted = PeftModel.from_pretrained(model, folder)
+        model = merge_new_parts(adapted) if acts_on_images_only(folder) else adapted.merge_and_unload()
     processor = UnifiedProcessor.from_pretrained(base)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
+
+
+def merge_new_parts(adapted: PeftModel) -> UnifiedForCausalLM:
+    """The model inside `adapted` with rows and image embedding merged, and only low-rank updates left to compute."""
+    model = adapted.get_base_model()
+    for name, part in list(model.named_modules()):
+        if isinstance(part, AuxiliaryTrainingWrapper):
+            whole = part.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, whole)
+    return model  # type: ignore[return-value]  # PEFT knows it as some module
 
 
 def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write the adapter `model_dir` and its base to `out` as one full checkpoint with its processor.
 
-    Raises ValueError where `model_dir` holds no adapter or `out` is in the way.
+    Raises ValueError where `model_dir` holds no adapter, or one of image positions only, or `out` is in the way.
     """
     if not (Path(model_dir) / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{model_dir} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
+    if acts_on_images_only(Path(model_dir)):
+        raise ValueError(
+            f"{model_dir} was trained with lora_positions image: text does not use its updates, so they cannot be "
+            "merged into the weights; use the folder as it is, or train with lora_positions all"
+        )
     check_free(out)
     save(*load(model_dir, device="cpu"), out)
 
@@ -65,6 +84,14 @@ def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.P
     os.replace(partial, out)
 
 
+def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None) -> VQModel:
+    """Image tokenizer alone, in float32, on the best device by default; ValueError where there is none."""
+    if not Path(folder, "config.json").is_file():
+        raise ValueError(f"vq {folder} holds no tokenizer (config.json); train one with recipes/train_vq.py")
+    vq = VQModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return vq.to(device or best_device())  # type: ignore[arg-type]  # HF wraps nn.Module.to
+
+
 def best_device() -> str:
     """CUDA, then MPS, then the CPU."""
     if torch.cuda.is_available():
@@ -72,9 +99,19 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def acts_on_images_only(adapter: Path) -> bool:
+    """Whether an adapter was trained with `lora_positions: image`."""
+    return read_adapter_config(adapter)["peft_type"] == IMAGE_LORA
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """What PEFT wrote of an adapter."""
+    return json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+
+
 def base_of(adapter: Path) -> Path:
     """Checkpoint that an adapter was trained on."""
-    name = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    name = read_adapter_config(adapter)["base_model_name_or_path"]
     if not name or not Path(name).is_dir():
         raise ValueError(
             f"{adapter} is an adapter of {name!r}, which is not a folder here; "

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from unified.configuration import UnifiedConfig
 from unified.generation import UnifiedGenerationMixin
 from unified.image_embedding import ImageEmbedding
+from unified.image_lora import ImageGate
 from unified.layout import Layout, attention_pairs, clock, read_layout
 from unified.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
 from unified.scales import scale_ids, scale_spans
@@ -48,6 +49,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         self.vq_model = VQModel(config.vq_config)
         self.image_embedding = ImageEmbedding(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        self.image_gate = ImageGate(self.language_model)
         self.vq_model.requires_grad_(False)
         self.post_init()
 
@@ -141,9 +143,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
             lowest = torch.finfo(self.dtype).min
             masks = {kind: torch.where(m, 0.0, lowest).to(self.dtype) for kind, m in masks.items()}
         elif attention != "sdpa":
-            raise ValueError(
-                f"attn_implementation {attention} takes no block mask; use sdpa or eager"
-            )
+            raise ValueError(f"attn_implementation {attention} takes no block mask; use sdpa or eager")
         return masks if "sliding_attention" in kinds else masks["full_attention"]
 
     def run(
@@ -157,7 +157,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The backbone on input `states` (B, q, D); its hidden states are not rolled."""
-        return self.language_model(
+        return self.image_gate.run(
+            self.language_model,
+            blocks >= 0,
             inputs_embeds=states,
             position_ids=position_ids,
             attention_mask=self.masks(blocks, valid, documents, cache),
@@ -236,6 +238,11 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         name = next(name for name, module in self.model.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output matrix. It has no bias: TRL reads that, and PEFT's wrapper of trained rows cannot tell."""
+        vars(self.lm_head)["bias"] = None
+        return self.lm_head
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "UnifiedForCausalLM":
@@ -335,9 +342,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
         divisor = targets.weights.sum() if divisor is None else divisor
-        return UnifiedOutput(
-            loss=total / divisor, group_losses=sums.index_add(0, group, losses), group_counts=counts
-        )
+        return UnifiedOutput(loss=total / divisor, group_losses=sums.index_add(0, group, losses), group_counts=counts)
 
 
 AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -13,6 +14,7 @@ from trl.models import unwrap_model_for_generation
 from unified.arguments import UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
+from unified.image_lora import ImageLoraConfig
 from unified.loading import FROZEN, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
@@ -52,10 +54,10 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
     return model
 
 
-def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> nn.Module:
+def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
     """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
-    from peft import LoraConfig, get_peft_model  # slow to import, and only this needs it
-
+    if args.lora_positions == "image" and model.config.image_order == "raster":
+        raise ValueError("lora_positions image needs images in blocks, which image_order raster has not; use all")
     vocabulary = model.config.vocabulary
     rows = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id, *vocabulary.image_ids]
     # by full path: the tokenizer and the image embedding hold linear layers as well
@@ -68,7 +70,8 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> n
     token_rows: dict[str, list[int]] = {name: rows}
     if not model.config.tie_word_embeddings:
         token_rows["lm_head"] = rows
-    config = LoraConfig(
+    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
+    config = kind(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
