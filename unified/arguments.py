@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from trl import DPOConfig
 
 
 def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -147,6 +148,7 @@ class TokenizerLossArguments:
     l1_weight: float = _arg(0.2, "weight of |x - reconstruction|; sharper edges than l2")
     l2_weight: float = _arg(1.0, "weight of the squared error, which is what PSNR measures")
     vq_weight: float = _arg(1.0, "weight of the VQ loss that moves codebook and encoder together")
+    scale_dropout: float = _arg(0.0, "share of images decoded without their finer scales, so that coarse codes count")
     lpips_weight: float = _arg(0.0, "weight of the perceptual LPIPS distance; needs lpips_path")
     lpips_path: str | None = _arg(None, "file with torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)")
     gan_weight: float = _arg(0.0, "weight of the patch discriminator, on top of VQGAN's adaptive weight")
@@ -220,6 +222,9 @@ class UnifiedTrainingArguments(TrainingArguments):
     )
     train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
     new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
+    lora_positions: Literal["all", "image"] = _arg(
+        "all", "where updates act; image: text stays exactly the base's, but the adapter cannot be merged"
+    )
     lora_rank: int = _arg(32, "rank of the updates")
     lora_alpha: int = _arg(64, "scale of the updates is alpha / rank")
     lora_dropout: float = _arg(0.0, "dropout in front of the updates")
@@ -260,3 +265,71 @@ class DemoArguments:
     temperature: float = _arg(0.7, "temperature of these pictures")
     top_k: int = _arg(0, "of how many codes they choose; 0: all")
     seed: int = _arg(0, "seed of scenes and pictures")
+
+
+@dataclass
+class DetectorArguments:
+    """Shape of the Scenes detector; the names are DetectorConfig's."""
+
+    channels: list[int] = _arg([64, 112], "widths at strides 4 and 8")
+    num_blocks: list[int] = _arg([2, 3], "residual blocks at strides 4 and 8; the last ones see the whole object")
+
+
+@dataclass
+class DetectorTrainingArguments:
+    """One run of recipes/train_detector.py; precision and processes belong to `accelerate launch`."""
+
+    vq: str = _arg("weights/scenes-vq", "image tokenizer whose pictures will be judged")
+    output_dir: str = _arg("out/detector", "where checkpoints, the log and the trained detector go")
+    measure: str | None = _arg(None, "do not train: measure the ceilings of the detector in this folder")
+    tidy_share: float = _arg(0.5, "share of scenes with tidy layout, the others are free")
+    torn_share: float = _arg(0.35, "share of pictures patched together from two, so that ruins are no objects")
+    tokenizer_share: float = _arg(0.5, "share of pictures seen through the tokenizer; costs about as much as a step")
+    max_steps: int = _arg(6000, "optimizer steps; the cosine schedule ends here")
+    max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
+    batch_size: int = _arg(32, "pictures per process and step; at least 16, or scrambled codes are not mixed enough")
+    learning_rate: float = _arg(2e-3, "peak learning rate")
+    warmup_steps: int = _arg(200, "steps of linear warm-up; the rate then falls to 0 along a cosine")
+    weight_decay: float = _arg(0.02, "AdamW's decay of convolution weights")
+    max_grad_norm: float = _arg(1.0, "gradients are clipped to this norm")
+    ema_decay: float = _arg(0.998, "decay of the averaged weights that are evaluated and saved")
+    log_steps: int = _arg(50, "steps between log lines")
+    eval_steps: int = _arg(1000, "steps between evaluations")
+    eval_scenes: int = _arg(50, "scenes of every task in these")
+    ceiling_scenes: int = _arg(400, "scenes of every task in the final ceilings, written to ceilings.json")
+    save_steps: int = _arg(500, "steps between resumable checkpoints; only the newest is kept")
+    resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start when there is none")
+    num_workers: int = _arg(0, "processes that render; worth it where a GPU would wait for them")
+    seed: int = _arg(0, "seed of weights, scenes and codes")
+
+
+@dataclass
+class DpoArguments(DPOConfig):
+    """One run of recipes/dpo.py: TRL's DPOConfig and what ours add; see trl for the inherited ones."""
+
+    output_dir: str = _arg("out/dpo", "where checkpoints, logs, samples and the result go")
+    model: str = _arg("out/sft", "checkpoint to improve, which is the reference too; merge an adapter first")
+    dtype: Literal["auto", "float32", "bfloat16"] = _arg("float32", "dtype of the weights, see recipes/sft.py")
+    train_files: list[str] = _arg([], "pairs of data_prep/build_preferences.py, or in TRL's formats; files or folders")
+    eval_files: list[str] = _arg([], "the same, held out")
+    held_out_share: float = _arg(0.0, "share of the training prompts kept for evaluation; not with eval_files")
+    max_length: int = _arg(512, "positions of prompt and answer; a longer pair is an error before training")
+    num_scales: int | None = _arg(None, "codes of so many scales, coarse to fine, count in log-probs; None: all")
+    tuning: Literal["full", "lora"] = _arg("lora", "lora: of the backbone alone; full: takes a second model")
+    train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
+    lora_positions: Literal["all", "image"] = _arg("all", "image: text stays the base's; cannot be merged")
+    lora_rank: int = _arg(32, "rank of the updates")
+    lora_alpha: int = _arg(64, "scale of the updates is alpha / rank")
+    lora_target_modules: list[str] = _arg(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers by name's ending"
+    )
+    kl_pairs: int = _arg(16, "pairs of every modality on which evaluation measures the KL to the reference")
+    resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
+    sample_prompts: list[str] = _arg([], "prompts drawn at every evaluation")
+    sample_temperature: float = _arg(1.0, "temperature of these pictures")
+    sample_top_k: int = _arg(0, "of how many codes they choose; 0: all")
+    sample_guidance: float = _arg(3.0, "their classifier-free guidance; 1 is none")
+    bf16: bool | None = _arg(False, "TRL's default is on; here as in recipes/sft.py")
+    gradient_checkpointing: bool | None = _arg(None, "TRL's default is on; here as in recipes/sft.py")
+    remove_unused_columns: bool = _arg(False, "must stay off: the collator needs every column")
+    report_to: str = _arg("tensorboard", "HF's; one tracker or none")

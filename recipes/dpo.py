@@ -1,0 +1,230 @@
+"""Teach a unified checkpoint to prefer better pictures and better answers: TRL's own `DPOTrainer`, not subclassed.
+
+One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml
+Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
+                    recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo
+8 GPUs, ZeRO-2: accelerate launch --config_file recipes/accelerate_configs/zero2.yaml \
+                    recipes/dpo.py --config recipes/configs/qwen2_7b_var256/3_dpo.yaml --tuning lora
+8 GPUs, ZeRO-3: accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
+                    recipes/dpo.py --config recipes/configs/qwen2_7b_var256/3_dpo.yaml
+
+Pairs come from data_prep/build_preferences.py, and from JSONL or parquet in TRL's preference formats; pairs of images,
+of text, of both, and about images may be mixed in one batch. Bad ones are refused by file and row before the first
+step. Every key of TRL's `DPOConfig` can be set: `beta`; `loss_type: [sigmoid]`, `[ipo]`, or with an SFT term on the
+chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 0.2]`. The reference is the model itself: `tuning: lora` turns
+its adapter off, `full` loads a second model, or none with `precompute_ref_log_probs: true`. An adapter of SFT has to
+be merged before (`unified merge`). `--resume True` goes on from the newest checkpoint.
+
+Evaluation reports every modality apart: `eval_image_loss`, `eval_image_rewards/margins`, `..._rewards/accuracies`, and
+`eval_image_kl`: KL(policy || reference) in nats per token along the chosen answers; so for text, understanding, mixed.
+In training's own lines TRL averages over the whole batch. Pictures of sample_prompts go to output_dir/samples.
+Weights of single scales in the log-prob are not offered: TRL sums log-probs of tokens that count or do not. What it
+allows is `num_scales: 2`: only the codes of the two coarsest scales count.
+"""
+
+import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments import DpoArguments, parse, run_main
+from unified.drawing import contact_sheet, draw
+from unified.generation import ImageSampling
+from unified.image_lora import ImageLoraConfig
+from unified.loading import ADAPTER_CONFIG, FROZEN, check_checkpoint, frozen_weights
+from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
+from unified.trainer import prepare_full
+
+REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
+
+
+class Report(TrainerCallback):
+    """After every evaluation of a modality: its rewards by its name, its KL to the reference; then pictures, once."""
+
+    def __init__(self, eval_pairs: dict[str, Dataset], collator: PairCollator, processor: UnifiedProcessor) -> None:
+        self.eval_pairs, self.collator, self.processor = eval_pairs, collator, processor
+        self.trainer: DPOTrainer | None = None  # set once it exists
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        metrics = kwargs["metrics"]
+        name = next(name for name in self.eval_pairs if f"eval_{name}_loss" in metrics)
+        logs = {f"eval_{name}_{key}": metrics[f"eval_{key}"] for key in REWARDS}
+        if args.kl_pairs:
+            logs[f"eval_{name}_kl"] = self.mean_kl(self.eval_pairs[name], args.kl_pairs)
+        self.trainer.log(logs)
+        if name == list(self.eval_pairs)[-1] and args.sample_prompts:
+            self.draw_samples(Path(args.output_dir) / "samples" / f"{state.global_step:06d}.png")
+
+    @torch.no_grad()
+    def mean_kl(self, pairs: Dataset, count: int) -> float:
+        """Mean KL(policy || reference) over the tokens of the first chosen answers; every rank computes all of it."""
+        values = []
+        for index in range(min(count, len(pairs))):
+            batch = self.collator([pairs[index]])
+            mask = batch.pop("completion_mask")[0].to(self.trainer.accelerator.device)
+            inputs = {key: value[: len(value) // 2].to(mask.device) for key, value in batch.items()}  # the chosen half
+            inputs["logits_to_keep"] = mask[1:].nonzero().squeeze(1)
+            policy, reference = self.log_probs(inputs, False), self.log_probs(inputs, True)
+            values.append((policy.exp() * (policy - reference)).sum(dim=-1))
+        return float(torch.cat(values).mean())
+
+    def log_probs(self, inputs: dict[str, Tensor], of_reference: bool) -> Tensor:
+        """Log-probs (n, V) of policy or reference at the positions `logits_to_keep`."""
+        trainer, adapter_off = self.trainer, nullcontext()
+        model = trainer.model
+        if of_reference and isinstance(model, PeftModel):
+            adapter_off = model.disable_adapter()
+        elif of_reference:
+            model = trainer.ref_model
+        with adapter_off, trainer.accelerator.autocast():
+            return model(**inputs, use_cache=False).logits[0].float().log_softmax(dim=-1)
+
+    def draw_samples(self, path: Path) -> None:
+        """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
+        trainer, args = self.trainer, self.trainer.args
+        core = trainer.accelerator.unwrap_model(trainer.model)
+        core = core.get_base_model() if isinstance(core, PeftModel) else core
+        sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance=args.sample_guidance)
+        training = core.training
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
+            core.eval()
+            images = draw(core, self.processor, args.sample_prompts, sampling, seed=args.seed)
+            core.train(training)
+        if trainer.is_world_process_zero():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(images, args.sample_prompts).save(path)
+
+
+def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
+    """Make what a trainer saved in `folder` a whole checkpoint.
+
+    The image tokenizer's weights are put back from the checkpoint `source`: DeepSpeed in bf16 rounds all weights, and
+    other weights make other codes. The processor is saved beside them.
+    """
+    frozen = frozen_weights(source)
+    for path in sorted(folder.glob("*.safetensors")):
+        weights = load_file(path)
+        if any(name.startswith(FROZEN) for name in weights):
+            partial = path.with_name(f"{path.name}.partial")
+            save_file({name: frozen.get(name, value) for name, value in weights.items()}, partial, {"format": "pt"})
+            os.replace(partial, path)
+    processor.save_pretrained(folder)
+
+
+class Complete(TrainerCallback):
+    """`complete` for every checkpoint."""
+
+    def __init__(self, processor: UnifiedProcessor) -> None:
+        self.processor = processor
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if state.is_world_process_zero:
+            complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", Path(args.model), self.processor)
+
+
+def check(args: DpoArguments) -> None:
+    """Raise ValueError for settings that cannot be honoured."""
+    if (Path(args.model) / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"--model {args.model} is an adapter, whose reference would be its base; `unified merge` it")
+    check_checkpoint(Path(args.model))
+    if not args.train_files:
+        raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
+    if args.eval_files and args.held_out_share:
+        raise ValueError(f"held_out_share {args.held_out_share} and eval_files are both given; keep one")
+    if args.tuning == "full" and args.precompute_ref_log_probs and args.kl_pairs:
+        raise ValueError(
+            f"kl_pairs {args.kl_pairs} needs the reference, which full tuning with precompute_ref_log_probs does not "
+            "keep; set kl_pairs 0"
+        )
+    context = UnifiedConfig.from_pretrained(args.model).text_config.max_position_embeddings
+    if args.max_length > context:
+        raise ValueError(f"max_length {args.max_length} is beyond the backbone's context of {context}; lower it")
+
+
+def load_model(args: DpoArguments) -> UnifiedForCausalLM:
+    """The checkpoint, as policy or as reference."""
+    return UnifiedForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+
+
+def load_data(args: DpoArguments, collator: PairCollator) -> tuple[Dataset, dict[str, Dataset]]:
+    """Checked pairs for training, and for evaluation by modality."""
+    config = UnifiedConfig.from_pretrained(args.model)
+    train, held_out = split_held_out(load_pairs(args.train_files, config), args.held_out_share)
+    if args.eval_files:
+        held_out = load_pairs(args.eval_files, config)
+    for pairs in (train, held_out):
+        if pairs is not None:
+            check_lengths(pairs, collator)
+    return train, by_modality(held_out) if held_out is not None else {}
+
+
+def shaped(pairs: Dataset, name: str, args: DpoArguments) -> Dataset:
+    """Pairs as TRL's trainer takes them; for precomputed log-probs on disk, where all ranks find the same cache."""
+    rows, folder = for_trl(pairs, args.precompute_ref_log_probs), Path(args.output_dir) / "pairs" / name
+    if not args.precompute_ref_log_probs:
+        return rows
+    state = PartialState()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        rows.save_to_disk(folder)
+    state.wait_for_everyone()
+    return load_from_disk(folder)
+
+
+def lora(model: UnifiedForCausalLM, args: DpoArguments) -> LoraConfig:
+    """Low-rank updates of the backbone alone: TRL reads the output matrix itself, not what an adapter makes of it."""
+    suffixes = tuple(args.lora_target_modules)
+    targets = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(suffixes)]
+    if not targets:
+        raise ValueError(f"lora_target_modules {list(suffixes)} match nothing in the backbone; name its linear layers")
+    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
+    return kind(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def main() -> None:
+    (args,) = parse((DpoArguments,))
+    set_seed(args.seed)
+    check(args)
+    processor = UnifiedProcessor.from_pretrained(args.model)
+    collator = PairCollator(processor, args.max_length, args.num_scales)
+    train, held_out = load_data(args, collator)
+    model, full = load_model(args), args.tuning == "full"
+    report = Report(held_out, collator, processor)
+    trainer = DPOTrainer(
+        model=prepare_full(model, args.train_text_rows) if full else model,
+        ref_model=load_model(args) if full and not args.precompute_ref_log_probs else None,
+        args=args,
+        train_dataset=shaped(train, "train", args),
+        eval_dataset={name: shaped(pairs, name, args) for name, pairs in held_out.items()} or None,
+        data_collator=collator,
+        # TRL has text to tokenize when it precomputes: see `for_trl`
+        processing_class=processor.tokenizer if args.precompute_ref_log_probs else processor,
+        callbacks=[report, Complete(processor)],
+        peft_config=None if full else lora(model, args),
+    )
+    report.trainer = trainer
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        complete(Path(args.output_dir), Path(args.model), processor)
+    trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,167 @@
+"""DPO in rounds: draw, score, pair, train, measure on held-out prompts; again from the better model, until none is.
+
+    python recipes/iterate_dpo.py --run recipes/configs/smollm2_scenes/3_dpo.yaml --model out/demo-full/2_sft \\
+        --out out/smollm2_scenes/dpo
+
+--run is a YAML of recipes/dpo.py and says how each round trains; its model, train_files and output_dir are filled in.
+Every round draws for prompts of its own (eval/write_prompts.py, split train, another seed each round). What is
+measured is GenEval's overall score by --detector on one fixed set of prompts that ask for combinations no training
+scene shows (split heldout), or on --heldout FILE; round 0 is the model it starts from. The rounds end when one did not
+raise the best score, and after --rounds at the latest. --extra are pairs that join every round: text, or questions
+about images (data_prep/build_preferences.py --questions), so that language and understanding stay.
+
+Every step is one of the project's own commands, printed before it runs. A step that is done is not done again, and one
+that was stopped goes on: start the same line again. `OUT/rounds.json` has the score of every round and its standard
+error; the best model's folder is printed at the end.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unified.arguments import DpoArguments, parse, run_main
+from unified.loading import ADAPTER_CONFIG
+from unified.rows import claim_folder
+
+# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step a fifth faster
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+@dataclass
+class IterateArguments:
+    """What the rounds draw, train and measure."""
+
+    model: str = field(metadata={"help": "checkpoint to start from; merge an adapter first"})
+    out: str = field(metadata={"help": "folder for everything"})
+    run: str = field(metadata={"help": "YAML of recipes/dpo.py"})
+    rounds: int = field(default=4, metadata={"help": "rounds at most"})
+    prompts: int = field(default=360, metadata={"help": "prompts a round draws for"})
+    classes: list[str] = field(default_factory=list, metadata={"help": "objects in prompts; empty: all 68"})
+    colours: list[str] = field(default_factory=list, metadata={"help": "colours in prompts; empty: all ten"})
+    samples: int = field(default=8, metadata={"help": "pictures for each of them"})
+    scorer: Literal["verdict", "margin"] = field(default="margin", metadata={"help": "see build_preferences.py"})
+    max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
+    min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
+    guidance: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
+    temperature: float = field(default=1.0, metadata={"help": "of the pictures in pairs; high, for differences"})
+    extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
+    heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
+    heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
+    heldout_samples: int = field(default=4, metadata={"help": "pictures for each of them"})
+    heldout_guidance: float = field(default=3.0, metadata={"help": "of the pictures that are measured"})
+    heldout_temperature: float = field(default=0.7, metadata={"help": "of the pictures that are measured"})
+    detector: str = field(default="scenes", metadata={"help": "as for eval/geneval.py"})
+    batch_size: int = field(default=64, metadata={"help": "pictures drawn at once"})
+    launch: str = field(
+        default="recipes/accelerate_configs/cpu_bf16.yaml", metadata={"help": "accelerate's file for training"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds {self.rounds}; give at least 1")
+        if (Path(self.model) / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"--model {self.model} is an adapter; `unified merge` it first")
+
+
+def step(folder: Path, name: str, command: list[str]) -> None:
+    """Run a command unless it was done before; exits with its status if it fails."""
+    done = folder / "done" / name
+    if done.exists():
+        return
+    print(f"[{folder.name} {name}] {' '.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
+    if status:
+        sys.exit(status)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+
+
+def write_prompts(args: IterateArguments, folder: Path, split: str, count: int, seed: int) -> Path:
+    """A prompt set of a split; returns its file."""
+    path = folder / f"{split}.jsonl"
+    command = ["eval/write_prompts.py", "--out", str(path), "--count", str(count), "--seed", str(seed)]
+    command += ["--split", split]
+    command += ["--classes", *args.classes] if args.classes else []
+    command += ["--colours", *args.colours] if args.colours else []
+    step(folder, f"prompts_{split}", command)
+    return path
+
+
+def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -> Path:
+    """Pairs of pictures the model draws; returns their folder."""
+    prompts = write_prompts(args, folder, "train", args.prompts, args.seed + number)
+    command = ["data_prep/build_preferences.py", "--model", model, "--prompts", str(prompts)]
+    command += ["--out", str(folder / "pairs"), "--samples", str(args.samples), "--scorer", args.scorer]
+    command += ["--max_pairs", str(args.max_pairs), "--min_gap", str(args.min_gap), "--detector", args.detector]
+    command += ["--guidance", str(args.guidance), "--temperature", str(args.temperature)]
+    command += ["--batch_size", str(args.batch_size), "--seed", str(args.seed + number)]
+    step(folder, "pairs", command)
+    return folder / "pairs"
+
+
+def train(args: IterateArguments, folder: Path, model: str, pairs: Path) -> str:
+    """A round's training; returns the folder of a full checkpoint."""
+    tuned, merged = folder / "dpo", folder / "merged"
+    command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/dpo.py"]
+    command += ["--config", args.run, "--model", model, "--output_dir", str(tuned), "--resume", "True"]
+    step(folder, "train", [*command, "--train_files", str(pairs), *args.extra])
+    if not (tuned / ADAPTER_CONFIG).is_file():
+        return str(tuned)
+    if not merged.exists():  # it appears when it is whole
+        step(folder, "merge", ["-m", "unified.cli", "merge", "--model", str(tuned), "--out", str(merged)])
+    return str(merged)
+
+
+def measure(args: IterateArguments, folder: Path, model: str, prompts: Path) -> dict[str, Any]:
+    """GenEval's result of a model on the held-out prompts."""
+    images, result = folder / "heldout", folder / "heldout.json"
+    command = ["eval/generate_images.py", "--model", model, "--prompts", str(prompts), "--out", str(images)]
+    command += ["--samples", str(args.heldout_samples), "--batch_size", str(args.batch_size)]
+    command += ["--guidance", str(args.heldout_guidance), "--temperature", str(args.heldout_temperature)]
+    step(folder, "draw_heldout", [*command, "--seed", str(args.seed)])
+    command = ["eval/geneval.py", "--images", str(images), "--detector", args.detector, "--prompts", str(prompts)]
+    step(folder, "score_heldout", [*command, "--model", model, "--out", str(result)])
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def record(out: Path, rounds: list[dict[str, Any]], number: int, model: str, result: dict[str, Any]) -> None:
+    """Add a round's score to `rounds` and write all of them."""
+    rounds.append({"round": number, "model": model, "value": result["value"], "stderr": result["stderr"]})
+    partial = out / "rounds.json.partial"
+    partial.write_text(json.dumps(rounds, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, out / "rounds.json")
+    print(f"[round {number}] held-out score {result['value']:.4f} +- {result['stderr'] or 0:.4f}", flush=True)
+
+
+def has_risen(rounds: list[dict[str, Any]]) -> bool:
+    """Whether the last round's score is the best so far."""
+    return rounds[-1]["value"] > max(entry["value"] for entry in rounds[:-1])
+
+
+def main() -> None:
+    (args,) = parse((IterateArguments,))
+    parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
+    settings = {name: value for name, value in vars(args).items() if name != "rounds"}
+    out, model = claim_folder(args.out, settings), args.model
+    start = out / "round_0"
+    heldout = Path(args.heldout or write_prompts(args, start, "heldout", args.heldout_prompts, args.seed))
+    rounds: list[dict[str, Any]] = []
+    record(out, rounds, 0, model, measure(args, start, model, heldout))
+    for number in range(1, args.rounds + 1):
+        folder = out / f"round_{number}"
+        model = train(args, folder, model, build_pairs(args, folder, model, number))
+        record(out, rounds, number, model, measure(args, folder, model, heldout))
+        if not has_risen(rounds):
+            print(f"[round {number}] did not raise the score: stopped")
+            break
+    best = max(rounds, key=lambda entry: entry["value"])
+    print(json.dumps({"best": best, "rounds": rounds}))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,140 @@
+"""recipes/iterate_dpo.py: the steps of its rounds, when they end, that a stopped job goes on; nothing is trained."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import load_script
+
+from unified.arguments import parse
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = "recipes/iterate_dpo.py"
+CONFIG = ROOT / "recipes/configs/tiny_dpo.yaml"
+
+
+class World:
+    """Runs no command, but leaves what it would leave: held-out scores from a list, adapters, merged checkpoints."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.commands, self.fails_at = scores, [], ""
+
+    def run(self, command: list[str], **_: object) -> SimpleNamespace:
+        command = command[1:]
+        flags = dict(zip(command, command[1:], strict=False))
+        name = next(Path(word).stem for word in command if word.endswith(".py") or word == "unified.cli")
+        if name == self.fails_at:
+            return SimpleNamespace(returncode=3)
+        self.commands.append((name, flags, command))
+        if name == "dpo":
+            Path(flags["--output_dir"]).mkdir(parents=True)
+            Path(flags["--output_dir"], "adapter_config.json").touch()
+        if name == "unified":
+            Path(flags["--out"]).mkdir(parents=True)
+        if name == "geneval":
+            Path(flags["--out"]).parent.mkdir(parents=True, exist_ok=True)
+            Path(flags["--out"]).write_text(json.dumps({"value": self.scores.pop(0), "stderr": 0.01}))
+        return SimpleNamespace(returncode=0)
+
+
+@pytest.fixture
+def iterate(
+    run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, World]]:
+    """Run the script in a world with these held-out scores."""
+
+    def run(world: World, *changes: object) -> int:
+        monkeypatch.setattr(load_script(SCRIPT), "subprocess", SimpleNamespace(run=world.run))
+        given = ["--run", CONFIG, "--model", "out/sft", "--out", tmp_path / "out", "--extra", "text.jsonl"]
+        return run_script(SCRIPT, *given, *changes)
+
+    return run
+
+
+def rounds(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "rounds.json").read_text())
+
+
+def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
+    iterate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World([0.4, 0.5, 0.5])
+    assert iterate(world) == 0
+    start, each = (
+        ["write_prompts", "generate_images", "geneval"],
+        ["write_prompts", "build_preferences", "dpo", "unified"],
+    )
+    assert [name for name, *_ in world.commands] == start + 2 * [*each, "generate_images", "geneval"]
+    drawn = [flags["--model"] for name, flags, _ in world.commands if name == "generate_images"]
+    merged = [str(tmp_path / f"out/round_{number}/merged") for number in (1, 2)]
+    assert drawn == ["out/sft", *merged]
+    trained = [flags["--model"] for name, flags, _ in world.commands if name == "dpo"]
+    assert trained == ["out/sft", merged[0]]
+    seeds = [flags["--seed"] for name, flags, _ in world.commands if name == "write_prompts"]
+    assert len(set(seeds)) == 3  # held out, and every round its own
+    assert [entry["value"] for entry in rounds(tmp_path / "out")] == [0.4, 0.5, 0.5]
+    best = json.loads(capsys.readouterr().out.splitlines()[-1])["best"]
+    assert (best["round"], best["model"]) == (1, merged[0])
+
+
+def test_rounds_are_limited(iterate: Callable[..., int], tmp_path: Path) -> None:
+    assert iterate(World([0.1, 0.2, 0.3, 0.4]), "--rounds", 2) == 0
+    assert len(rounds(tmp_path / "out")) == 3
+
+
+def test_a_stopped_job_goes_on_and_a_finished_one_does_nothing(iterate: Callable[..., int], tmp_path: Path) -> None:
+    world = World([0.4, 0.5, 0.3])
+    world.fails_at = "dpo"
+    assert iterate(world) == 3
+    before = len(world.commands)
+    world.fails_at = ""
+    assert iterate(world) == 0
+    assert world.commands[before][0] == "dpo" and len(rounds(tmp_path / "out")) == 3
+    after = len(world.commands)
+    assert iterate(world) == 0 and len(world.commands) == after
+    assert iterate(world, "--rounds", 1) == 0 and len(world.commands) == after
+
+
+def test_every_command_is_one_its_script_understands(iterate: Callable[..., int], tmp_path: Path) -> None:
+    world = World([0.4, 0.5, 0.3])
+    assert iterate(world, "--classes", "cat", "wine glass", "--colours", "red") == 0
+    for name, _, command in world.commands:
+        if name == "unified":
+            assert command[:3] == ["-m", "unified.cli", "merge"]
+            continue
+        place = next(index for index, word in enumerate(command) if Path(word).stem == name)
+        script = load_script(command[place])
+        call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / command[place]).read_text())
+        parse(tuple(vars(script)[word] for word in re.findall(r"\w+", call[1])), command[place + 1 :])
+
+
+def test_another_job_in_the_folder_and_bad_settings_are_refused(
+    iterate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert iterate(World([0.4, 0.3])) == 0
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("betta: 0.1\n")
+    for changes, words in (
+        (["--guidance", 2], "was made with guidance 3.0, not 2.0"),
+        (["--run", bad], "betta"),
+        (["--rounds", 0], "at least 1"),
+    ):
+        assert iterate(World([]), *changes) == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").touch()
+    assert iterate(World([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
+
+
+def test_commands_run_in_the_same_python(tmp_path: Path) -> None:
+    script = load_script(SCRIPT)
+    assert script.subprocess is subprocess
+    script.step(tmp_path, "touch", ["-c", f"open({str(tmp_path / 'x')!r}, 'w')"])
+    assert (tmp_path / "x").exists() and (tmp_path / "done/touch").exists()
+    with pytest.raises(SystemExit) as stop:
+        script.step(tmp_path, "fail", ["-c", "raise SystemExit(5)"])
+    assert stop.value.code == 5 and not (tmp_path / "done/fail").exists()
