@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from unified.arguments import parse, run_main
+from unified.loading import load_vq
 from unified.pictures import image_to_pixels
 from unified.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
 from unified.vq_model import VQModel
@@ -85,13 +86,6 @@ class Pixels(Dataset[torch.Tensor | str]):
                 return image_to_pixels(image, self.image_size)
         except BAD_IMAGE as error:
             return f"{type(error).__name__}: {error}"
-
-
-def load_vq(folder: str, device: torch.device) -> VQModel:
-    """Image tokenizer in float32; ValueError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"--vq {folder} holds no tokenizer (config.json); train one with recipes/train_vq.py")
-    return VQModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
 
 def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from unified.loading import load
 from unified.page import DemoPage, Turn
 from unified.scenes import CLASSES, draw_scene, sample_scene
 
+STRIPS = 8  # prompts whose pictures are shown scale by scale
+
 
 def ask(chat: Chat, question: str) -> str:
     """The text of an answer."""
@@ -65,7 +67,10 @@ def main() -> None:
     chat = converse(Chat(model, processor, sampling, seed=args.seed), args)
     images = draw(model, processor, args.prompts, sampling, seed=args.seed)
     contact_sheet(images, args.prompts).save(out / "drawings.png")
-    strip = draw_by_scale(model, processor, args.prompts[0], sampling, seed=args.seed)
+    strips = [
+        (prompt, draw_by_scale(model, processor, prompt, sampling, seed=args.seed + index))
+        for index, prompt in enumerate(args.prompts[:STRIPS])
+    ]
     log = history(out)
     seen = max((entry.get("images_seen", 0.0) for entry in log), default=0.0)
     steps = json.loads((out / "steps.json").read_text()) if (out / "steps.json").exists() else []
@@ -75,12 +80,11 @@ def main() -> None:
         facts=[
             f"SmolLM2-135M-Instruct, fine-tuned on {int(seen)} rendered pictures on this machine's CPU.",
             f"What it was shown: {domain}; tasks {args.tags or 'all six of GenEval'}. It knows nothing else to draw.",
-            f"Drawn with seed {args.seed}, guidance {args.guidance}, temperature {args.temperature}; none was picked.",
+            f"Drawn with seeds from {args.seed} on, guidance {args.guidance}, temperature {args.temperature}.",
             "Pictures: OpenMoji (CC BY-SA 4.0), rendered 64 x 64 pixels.",
         ],
         drawings=list(zip(args.prompts, images, strict=True)),
-        strip_prompt=args.prompts[0],
-        strip=strip,
+        strips=strips,
         chat=chat,
         log=log,
         steps=steps,

@@ -36,7 +36,6 @@ from unified.arguments import TokenizerArguments, TokenizerLossArguments, Tokeni
 from unified.configuration import VQConfig
 from unified.metrics import psnr
 from unified.pictures import to_pixel_values, to_uint8
-from unified.scales import scale_spans
 from unified.vq_data import PixelDataset, StepSampler, held_out_split, open_images, stack
 from unified.vq_losses import (
     LPIPS,
@@ -231,7 +230,7 @@ class TokenizerRun:
         for images in held_out.split(self.args.batch_size):
             real = to_pixel_values(images.to(self.accelerator.device))
             codes.append(self.average.encode(real))
-            scores.append(torch.stack([psnr(fake, real) for fake in coarse_to_fine(self.average, codes[-1])]))
+            scores.append(torch.stack([psnr(fake, real) for fake in self.average.decode_by_scale(codes[-1])]))
         by_scale = torch.cat(scores, dim=1).mean(dim=1).tolist()
         usage = CodeUsage(self.average.config.codebook_size, self.average.config.patch_nums)
         usage.update(torch.cat(codes).cpu())
@@ -300,12 +299,6 @@ class TokenizerRun:
                 os.replace(path, partial.parent / path.name)
             partial.rmdir()
         self.accelerator.end_training()
-
-
-def coarse_to_fine(model: VQModel, codes: Tensor) -> list[Tensor]:
-    """Pictures decoded from the first 1, 2, ... K scales of `codes` (B, L), each (B, 3, H, W) in [-1, 1]."""
-    stops = [stop for _, stop in scale_spans(model.config.patch_nums)]
-    return [model.f_hat_to_pixels(model.quantizer.partial_f_hat(codes[:, :stop])).clamp(-1, 1) for stop in stops]
 
 
 def learning_rate(step: int, args: TokenizerTrainingArguments) -> float:

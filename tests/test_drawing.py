@@ -45,6 +45,16 @@ def test_batches_do_not_change_greedy_pictures(toy: Toy) -> None:
     assert (together[0] != together[1]).any()
 
 
+def test_an_image_with_its_own_generator_is_the_same_in_any_batch(toy: Toy) -> None:
+    def codes(order: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(10 + number) for number in order]
+        return draw_codes(*toy, [PROMPTS[number] for number in order], SAMPLING, generators)
+
+    together = codes([0, 1, 2])
+    assert torch.equal(codes([2, 0]), together[[2, 0]])
+    assert torch.equal(torch.cat([codes([number]) for number in range(3)]), together)
+
+
 def test_the_last_of_the_scales_is_the_picture(toy: Toy) -> None:
     by_scale = draw_by_scale(*toy, PROMPTS[0], SAMPLING, seed=3)
     assert len(by_scale) == 2
@@ -54,10 +64,11 @@ def test_the_last_of_the_scales_is_the_picture(toy: Toy) -> None:
 
 def test_pictures_are_the_decoded_codes(toy: Toy) -> None:
     model, processor = toy
-    generator = torch.Generator().manual_seed(0)
-    codes = draw_codes(model, processor, PROMPTS, SAMPLING, generator)
+    generators = [torch.Generator().manual_seed(7 + number) for number in range(3)]
+    codes = draw_codes(model, processor, PROMPTS, SAMPLING, generators)
     assert codes.shape == (3, 5) and codes.min() >= 0 and codes.max() < 32
-    assert (pixels(codes_to_images(model, codes)) == pixels(draw(model, processor, PROMPTS, SAMPLING))).all()
+    drawn = draw(model, processor, PROMPTS, SAMPLING, seed=7, batch_size=2)
+    assert (pixels(codes_to_images(model, codes)) == pixels(drawn)).all()
 
 
 def test_a_contact_sheet_has_room_for_all() -> None:

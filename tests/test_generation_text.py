@@ -101,3 +101,12 @@ def test_a_prompt_is_measured_in_ticks() -> None:
     assert ids.shape[1] > 512
     answer = model.generate(ids, image_codes=random_codes(model, 33), max_new_tokens=1, **GREEDY)
     assert answer.shape[1] == ids.shape[1] + 1
+
+
+def test_text_has_one_generator_and_images_may_have_one_each() -> None:
+    model, prompts = toy_model(), torch.tensor([[5, BOI], [6, BOI]])
+    seeded = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    painted = model.generate(prompts, max_new_tokens=0, generator=seeded)
+    assert painted.shape[1] == 2 + model.config.image_length + 1
+    with pytest.raises(ValueError, match="text is drawn from one generator"):
+        model.generate(prompts, max_new_tokens=2, generator=seeded)

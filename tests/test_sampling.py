@@ -70,6 +70,25 @@ def test_the_generator_is_the_only_source_of_randomness() -> None:
     assert draws[0].shape == (3, 4)
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_row_with_its_own_generator_does_not_know_its_neighbours() -> None:
+    logits = random_logits(0)
+    together = sample(logits, generator=generators(5, 6, 7))
+    turned = sample(logits.flip(0), generator=generators(7, 6, 5)).flip(0)
+    alone = torch.cat([sample(logits[i : i + 1], generator=generators(5 + i)) for i in range(3)])
+    one = sample(logits[1:2], generator=generators(6)[0])
+    assert torch.equal(together, turned) and torch.equal(together, alone) and torch.equal(together[1:2], one)
+    assert not torch.equal(together, sample(logits, generator=generators(5, 6, 8)))
+
+
+def test_every_row_needs_a_generator() -> None:
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        sample(random_logits(0), generator=generators(1, 2))
+
+
 def test_guidance_one_is_the_condition_and_zero_none() -> None:
     conditional, unconditional = random_logits(0), random_logits(1)
     torch.testing.assert_close(apply_guidance(conditional, unconditional, 1.0), conditional)

@@ -1,4 +1,4 @@
-"""The `unified` command: extend, draw, chat, merge. Thin: every command calls the rooms of the package.
+"""The `unified` command: extend, draw, chat, merge, report. Thin: every command calls the rooms of the package.
 
 Those rooms load torch, so each command imports them itself and `unified --help` answers at once.
 """
@@ -149,6 +149,18 @@ def merge(
 
     merge_adapter(model, out)
     typer.echo(str(out))
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="result JSONs, or folders that hold some")],
+    out: Annotated[Path, typer.Option(help="page to write: .html (with pictures) or .md")],
+) -> None:
+    """Put the scores of eval/ scripts into one page: models by metrics, and what each score is made of."""
+    from unified.report import write_report
+
+    count = write_report(results, out)
+    typer.echo(f"{out}: {count} results")
 
 
 def read_line() -> str | None:

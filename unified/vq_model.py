@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from unified.configuration import VQConfig
 from unified.quantizer import MultiScaleQuantizer
+from unified.scales import scale_spans
 from unified.vq_layers import build_coders, quant_conv
 
 
@@ -86,6 +87,12 @@ class VQModel(PreTrainedModel):
     def decode(self, codes: Tensor) -> Tensor:
         """Pixel values (B, 3, H, W), clamped to [-1, 1], of `codes` (B, L)."""
         return self.f_hat_to_pixels(self.quantizer.codes_to_f_hat(codes)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode_by_scale(self, codes: Tensor) -> list[Tensor]:
+        """Pixel values (B, 3, H, W) of the first 1, 2, ... K scales of `codes` (B, L); the last is `decode`'s."""
+        stops = [stop for _, stop in scale_spans(self.quantizer.patch_nums)]
+        return [self.f_hat_to_pixels(self.quantizer.partial_f_hat(codes[:, :stop])).clamp(-1, 1) for stop in stops]
 
     def fingerprint(self) -> str:
         """SHA-256 over scales and weights: two tokenizers whose codes mean the same pictures have the same one."""

@@ -1,0 +1,124 @@
+"""What a detector's GenEval scores are worth: its verdicts on Scenes whose truth is known, right and wrong captions.
+
+    python eval/detector_ceiling.py --detector scenes --out results/ceiling.json
+    python eval/detector_ceiling.py --detector scenes --vq weights/scenes-vq --layout tidy --split heldout \\
+        --out results/ceiling_tidy_heldout.json
+
+Scenes are drawn, with --vq also seen through the image tokenizer, and judged three times each: against their own
+caption (the ceiling: a perfect generator scores no more), against another scene's of the same task (`shuffled`), and
+against one that is wrong in a single thing, the colour, the count, the relation, one object (`near_miss`). Passing
+either of these is a false positive, which a generator gets for nothing. Published rules. Prints one JSON whose value
+is the ceiling, through the tokenizer if there is one, and a table to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from unified.arguments import parse, run_main
+from unified.arrangement import tidy
+from unified.detections import DetectionArguments, Detections, Detector
+from unified.detector_ceilings import reconstructions, summary, wrong_captions
+from unified.geneval_prompts import near_miss
+from unified.loading import load_vq
+from unified.results import write_result
+from unified.scenes import Scene, draw_scene, sample_scene, tags_of
+
+SHARE_AND_ERROR = (("", "overall"), ("_stderr", "stderr"))
+
+
+@dataclass
+class CeilingArguments:
+    """Which scenes are judged."""
+
+    out: str | None = field(default=None, metadata={"help": "JSON for the result, beside printing it"})
+    scenes: int = field(default=100, metadata={"help": "scenes of every task"})
+    layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as data_prep/render_scenes.py has it"})
+    split: Literal["train", "heldout"] = field(default="train", metadata={"help": "the same; heldout has four tasks"})
+    vq: str | None = field(default=None, metadata={"help": "image tokenizer to see the scenes through as well"})
+    seed: int = field(default=0, metadata={"help": "another seed gives other scenes"})
+
+    def __post_init__(self) -> None:
+        if self.scenes < 2 or self.seed < 0:
+            raise ValueError(f"scenes={self.scenes}, seed={self.seed}: give at least 2 scenes and no negative seed")
+
+
+def main() -> None:
+    args, detection = parse((CeilingArguments, DetectionArguments))
+    scenes = sample(args)
+    pictures = {"renders": [draw_scene(scene) for scene in scenes]}
+    if args.vq is not None:
+        pictures["reconstructions"] = reconstructions(load_vq(args.vq), pictures["renders"])
+    detector, captions = detection.load(), captions_of(scenes, args.seed)
+    judged = {name: judge(captions, look(detector, images, detection)) for name, images in pictures.items()}
+    config = asdict(args) | {"detector": detection.identity()}
+    del config["out"]
+    best = judged[list(judged)[-1]]["own"]
+    details = {"stderr": best["stderr"], "overall": overall(judged)} | {name: by_task(k) for name, k in judged.items()}
+    path = Path(args.out) if args.out else None
+    result = write_result(
+        path, "detector_ceiling", best["overall"], len(scenes), detection.detector, config, **details
+    )
+    sys.stderr.write("".join(map(table, judged, judged.values())))
+    print(json.dumps(result))
+
+
+def sample(args: CeilingArguments) -> list[Scene]:
+    """As many scenes of every task."""
+    rng = np.random.default_rng(args.seed)
+    scenes = [sample_scene(tag, rng, split=args.split) for tag in tags_of(args.split) for _ in range(args.scenes)]
+    return [tidy(scene) for scene in scenes] if args.layout == "tidy" else scenes
+
+
+def captions_of(scenes: Sequence[Scene], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """For every scene its own caption's metadata, another scene's, and one that is wrong in one thing."""
+    rng = np.random.default_rng(seed)
+    own = [scene.metadata for scene in scenes]
+    near = [near_miss(metadata, rng) for metadata in own]
+    return {"own": own, "shuffled": wrong_captions(scenes, seed), "near_miss": near}
+
+
+def look(detector: Detector, images: Sequence[Image.Image], detection: DetectionArguments) -> list[Detections]:
+    """Detections of every image."""
+    found: list[Detections] = []
+    for start in tqdm(range(0, len(images), detection.detect_batch_size), desc="detecting", unit="batch"):
+        found += detector.detect(images[start : start + detection.detect_batch_size])
+    return found
+
+
+def judge(captions: dict[str, list[dict[str, Any]]], found: Sequence[Detections]) -> dict[str, Any]:
+    """`geneval_summary` of every kind of caption."""
+    return {kind: summary(metadata, found) for kind, metadata in captions.items()}
+
+
+def overall(judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Shares of captions that pass, with standard errors, of every kind of picture and caption."""
+    return {
+        name: {f"{kind}{suffix}": scores[key] for kind, scores in kinds.items() for suffix, key in SHARE_AND_ERROR}
+        for name, kinds in judged.items()
+    }
+
+
+def by_task(kinds: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Shares of captions that pass, of every task and kind of caption."""
+    tasks = kinds["own"]["tasks"]
+    return {tag: {kind: scores["tasks"][tag]["value"] for kind, scores in kinds.items()} for tag in tasks}
+
+
+def table(name: str, kinds: dict[str, Any]) -> str:
+    """Shares of captions that pass, for people."""
+    rows = by_task(kinds) | {"overall": {kind: scores["overall"] for kind, scores in kinds.items()}}
+    lines = [f"{name:<24}" + "".join(f"{kind:>11}" for kind in kinds)]
+    lines += [f"{tag:<24}" + "".join(f"{value:>11.4f}" for value in shares.values()) for tag, shares in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_main(main)

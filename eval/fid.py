@@ -1,0 +1,120 @@
+"""Frechet Inception distance (Heusel et al. 2017, arXiv 1706.08500) between two folders of pictures.
+
+    python eval/fid.py --a out/geneval --b data/scenes_heldout --inception weights-inception-2015-12-05-6726825d.pth
+
+Each is a folder of png/jpg/webp files (searched through, so that GenEval's layout will do) or of *.parquet shards with
+an `images` column. Weights are torch-fidelity's or pytorch-fid's file: --inception FILE, or what those packages left
+in torch.hub's cache. Pictures go in as they are and are resized by the network's own rule, as in the first FID; of two
+sizes the distance would measure the resizing, so that is an error: --image_size S scales and crops all of them to S.
+
+Printed, and written to --out, is one JSON. FID falls with the number of pictures: compare equal n only, 10,000 and
+more for numbers that others are to believe.
+"""
+
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from unified.arguments import parse, run_main
+from unified.geneval_files import read_settings
+from unified.inception import Inception, feature_statistics
+from unified.loading import best_device
+from unified.metrics import frechet_distance
+from unified.pictures import square
+from unified.results import write_result
+from unified.vq_data import FolderImages, open_images
+
+
+@dataclass
+class FidArguments:
+    """What is compared."""
+
+    a: str = field(metadata={"help": "folder of pictures, the generated ones"})
+    b: str = field(metadata={"help": "folder of pictures, the reference"})
+    inception: str | None = field(default=None, metadata={"help": "its weights; needed where no cache has them"})
+    n: int = field(default=0, metadata={"help": "pictures of each folder, the first by name; 0 is all"})
+    image_size: int = field(default=0, metadata={"help": "scale and crop to this square; 0: as they are"})
+    batch_size: int = field(default=32, metadata={"help": "pictures at once"})
+    out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
+
+    def __post_init__(self) -> None:
+        for name, least in {"n": 0, "image_size": 0, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+
+
+class Pictures:
+    """The pictures of a folder as uint8 (H, W, 3)."""
+
+    def __init__(self, folder: str, args: FidArguments) -> None:
+        self.folder, self.side = folder, args.image_size
+        self.source = open_images(folder)
+        if args.n > len(self.source):
+            raise ValueError(f"--n {args.n}, but {folder} holds {len(self.source)} pictures; give less, or 0 for all")
+        self.count = args.n or len(self.source)
+
+    def name(self, index: int) -> str:
+        """What an error calls a picture."""
+        if isinstance(self.source, FolderImages):
+            return str(self.source.paths[index])
+        return f"picture {index} of {self.folder}"
+
+    def read(self, index: int) -> Tensor:
+        """One picture; ValueError says which one is broken."""
+        try:
+            with Image.open(io.BytesIO(self.source.read(index))) as opened:
+                image = square(opened, self.side) if self.side else opened.convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.name(index)} cannot be read ({error}); take it out or mend it") from None
+        return torch.from_numpy(np.array(image))
+
+    def features(self, net: Any, size: torch.Size, batch_size: int) -> Tensor:
+        """Features (N, D) of all pictures, which must have `size`."""
+        found = []
+        with tqdm(total=self.count, desc=self.folder, unit="image") as bar:
+            for start in range(0, self.count, batch_size):
+                images = [self.read(index) for index in range(start, min(start + batch_size, self.count))]
+                for number, image in enumerate(images, start=start):
+                    self.check_size(number, image.shape, size)
+                found.append(net(torch.stack(images).to(best_device())).cpu())
+                bar.update(len(images))
+        return torch.cat(found)
+
+    def check_size(self, index: int, found: torch.Size, wanted: torch.Size) -> None:
+        """Raise ValueError for a picture of another size than the first."""
+        if found != wanted:
+            raise ValueError(
+                f"{self.name(index)} is {found[1]} x {found[0]}, the first one of --a {wanted[1]} x {wanted[0]}; "
+                "give --image_size to bring all to one size"
+            )
+
+
+def made_by(folder: str) -> str:
+    """The model that drew the pictures of a folder, as eval/generate_images.py notes it; else the folder."""
+    return read_settings(folder).get("model", folder)
+
+
+def main() -> None:
+    (args,) = parse((FidArguments,))
+    folders = [Pictures(args.a, args), Pictures(args.b, args)]
+    net = Inception.load(args.inception).to(best_device())
+    started, size = time.perf_counter(), folders[0].read(0).shape
+    statistics = [feature_statistics(folder.features(net, size, args.batch_size)) for folder in folders]
+    distance = round(frechet_distance(*statistics[0], *statistics[1]), 4)
+    config = {"b": args.b, "image_size": args.image_size, "n_a": folders[0].count, "n_b": folders[1].count}
+    details = {"a": args.a, "seconds": round(time.perf_counter() - started, 1)}
+    path, n = Path(args.out) if args.out else None, min(folder.count for folder in folders)
+    print(json.dumps(write_result(path, "fid", distance, n, made_by(args.a), config, **details)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,170 @@
+"""Score a folder of generated images by GenEval's rules (arXiv:2310.11513), on a current Python, without mmdet.
+
+    python eval/geneval.py --images out/geneval --detector scenes --out results/geneval.json
+    python eval/geneval.py --images out/geneval --detector coco --out results/geneval.json
+    python eval/geneval.py --images out/geneval --detector coco --coco_model MASK2FORMER_DIR --clip_model CLIP_DIR \\
+        --prompts evaluation_metadata.jsonl --images_per_prompt 4 --out results/geneval.json
+
+The folder is what eval/generate_images.py, or any generator with GenEval's layout, has written. `scenes` judges Scenes
+(see its own ceiling: eval/detector_ceiling.py); `coco` is GenEval's detector with CLIP's colours, for photographs.
+Detections go to IMAGES/detections.jsonl before any threshold: a run that was stopped goes on, and a run with other
+rules (--counting_threshold 0.8; the published numbers are the defaults) only counts anew. IMAGES/results.jsonl has
+GenEval's own keys for every image. Prints the score as one JSON, and a table to stderr. A folder with missing,
+superfluous or broken files is refused, and the file named.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from unified.arguments import parse, run_main
+from unified.detections import DetectionArguments, DetectionLog, Detections
+from unified.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
+from unified.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
+from unified.results import write_result
+
+
+@dataclass
+class GenevalArguments:
+    """What is scored, and where the score goes."""
+
+    images: str = field(metadata={"help": "folder in GenEval's layout"})
+    out: str = field(metadata={"help": "JSON for the score"})
+    prompts: str | None = field(
+        default=None, metadata={"help": "the prompt set the folder must be made from; None: trust its metadata.jsonl"}
+    )
+    images_per_prompt: int | None = field(
+        default=None, metadata={"help": "images every prompt must have; None: as settings.json or the first one says"}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "name of the generator; None: as settings.json says, else the folder"}
+    )
+    detections: str | None = field(default=None, metadata={"help": "None: IMAGES/detections.jsonl"})
+    results: str | None = field(default=None, metadata={"help": "None: IMAGES/results.jsonl"})
+
+    def __post_init__(self) -> None:
+        if self.images_per_prompt is not None and self.images_per_prompt < 1:
+            raise ValueError(f"images_per_prompt={self.images_per_prompt} must be at least 1; GenEval asks for 4")
+
+
+def main() -> None:
+    started = time.monotonic()
+    args, detection, rules = parse((GenevalArguments, DetectionArguments, GenevalRules))
+    folder = Path(args.images)
+    samples = read_folder(folder, args.images_per_prompt, read_prompts(args.prompts) if args.prompts else None)
+    check_classes(samples, detection)
+    identity, settings = detection.identity(), read_settings(folder)
+    log = DetectionLog(Path(args.detections or folder / "detections.jsonl"), identity)
+    found = detect(samples, log, detection)
+    records = [record(sample, detections, rules) for sample, detections in zip(samples, found, strict=True)]
+    results = Path(args.results or folder / "results.jsonl")
+    write_records(results, records)
+    config = {"rules": dataclasses.asdict(rules), "detector": identity, "generation": settings}
+    model = args.model or settings.get("model", args.images)
+    result = score(Path(args.out), model, config, records, results=str(results), seconds=seconds_since(started))
+    sys.stderr.write(table(result))
+    print(json.dumps(result))
+
+
+def check_classes(samples: Sequence[Sample], detection: DetectionArguments) -> None:
+    """Raise ValueError for a class that the detector never finds: its prompts would all be wrong."""
+    known = set(detection.class_names())
+    for sample in samples:
+        for clause in sample.metadata.get("include", []) + sample.metadata.get("exclude", []):
+            if clause["class"] not in known:
+                raise ValueError(
+                    f"{sample.path.parents[1] / 'metadata.jsonl'} asks for {clause['class']!r}, which --detector "
+                    f"{detection.detector} does not know; take another detector, or prompts without it "
+                    "(eval/write_prompts.py --renderable)"
+                )
+
+
+def detect(samples: Sequence[Sample], log: DetectionLog, detection: DetectionArguments) -> list[Detections]:
+    """Detections of every image; the detector is loaded only if one is missing.
+
+    Batches are the same whether or not a run was stopped, so that it gives the same numbers to the last bit.
+    """
+    with tqdm(samples, desc="checking", unit="image") as bar:
+        digests = [check_image(sample.path) for sample in bar]
+    size, detector = detection.detect_batch_size, None
+    with tqdm(total=len(samples), desc="detecting", unit="image") as bar:
+        for start in range(0, len(samples), size):
+            batch, sums = samples[start : start + size], digests[start : start + size]
+            names = [sample.name for sample in batch]
+            if not all(map(log.has, names, sums)):
+                detector = detector or detection.load()
+                log.add(names, sums, detector.detect([read_image(sample.path) for sample in batch]))
+            bar.update(len(batch))
+    return [log.found(sample.name) for sample in samples]
+
+
+def record(sample: Sample, detections: Detections, rules: GenevalRules) -> dict[str, Any]:
+    """An image's line in results.jsonl, with GenEval's own keys; `details` are the boxes that count."""
+    correct, reason = geneval_verdict(sample.metadata, detections, rules)
+    objects = geneval_objects(sample.metadata["tag"], detections, rules)
+    return {
+        "filename": str(sample.path),
+        "tag": sample.metadata["tag"],
+        "prompt": sample.metadata["prompt"],
+        "correct": correct,
+        "reason": reason,
+        "metadata": json.dumps(sample.metadata),
+        "details": json.dumps({name: [list(box[:5]) for box in boxes] for name, boxes in objects.items()}),
+    }
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """One line a record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def seconds_since(started: float) -> float:
+    """Wall time since `started` of `time.monotonic`."""
+    return round(time.monotonic() - started, 1)
+
+
+def score(
+    out: Path, model: str, config: dict[str, Any], records: Sequence[dict[str, Any]], **details: Any
+) -> dict[str, Any]:
+    """The result, written to `out`; `prompts_sha256` is that of the prompts as eval/write_prompts.py writes them."""
+    summary = geneval_summary(records)
+    prompts = dict.fromkeys(record["metadata"] for record in records)
+    digest = hashlib.sha256("".join(f"{metadata}\n" for metadata in prompts).encode()).hexdigest()
+    value, count, stderr = (summary.pop(key) for key in ("overall", "images", "stderr"))
+    details = {"stderr": stderr, "prompts_sha256": digest, **details, **summary}
+    return write_result(out, "geneval_overall", value, count, model, config, **details)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    rows = [("", "correct", "+-", "images", "prompts")]
+    for tag, task in result["tasks"].items():
+        rows.append((tag, *shares(task["value"], task["stderr"]), str(task["images"]), str(task["prompts"])))
+    counts = (str(result["n"]), str(result["prompts"]))
+    rows.append(("overall (mean of tasks)", *shares(result["value"], result["stderr"]), *counts))
+    for key in ("correct_images", "correct_prompts"):
+        rows.append((key.replace("_", " "), *shares(result[key], result[f"{key}_stderr"]), *counts))
+    return "".join(
+        f"{name:<24}{value:>9}{error:>9}{images:>8}{prompts:>9}\n" for name, value, error, images, prompts in rows
+    )
+
+
+def shares(value: float, stderr: float | None) -> tuple[str, str]:
+    """Both as text; a single prompt has no standard error."""
+    return f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,180 @@
+"""How much of a picture survives the image tokenizer: PSNR, SSIM, use of the codebook, and on demand LPIPS and rFID.
+
+    python eval/reconstruction.py --vq weights/scenes-vq --images data/scenes_heldout --n 512 --grid grid.png
+    python eval/reconstruction.py --vq out/vq --images /data/imagenet_val --n 50000 --rfid --lpips vgg.pth \\
+        --out results/vq_reconstruction.json
+
+Images are a folder of png/jpg/webp files (searched through) or of *.parquet shards with an `images` column; the first
+--n by name, scaled and cropped to the tokenizer's square. Printed, and written to --out, is one JSON:
+
+    value, stderr          PSNR in dB, mean over images, of decoded values clipped to [-1, 1] and not rounded
+    psnr_by_scale          the same after the first 1, 2, ... scales
+    ssim                   torchmetrics' (Wang et al. 2004: Gaussian window of 11, sigma 1.5), on values in [0, 1]
+    usage_by_scale         share of the codebook that a scale used for these images; codes_used: that any scale used
+    perplexity_by_scale    exp(entropy) of a scale's codes
+    lpips                  with --lpips FILE, made by torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)
+    rfid                   with --rfid; weights from --inception FILE or torch.hub's cache. Compare equal --n only
+
+--grid draws the first images: originals in the top row, below them what 1, 2, ... scales say.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from unified.arguments import parse, run_main
+from unified.inception import Inception, feature_statistics
+from unified.loading import load_vq
+from unified.metrics import clustered_mean, frechet_distance, psnr
+from unified.pictures import pixels_to_image, to_pixel_values, to_uint8
+from unified.results import write_result
+from unified.vq_data import FolderImages, PixelDataset, open_images
+from unified.vq_losses import LPIPS, CodeUsage
+from unified.vq_model import VQModel
+
+
+@dataclass
+class ReconstructionArguments:
+    """What is measured on what."""
+
+    vq: str = field(metadata={"help": "folder of the image tokenizer"})
+    images: str = field(metadata={"help": "folder of png/jpg/webp files or of *.parquet shards"})
+    n: int = field(default=512, metadata={"help": "images, the first by name; 0 is all"})
+    batch_size: int = field(default=32, metadata={"help": "images at once"})
+    rfid: bool = field(default=False, metadata={"help": "also the Frechet distance of Inception features"})
+    inception: str | None = field(default=None, metadata={"help": "its weights; needed where no cache has them"})
+    lpips: str | None = field(default=None, metadata={"help": "VGG weights of LPIPS; without them it is left out"})
+    grid: str | None = field(default=None, metadata={"help": "PNG with originals and reconstructions"})
+    grid_images: int = field(default=8, metadata={"help": "images in the grid"})
+    out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
+
+    def __post_init__(self) -> None:
+        for name, least in {"n": 0, "batch_size": 1, "grid_images": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        if self.grid is not None and not self.grid.endswith(".png"):
+            raise ValueError(f"--grid {self.grid} is no PNG; end it with .png")
+
+
+def read(dataset: PixelDataset, index: int, folder: str) -> Tensor:
+    """One image, uint8 (H, W, 3); ValueError says which one cannot be read."""
+    try:
+        return dataset[index]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        source = dataset.source
+        name = source.paths[index] if isinstance(source, FolderImages) else f"image {index} of {folder}"
+        raise ValueError(f"{name} cannot be read ({error}); take it out or mend it") from None
+
+
+def ssim(fake: Tensor, real: Tensor) -> Tensor:
+    """Structural similarity of images (B, 3, H, W) in [-1, 1], (B,)."""
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure  # slow to import
+    except ModuleNotFoundError:
+        raise ValueError("SSIM needs torchmetrics; pip install 'unified-ar[eval]'") from None
+    # its constants are meant for values from 0 on
+    scores = structural_similarity_index_measure((fake + 1) / 2, (real + 1) / 2, data_range=1.0, reduction="none")
+    assert isinstance(scores, Tensor)
+    return scores
+
+
+@dataclass
+class Scores:
+    """What is gathered batch by batch; every tensor is on the CPU, images first but for `psnr` (K, B)."""
+
+    usage: CodeUsage
+    psnr: list[Tensor] = field(default_factory=list)
+    ssim: list[Tensor] = field(default_factory=list)
+    lpips: list[Tensor] = field(default_factory=list)
+    real_features: list[Tensor] = field(default_factory=list)
+    fake_features: list[Tensor] = field(default_factory=list)
+
+    def details(self) -> dict[str, Any]:
+        """Everything but the headline."""
+        by_scale = torch.cat(self.psnr, dim=1)
+        stderr = clustered_mean([[value] for value in by_scale[-1].tolist()])[1]
+        details: dict[str, Any] = {
+            "stderr": stderr and round(stderr, 4),
+            "psnr_by_scale": rounded(by_scale.mean(dim=1), 3),
+            "ssim": round(float(torch.cat(self.ssim).mean()), 5),
+            "usage_by_scale": rounded(self.usage.usage(), 4),
+            "codes_used": round(float((self.usage.counts.sum(dim=0) > 0).float().mean()), 4),
+            "perplexity_by_scale": rounded(self.usage.perplexity(), 1),
+        }
+        if self.lpips:
+            details["lpips"] = round(float(torch.cat(self.lpips).mean()), 5)
+        if self.real_features:
+            both = [feature_statistics(torch.cat(kind)) for kind in (self.real_features, self.fake_features)]
+            details["rfid"] = round(frechet_distance(*both[0], *both[1]), 4)
+        return details
+
+
+def rounded(values: Tensor, digits: int) -> list[float]:
+    """Numbers as a JSON shows them."""
+    return [round(value, digits) for value in values.tolist()]
+
+
+@torch.no_grad()
+def measure(
+    model: VQModel, dataset: PixelDataset, count: int, args: ReconstructionArguments, lpips: LPIPS | None, net: Any
+) -> Scores:
+    """Run the tokenizer over the first `count` images."""
+    scores = Scores(CodeUsage(model.config.codebook_size, model.config.patch_nums))
+    with tqdm(total=count, unit="image") as bar:
+        for start in range(0, count, args.batch_size):
+            stop = min(start + args.batch_size, count)
+            images = torch.stack([read(dataset, index, args.images) for index in range(start, stop)])
+            real = to_pixel_values(images.to(model.device))
+            codes = model.encode(real)
+            stages = model.decode_by_scale(codes)
+            scores.usage.update(codes.cpu())
+            scores.psnr.append(torch.stack([psnr(fake, real) for fake in stages]).cpu())
+            scores.ssim.append(ssim(stages[-1], real).cpu())
+            if lpips is not None:
+                scores.lpips.append(lpips(stages[-1], real).cpu())
+            if net is not None:
+                scores.real_features.append(net(images.to(model.device)).cpu())
+                scores.fake_features.append(net(to_uint8(stages[-1])).cpu())
+            bar.update(stop - start)
+    return scores
+
+
+def draw_grid(model: VQModel, images: Tensor, path: Path) -> None:
+    """Write `images` uint8 (B, H, W, 3) over their reconstructions from 1, 2, ... K scales."""
+    real = to_pixel_values(images.to(model.device))
+    rows = torch.stack([real, *model.decode_by_scale(model.encode(real))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels_to_image(rearrange(rows, "row b c h w -> c (row h) (b w)")).save(path)
+
+
+def main() -> None:
+    (args,) = parse((ReconstructionArguments,))
+    net = Inception.load(args.inception) if args.rfid or args.inception else None
+    lpips = LPIPS.load(args.lpips) if args.lpips else None
+    model = load_vq(args.vq)
+    dataset = PixelDataset(open_images(args.images), model.config.image_size, cache_gb=0)
+    count = len(dataset) if args.n == 0 else args.n
+    if count > len(dataset):
+        raise ValueError(f"--n {args.n}, but {args.images} holds {len(dataset)} images; give --n 0 for all of them")
+    started = time.perf_counter()
+    scores = measure(model, dataset, count, args, lpips and lpips.to(model.device), net and net.to(model.device))
+    if args.grid:
+        shown = [read(dataset, index, args.images) for index in range(min(args.grid_images, count))]
+        draw_grid(model, torch.stack(shown), Path(args.grid))
+    details = scores.details()
+    details |= {"tokenizer": model.fingerprint(), "seconds": round(time.perf_counter() - started, 1)}
+    config = {"images": args.images, "image_size": model.config.image_size, "patch_nums": model.config.patch_nums}
+    path = Path(args.out) if args.out else None
+    print(json.dumps(write_result(path, "psnr", details["psnr_by_scale"][-1], count, args.vq, config, **details)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,143 @@
+"""What a model understands of Scenes pictures: POPE's questions, counting, colours, relations, captions.
+
+    python eval/understanding.py --model out/mine --n 200 --seed 0 --out results/understanding.json
+    python eval/understanding.py --model out/mine --n 200 --split heldout --out results/understanding_heldout.json
+    python eval/understanding.py --model out/mine --layout tidy --classes apple dog cat cup car --out results/five.json
+
+Each of the five parts has --n scenes of its own; existence asks four questions about each, the others one. Scenes,
+questions and their order depend on --seed alone, and no seed of data_prep/render_scenes.py gives the same ones. A
+training-style scene may still look like one that was trained on (a tidy single apple has one picture); scenes of
+--split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in words that
+are not trained on. `unified/understanding.py` says exactly what is asked and `unified/claims.py` how answers are read.
+
+Answers are greedy, in words, in left-padded batches. Printed, and written to --out, is one JSON:
+
+    value, stderr   unweighted mean of the five accuracies; existence is the mean of its three settings
+    parts           accuracy (value), standard error, questions (n) and unreadable answers, which count as wrong.
+                    Guessing gives existence .5, counting .25 (heldout .5), colour .1, relation .25, caption about 0
+    existence       accuracy, precision, recall, f1 and yes_share for random, popular and adversarial negatives
+    caption         the captions' accuracy for every task of GenEval
+
+OUT.answers.jsonl (--out without .json) has every question, its answer, what was read in it and why it is wrong. A run
+that was stopped goes on there, and gives the same numbers.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from unified.answering import AnswerLog, about, answer
+from unified.arguments import parse, run_main
+from unified.loading import load
+from unified.modeling import UnifiedForCausalLM
+from unified.processing import UnifiedProcessor
+from unified.results import write_result
+from unified.scenes import CLASSES, COLOURS, check_names, draw_scene
+from unified.understanding import PARTS, Domain, Judgement, Question, judge, questions, summary
+
+
+@dataclass
+class UnderstandingArguments:
+    """Who is asked, and what."""
+
+    model: str = field(metadata={"help": "checkpoint, or adapter"})
+    out: str = field(metadata={"help": "JSON to write, beside printing it; ends with .json"})
+    n: int = field(default=200, metadata={"help": "scenes of each of the five parts"})
+    seed: int = field(default=0, metadata={"help": "another seed asks about other scenes"})
+    split: Literal["train", "heldout"] = field(
+        default="train", metadata={"help": "heldout: only scenes with a colouring or a pair that train never shows"}
+    )
+    layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as the training scenes were laid out"})
+    wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
+    classes: list[str] = field(default_factory=list, metadata={"help": "object classes; empty: all 68"})
+    colours: list[str] = field(default_factory=list, metadata={"help": "colours; empty: all ten"})
+    batch_size: int = field(default=16, metadata={"help": "questions at once"})
+    max_new_tokens: int = field(default=48, metadata={"help": "an answer is cut here; training's longest have 20"})
+    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
+
+    def __post_init__(self) -> None:
+        for name, least in {"n": 1, "seed": 0, "batch_size": 1, "max_new_tokens": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        if Path(self.out).suffix != ".json":
+            raise ValueError(f"--out {self.out} does not end with .json; the answers go beside it")
+        check_names("class", self.classes, CLASSES)
+        check_names("colour", self.colours, COLOURS)
+
+    @property
+    def domain(self) -> Domain:
+        """The scenes that are asked about."""
+        return Domain(self.split, self.layout, tuple(self.classes or CLASSES), tuple(self.colours or COLOURS))
+
+
+def main() -> None:
+    (args,) = parse((UnderstandingArguments,))
+    start = time.time()
+    asked = [question for part in PARTS for question in questions(part, args.n, args.seed, args.domain, args.wordings)]
+    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
+    config = settings(args)
+    log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
+    judged = ask(model, processor, asked, log, args)
+    log.write(judgement.record() for judgement in judged)  # with what is read in old answers today
+    report(summary(judged), config, args, time.time() - start)
+
+
+def settings(args: UnderstandingArguments) -> dict[str, Any]:
+    """Everything the answers depend on."""
+    config = {name: value for name, value in asdict(args).items() if name != "out"}
+    return config | {"weights_sha256": weights_digest(Path(args.model))}
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a folder's weights, so that answers of an earlier training are not taken for this one's."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def ask(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    asked: list[Question],
+    log: AnswerLog,
+    args: UnderstandingArguments,
+) -> list[Judgement]:
+    """Answers to all questions, judged; those of the log are not asked again."""
+    old = zip(asked, log.records, strict=False)
+    judged = [judge(question, record["answer"]) for question, record in old]
+    with tqdm(total=len(asked), initial=len(judged), unit="question") as bar:
+        for start in range(len(judged), len(asked), args.batch_size):
+            batch = asked[start : start + args.batch_size]
+            queries = [about(draw_scene(question.scene), question.text) for question in batch]
+            answers = answer(model, processor, queries, args.max_new_tokens)
+            new = [judge(question, text) for question, text in zip(batch, answers, strict=True)]
+            log.add(judgement.record() for judgement in new)
+            judged += new
+            bar.update(len(batch))
+    return judged
+
+
+def report(found: dict[str, Any], config: dict[str, Any], args: UnderstandingArguments, seconds: float) -> None:
+    """Write and print the result, and say to people what the parts are."""
+    answers = str(Path(args.out).with_suffix(".answers.jsonl"))
+    scores = {name: found[name] for name in ("value", "n")}
+    details = {name: value for name, value in found.items() if name not in scores}
+    result = write_result(
+        Path(args.out), "understanding", **scores, model=args.model, config=config,
+        **details, answers=answers, seconds=round(seconds, 1),
+    )  # fmt: skip
+    for name, part in found["parts"].items():
+        sys.stderr.write(f"{name:10} {part['value']:.3f} of {part['n']}, {part['unreadable']} unreadable\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_main(main)
