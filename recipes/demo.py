@@ -18,8 +18,8 @@ from pathlib import Path
 from unified.arguments import DemoArguments, parse, run_main
 
 REPLAY = "data_prep/replay/smollm2_135m_instruct.jsonl"
-# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step a fifth faster
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def run(out: Path, name: str, command: list[str], again: bool = False) -> None:

@@ -5,13 +5,13 @@
     accelerate launch --num_processes 8 --mixed_precision bf16 recipes/train_detector.py \\
         --config recipes/configs/smollm2_scenes/detector.yaml --num_workers 4
     ... --resume                                    # after an interruption: same command, same trajectory
-    ... --measure weights/scenes-detector           # no training: prints the ceilings of a trained one as JSON
 
 Every YAML key is a flag (`--help` lists them). Half of the pictures are seen through the image tokenizer `--vq`: after
 a new tokenizer, train a new detector. Writes to output_dir: `log.jsonl`, `checkpoint-*/` (resumable), and at the end
 the averaged weights as `config.json` + `model.safetensors`, ready for `SceneDetector.from_pretrained`, with
 `ceilings.json`: GenEval's score on drawn scenes and on the tokenizer's reconstructions of them, and the share of wrong
-captions that pass. Exit status 2 and one line on stderr when the input is wrong.
+captions that pass (eval/detector_ceiling.py measures these for any detector). Exit status 2 and one line on stderr
+when the input is wrong.
 """
 
 import copy
@@ -47,9 +47,6 @@ def main() -> None:
     """Read arguments, build or resume the run, train, save, measure."""
     model_args, args = parse((DetectorArguments, DetectorTrainingArguments))
     vq = load_tokenizer(args)
-    if args.measure is not None:
-        print(json.dumps(write_ceilings(None, args.measure, vq, args)))
-        return
     config = DetectorConfig(class_names=list(CLASSES), colour_names=list(COLOURS), **asdict(model_args))
     checkpoint = newest_checkpoint(args)
     accelerator = Accelerator(project_dir=args.output_dir)
@@ -59,8 +56,7 @@ def main() -> None:
     train(run, make_loader(config, first_step, run), first_step)
     if accelerator.is_main_process:
         run.finish()
-        record = write_ceilings(Path(args.output_dir, "ceilings.json"), args.output_dir, vq, args)
-        print(json.dumps(record))
+        print(json.dumps(write_ceilings(vq, args)))
     accelerator.end_training()
 
 
@@ -187,14 +183,15 @@ class DetectorRun:
         partial.rmdir()
 
 
-def write_ceilings(path: Path | None, model: str, vq: VQModel, args: DetectorTrainingArguments) -> dict[str, Any]:
-    """Measure the detector in folder `model`; the headline is the score on drawn scenes."""
-    detector = SceneDetector.from_pretrained(model).eval()
+def write_ceilings(vq: VQModel, args: DetectorTrainingArguments) -> dict[str, Any]:
+    """Measure the detector as it was saved, into its folder; the headline is the score on drawn scenes."""
+    path = Path(args.output_dir, "ceilings.json")
+    detector = SceneDetector.from_pretrained(args.output_dir).eval()
     scores = ceilings(detector, vq, args.ceiling_scenes, args.seed)
     config = {"vq": args.vq, "vq_fingerprint": vq.fingerprint(), "scenes_per_task": args.ceiling_scenes}
     config["seed"] = args.seed
-    headline = scores["renders"]
-    return write_result(path, "detector_ceilings", headline["overall"], headline["images"], model, config, **scores)
+    overall, count = scores["renders"]["overall"], scores["renders"]["images"]
+    return write_result(path, "detector_ceilings", overall, count, args.output_dir, config, **scores)
 
 
 def load_tokenizer(args: DetectorTrainingArguments) -> VQModel:

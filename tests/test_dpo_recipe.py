@@ -248,6 +248,8 @@ def test_two_processes_train_as_one(
     command += ["--model", str(toy_checkpoint), "--train_files", str(pairs(kinds)), *map(str, settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     environment.pop("ACCELERATE_USE_CPU")
+    if tuning == "lora":  # one process asks the reference at every step, two before the first: the same numbers
+        command += ["--precompute_ref_log_probs", "True"]
     two = tmp_path / "two"
     result = subprocess.run(
         [*command, "--output_dir", str(two)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500

@@ -1,5 +1,7 @@
 """eval/language.py: a model compared with itself has not moved; one whose rows were disturbed has."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,3 +34,47 @@ def test_kl_is_zero_until_the_language_moves(language: ModuleType, tiny_llm_dir:
         tuned.get_input_embeddings().weight.add_(torch.randn(tuned.get_input_embeddings().weight.shape) * 0.5)
     after, _ = language.compare(base, tuned, processor, CHAT)
     assert after.mean() > before.mean() + 1e-3
+
+
+def write_chats(path: Path, *chats: list[dict]) -> Path:
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    return path
+
+
+def test_the_result_says_what_was_compared(
+    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = write_chats(tmp_path / "chats.jsonl", CHAT, [*CHAT, *CHAT], CHAT)
+    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats, "--limit", 2]
+    assert run_script("eval/language.py", *told, "--out", tmp_path / "out" / "language.json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "out" / "language.json").read_text())
+    assert (result["metric"], result["n"], result["model"]) == ("kl_per_token", 2, str(toy_checkpoint))
+    # untrained: what moved is the mass of the new rows, of which there are fewer than old ones
+    assert 0 < result["value"] < 1 and result["stderr"] < 0.1 and result["tokens"] > 2
+    assert 0 <= result["first_token_agreement"] <= 1 and 0 <= result["greedy_agreement"] <= 1
+    assert result["config"]["limit"] == 2 and len(result["config"]["chats_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("chats", "flags", "said"),
+    [
+        ([], [], "is empty; give at least one chat"),
+        ([CHAT[:1]], [], "chats.jsonl:1 has pictures or does not end"),
+        ([CHAT], ["--limit", 0], "--limit 0; give at least 1"),
+        ([CHAT], ["--base", "nowhere"], "--base nowhere is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run_script: Callable[..., int],
+    toy_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    chats: list[list[dict]],
+    flags: list,
+    said: str,
+) -> None:
+    path = write_chats(tmp_path / "chats.jsonl", *chats)
+    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", path, *flags]
+    assert run_script("eval/language.py", *told) == 2
+    assert said in capsys.readouterr().err

@@ -61,21 +61,22 @@ def test_verdict_and_margin_score_every_picture_of_every_prompt() -> None:
     verdict, margin = (kind(FakeDetector(), ["cat"]) for kind in (VerdictScorer, MarginScorer))
     assert verdict.score([TWO_CATS, RED_CAT], images) == [[0, 1, 0], [1]]
     scores = margin.score([TWO_CATS, RED_CAT], images)
-    assert scores == [pytest.approx([0, 1.98, 0.03]), [pytest.approx(1.99)]]
+    assert scores == [pytest.approx([0.37375, 1.98625, 0.26875]), [pytest.approx(1.99)]]
 
 
 @pytest.mark.parametrize(
     ("metadata", "boxes", "expected"),
     [
-        (TWO_CATS, [box(0.9), box(0.6)], 0.6),
-        (TWO_CATS, [box(0.9), box(0.8), box(0.7)], 0.3),
-        (TWO_CATS, [box(0.9)], 0.0),
+        (TWO_CATS, [box(0.9), box(0.6)], (0.6 + (0.75 + 1) / 2) / 2),
+        (TWO_CATS, [box(0.9), box(0.8), box(0.7)], (0.3 + (0.85 + 0.3) / 2) / 2),
+        (TWO_CATS, [box(0.9)], (0 + (0.45 + 1) / 2) / 2),
+        (TWO_CATS, [], (0 + (0 + 1) / 2) / 2),
         (RED_CAT, [box(0.9, BLUE), box(0.4)], 0.4),
         (RED_CAT, [box(0.9, BLUE)], 0.0),
         (RED_CAT, [], 0.0),
     ],
 )
-def test_the_margin_is_that_of_the_least_sure_clause(
+def test_the_margin_is_half_the_worst_score_and_half_the_mean(
     metadata: dict, boxes: list[list[float]], expected: float
 ) -> None:
     assert detector_margin(metadata, {"cat": boxes, "dog": [box(1.0)]}) == pytest.approx(expected)

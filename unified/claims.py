@@ -135,7 +135,7 @@ def _only(values: Iterable[Value]) -> Value | None:
 @cache
 def _names() -> dict[str, tuple[str, bool]]:
     """Every spelling of a class to the class and whether it is a plural; GenEval's own plurals are among them."""
-    names = {}
+    names: dict[str, tuple[str, bool]] = {}
     for name in CLASSES:
         right = plural(name).removeprefix("pairs of ").removeprefix("heads of ")
         names |= {spelling: (name, True) for spelling in (right, f"{name}s", f"{name}es")}

@@ -72,21 +72,26 @@ class MarginScorer(VerdictScorer):
 
 
 def detector_margin(metadata: Metadata, detections: Detections) -> float:
-    """How surely the least sure of a prompt's objects is there, in [0, 1]; places are the verdict's matter.
+    """How much of what a prompt asks for is surely there, in [0, 1]; places are the verdict's matter.
 
-    Of a clause that wants n objects (of a colour): the n-th best score. Of one that forbids n: 1 - that score.
+    A clause that wants n objects (of a colour) is worth the n best scores, one that forbids n 1 - the n-th best score.
+    The margin is the mean of two numbers: the worst single score, and the mean of all clauses, which also tells apart
+    pictures that lack something: one of two objects is better than none.
     """
-    sure = [_nth_score(clause, detections) for clause in metadata.get("include", ())]
-    sure += [1 - _nth_score(clause, detections) for clause in metadata.get("exclude", ())]
-    return min(sure)
+    wanted = [_best_scores(clause, detections) for clause in metadata.get("include", ())]
+    forbidden = [[1 - _best_scores(clause, detections)[-1]] for clause in metadata.get("exclude", ())]
+    clauses = wanted + forbidden
+    least = min(min(scores) for scores in clauses)
+    return (least + sum(sum(scores) / len(scores) for scores in clauses) / len(clauses)) / 2
 
 
-def _nth_score(clause: Mapping[str, Any], detections: Detections) -> float:
+def _best_scores(clause: Mapping[str, Any], detections: Detections) -> list[float]:
+    """The best scores of a clause's objects, as many as it counts; 0 for objects that are not there."""
     boxes = detections.get(clause["class"], [])
     if "color" in clause:
         boxes = [box for box in boxes if box[5] == GENEVAL_COLOURS.index(clause["color"])]
-    scores = sorted((box[4] for box in boxes), reverse=True)
-    return scores[clause["count"] - 1] if len(scores) >= clause["count"] else 0.0
+    scores = sorted((box[4] for box in boxes), reverse=True) + [0.0] * clause["count"]
+    return scores[: clause["count"]]
 
 
 class ClipScorer:
@@ -101,7 +106,8 @@ class ClipScorer:
         kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "clip":
             raise ValueError(f"--clip {folder} holds a model of type {kind!r}; give one of type 'clip'")
-        self.clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.clip = clip.to(device)  # type: ignore[arg-type]  # HF wraps nn.Module.to
         self.tokenizer, self.view = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
         self.batch_size = batch_size
 

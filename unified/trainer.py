@@ -1,5 +1,7 @@
 """Training: HF's `Trainer` with the loss of every modality and scale in the log, and pictures at every evaluation."""
 
+import ctypes
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,26 @@ class DataEpoch(TrainerCallback):
         kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
 
 
+class ReturnMemory(TrainerCallback):
+    """Gives glibc's free memory back to the system at every log line of a training on the CPU.
+
+    Rows of many lengths leave holes in its heap: SmolLM2's grew by 70 MB a step, and shrank from 7.5 to 4.1 GB here.
+    """
+
+    def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self.libc is not None and args.device.type == "cpu":
+            self.libc.malloc_trim(0)
+
+
 class UnifiedTrainer(Trainer):
     """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
 
@@ -112,6 +134,7 @@ class UnifiedTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(DataEpoch)
+        self.add_callback(ReturnMemory)
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
