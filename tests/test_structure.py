@@ -35,7 +35,7 @@ ALLOWED = {
     "scene_texts": "scenes",
     "arrangement": "scenes",
     # the image tokenizer
-    "configuration": "scales vocabulary",
+    "configuration": "auto_classes scales vocabulary",
     "quantizer": "scales",
     "vq_layers": "configuration",
     "vq_model": "configuration quantizer scales vq_layers",

@@ -13,7 +13,7 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import UnifiedTrainingArguments
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.loading import load
-from unified.trainer import UnifiedTrainer, prepare
+from unified.trainer import ReturnMemory, UnifiedTrainer, prepare
 
 MIXED = "dadtadtd"
 WEIGHTS = {"text_loss_weight": 0.3, "scale_loss_weights": [0.5, 2.0]}
@@ -225,3 +225,21 @@ def test_each_epoch_draws_anew(make_trainer: Callable[..., UnifiedTrainer]) -> N
     trainer.data_collator = lambda items: epochs.append({item["epoch"] for item in items}) or collate(items)
     trainer.train()
     assert epochs[:5] == [{0}, {0}, {1}, {1}, {2}]
+
+
+def test_free_memory_goes_back_at_every_log_line(
+    make_trainer: Callable[..., UnifiedTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    class FakeLibc:
+        def malloc_trim(self, pad: int) -> None:
+            calls.append(pad)
+
+    trainer = make_trainer(max_steps=4, logging_steps=2)
+    (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, ReturnMemory)]
+    monkeypatch.setattr(callback, "libc", FakeLibc())
+    trainer.train()
+    assert calls == [0, 0, 0]  # two lines of losses, one of totals
+    monkeypatch.setattr(callback, "libc", None)  # another C library
+    callback.on_log(trainer.args, trainer.state, trainer.control)

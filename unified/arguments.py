@@ -283,7 +283,7 @@ class DetectorTrainingArguments:
     output_dir: str = _arg("out/detector", "where checkpoints, the log and the trained detector go")
     tidy_share: float = _arg(0.5, "share of scenes with tidy layout, the others are free")
     torn_share: float = _arg(0.35, "share of pictures patched together from two, so that ruins are no objects")
-    tokenizer_share: float = _arg(0.5, "share of pictures seen through the tokenizer; 0.5 makes a step half as long again")
+    tokenizer_share: float = _arg(0.5, "share of pictures seen through the tokenizer; 0.5 costs half a step more")
     max_steps: int = _arg(6000, "optimizer steps; the cosine schedule ends here")
     max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
     batch_size: int = _arg(32, "pictures per process and step; at least 16, or scrambled codes are not mixed enough")

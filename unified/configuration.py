@@ -1,10 +1,12 @@
 """Configurations: `VQConfig` of the image tokenizer and `UnifiedConfig` of the model around it."""
 
-from typing import TYPE_CHECKING, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from unified.auto_classes import AUTO_MAP, write_module
 from unified.scales import image_length, normalize_patch_nums
 from unified.vocabulary import Vocabulary
 
@@ -99,6 +101,7 @@ class UnifiedConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self.auto_map = dict(AUTO_MAP)
         scales = normalize_patch_nums(self.patch_nums)
         if self.image_order == "raster" and len(scales) > 1:
             raise ValueError(
@@ -106,6 +109,11 @@ class UnifiedConfig(PreTrainedConfig):
                 "use image_order scales"
             )
         self.check_loss()
+
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json, and beside it the module through which HF's Auto classes find this package."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        write_module(save_directory)
 
     def check_loss(self) -> None:
         """Raise ValueError for settings of the loss that make none; for who changes them after construction."""
