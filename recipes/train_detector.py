@@ -35,6 +35,7 @@ from unified.arguments import DetectorArguments, DetectorTrainingArguments, pars
 from unified.detector import DetectorConfig, SceneDetector
 from unified.detector_ceilings import ceilings
 from unified.detector_data import PictureMix, SceneBatches, retouch
+from unified.loading import load_vq
 from unified.pictures import to_pixel_values
 from unified.results import write_result
 from unified.scenes import CANVAS, CLASSES, COLOURS
@@ -198,9 +199,7 @@ def load_tokenizer(args: DetectorTrainingArguments) -> VQModel:
     """The tokenizer of `--vq`; raises ValueError where it, or the batch, does not suit Scenes."""
     if args.batch_size < LEAST_BATCH:
         raise ValueError(f"batch_size {args.batch_size} is below {LEAST_BATCH}: codes are mixed within a batch")
-    if not Path(args.vq, "config.json").is_file():
-        raise ValueError(f"vq {args.vq} is no folder with a tokenizer; give weights/scenes-vq or train_vq.py's output")
-    vq = VQModel.from_pretrained(args.vq).eval().requires_grad_(False)
+    vq = load_vq(args.vq, "cpu").requires_grad_(False)
     if vq.config.image_size != CANVAS:
         raise ValueError(f"vq {args.vq} is for {vq.config.image_size} pixels, Scenes have {CANVAS}; give another one")
     return vq

@@ -163,7 +163,7 @@ def test_a_row_without_messages_is_named_before_any_work(encode, vq_dir, tmp_pat
 def test_two_processes_give_what_one_gives(encode, vq_dir, tmp_path):
     write_parquet(tmp_path / "in.parquet", [1] * 5)
     arguments = ["--vq", vq_dir, "--inputs", tmp_path / "in.parquet", *SMALL, "--out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, SCRIPT, *map(str, arguments), str(tmp_path / "two")]
     run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert run.returncode == 0, run.stderr

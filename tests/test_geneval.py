@@ -319,7 +319,7 @@ def test_the_ceiling_through_a_tokenizer_on_held_out_scenes(ceiling, run_script,
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"), [(("--scenes", 1), "at least 2"), (("--vq", "nowhere"), "nowhere is no folder")]
+    ("flags", "words"), [(("--scenes", 1), "at least 2"), (("--vq", "nowhere"), "nowhere holds no tokenizer")]
 )
 def test_the_ceiling_refuses(flags, words, run_script, capsys):
     assert run_script(CEILING, *flags) == 2

@@ -70,7 +70,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(vq: Path, trained: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--vq", "/nowhere"], ["/nowhere", "weights/scenes-vq"]),
+        (["--vq", "/nowhere"], ["/nowhere", "recipes/train_vq.py"]),
         (["--batch_size", "4"], ["batch_size 4", "16"]),
         (["--chanels", "8"], ["chanels", "channels"]),
         (["--num_blocks", "1"], ["num_blocks [1]", "two numbers"]),

@@ -42,10 +42,10 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError or FileNotFoundError becomes `error: <one line>` on stderr and exit status 2."""
+    """Call `main`; a ValueError or OSError becomes `error: <one line>` on stderr and exit status 2."""
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("UNIFIED_DEBUG") == "1":
             raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

@@ -5,6 +5,7 @@ that the configuration's `auto_map` names, from the checkpoint's folder. Ours ho
 installed package.
 """
 
+from os import PathLike
 from pathlib import Path
 
 MODULE = "unified_checkpoint"
@@ -25,6 +26,6 @@ __all__ = ["UnifiedConfig", "UnifiedForCausalLM", "UnifiedModel"]
 '''
 
 
-def write_module(folder: str | Path) -> None:
+def write_module(folder: str | PathLike) -> None:
     """Put the module that `AUTO_MAP` names into a checkpoint's folder."""
     Path(folder, f"{MODULE}.py").write_text(SOURCE, encoding="utf-8")

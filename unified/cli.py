@@ -24,7 +24,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("UNIFIED_DEBUG") == "1":
                 raise
             typer.echo(f"error: {one_line(error)}", err=True)

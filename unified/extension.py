@@ -21,7 +21,7 @@ from transformers import (
 
 from unified.configuration import ImageOrder, ImagePositions, UnifiedConfig
 from unified.image_embedding import ImageEmbedding
-from unified.loading import check_free, save
+from unified.loading import check_free, load_vq, save
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 from unified.vocabulary import SPECIAL_TOKENS, Vocabulary, offset_for
@@ -51,7 +51,7 @@ def extend(
     check_head(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
     backbone = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-    model = join(backbone, VQModel.from_pretrained(vq), tokenizer, image_order, image_positions, seed)
+    model = join(backbone, load_vq(vq, "cpu"), tokenizer, image_order, image_positions, seed)
     save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 
-from unified.configuration import UnifiedConfig
+from unified.configuration import UnifiedConfig, VQConfig
 from unified.image_lora import IMAGE_LORA
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
@@ -86,8 +86,14 @@ def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.P
 
 def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None) -> VQModel:
     """Image tokenizer alone, in float32, on the best device by default; ValueError where there is none."""
-    if not Path(folder, "config.json").is_file():
-        raise ValueError(f"vq {folder} holds no tokenizer (config.json); train one with recipes/train_vq.py")
+    config = Path(folder, "config.json")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if kind != VQConfig.model_type:
+        found = "no config.json" if kind is None else f"a model of type {kind!r}"
+        raise ValueError(
+            f"vq {folder} holds no tokenizer ({found}); give a folder that recipes/train_vq.py or "
+            "data_prep/convert_var_vq.py has written"
+        )
     vq = VQModel.from_pretrained(folder, dtype=torch.float32).eval()
     return vq.to(device or best_device())  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
