@@ -39,11 +39,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import parse, run_main
-from unified.detections import DetectionArguments, weights_digest
+from unified.arguments import check_least, parse, run_main
+from unified.detections import DetectionArguments, checkpoint_digest
 from unified.drawing import codes_to_images, contact_sheet
 from unified.generation import ImageSampling
-from unified.loading import ADAPTER_CONFIG, base_of, best_device, load
+from unified.geneval_files import read_captions
+from unified.loading import best_device, load, weights_digest
 from unified.preferences import Pair, read_counts, write_pairs
 from unified.rows import claim_folder, read_encoded_rows, read_encoded_stamp, write_parquet
 from unified.scorers import (
@@ -88,10 +89,7 @@ class BuildArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        least_of = {"samples": 2, "max_pairs": 1, "min_gap": 0, "guidance": 0, "batch_size": 1, "shard_size": 1}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, samples=2, max_pairs=1, min_gap=0, guidance=0, batch_size=1, shard_size=1)
         if self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}; give more than 0, or all pictures are the same")
         if bool(self.questions) == bool(self.prompts) or bool(self.prompts) != bool(self.model):
@@ -113,23 +111,6 @@ class Shard:
     start: int
     drawn: Path
     pairs: Path
-
-
-def read_prompts(path: str) -> list[dict[str, Any]]:
-    """Metadata of every prompt; ValueError names the line that is none."""
-    if not Path(path).is_file():
-        raise ValueError(f"--prompts {path} is not a file; give a JSONL with a `prompt` in every line")
-    prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            prompts.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} is not JSON ({error}); mend the line") from None
-        if not isinstance(prompts[-1], dict) or not isinstance(prompts[-1].get("prompt"), str):
-            raise ValueError(f'{path}:{number} has no prompt; write {{"prompt": "..."}}')
-    if not prompts:
-        raise ValueError(f"--prompts {path} is empty; write a prompt a line")
-    return prompts
 
 
 def make_scorer(args: BuildArguments, detection: DetectionArguments) -> Scorer | None:
@@ -159,11 +140,9 @@ def digest(*paths: str) -> str:
 def sample_settings(args: BuildArguments, model: UnifiedForCausalLM) -> dict[str, Any]:
     """What the samples depend on."""
     names = ("samples", "guidance", "temperature", "top_k", "top_p", "seed", "shard_size")
-    folder = Path(args.model)
-    folders = [folder, base_of(folder)] if (folder / ADAPTER_CONFIG).is_file() else [folder]
     return {name: getattr(args, name) for name in names} | {
-        "model": str(folder.resolve()),
-        "weights": [weights_digest(path) for path in folders],
+        "model": str(Path(args.model).resolve()),
+        "weights": weights_digest(args.model),
         "vq_fingerprint": model.config.vq_fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompts_sha256": digest(args.prompts),
@@ -173,7 +152,7 @@ def sample_settings(args: BuildArguments, model: UnifiedForCausalLM) -> dict[str
 def scorer_settings(args: BuildArguments, detection: DetectionArguments) -> dict[str, Any]:
     """What the scores and the choice of pairs depend on."""
     of_scorer: dict[str, Any] = {"verdict": detection.identity, "margin": detection.identity}.get(args.scorer, dict)()
-    of_scorer |= {"clip": weights_digest(Path(args.clip))} if args.clip else {}
+    of_scorer |= {"clip": checkpoint_digest(Path(args.clip))} if args.clip else {}
     of_scorer |= {"choices_sha256": digest(args.choices)} if args.choices else {}
     return {"scorer": args.scorer, "max_pairs": args.max_pairs, "min_gap": args.min_gap, **of_scorer}
 
@@ -256,7 +235,7 @@ def as_row(
 
 def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> None:
     """Draw, score, pair; what is done is not done again."""
-    prompts, scorer = read_prompts(args.prompts), make_scorer(args, detection)
+    prompts, scorer = read_captions(args.prompts), make_scorer(args, detection)
     check_prompts(prompts, scorer, args.prompts)
     state = PartialState(cpu=not torch.cuda.is_available())
     device = state.device if torch.cuda.is_available() else best_device()

@@ -16,7 +16,6 @@ result speaks of: agreement and score per task before and after. --rules is a fi
 """
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from unified.arguments import parse, run_main
 from unified.detections import Detections
+from unified.files import write_text
 from unified.metrics import GenevalRules, check_geneval_metadata, clustered_mean, geneval_objects, geneval_verdict
 from unified.results import write_result
 
@@ -232,10 +232,7 @@ def mean(cases: Sequence[Case], values: Sequence[float]) -> dict[str, float | No
 
 def write_rules(path: Path, rules: GenevalRules) -> None:
     """The thresholds as flags of eval/geneval.py, whole or not at all; JSON is YAML too, so --config takes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({name: asdict(rules)[name] for name in FIELDS}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps({name: asdict(rules)[name] for name in FIELDS}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ eval/lmms/scenes_vqa.yaml is a task on it.
 """
 
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, Features, Image, Value
 
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
+from unified.files import whole
 from unified.scenes import NUMBERS, draw_scene
 from unified.understanding import PARTS, Domain, Question, questions
 
@@ -35,9 +35,7 @@ class ExportArguments:
     wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
 
     def __post_init__(self) -> None:
-        for name, least in {"n": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, n=1, seed=0)
         if not self.out.endswith(".parquet"):
             raise ValueError(f"--out {self.out} does not end with .parquet; give such a name")
 
@@ -65,10 +63,8 @@ def word(part: str, truth: str) -> str:
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    Dataset.from_list(rows, features=FEATURES).to_parquet(partial)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        Dataset.from_list(rows, features=FEATURES).to_parquet(partial)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
 from unified.geneval_files import read_settings
 from unified.inception import Inception, feature_statistics
 from unified.loading import best_device
@@ -47,9 +47,7 @@ class FidArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        for name, least in {"n": 0, "image_size": 0, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, n=0, image_size=0, batch_size=1)
 
 
 class Pictures:

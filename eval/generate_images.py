@@ -26,20 +26,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
 from unified.chat import text_budget
 from unified.drawing import codes_to_images, draw_codes
 from unified.generation import ImageSampling
-from unified.loading import ADAPTER_CONFIG, base_of, best_device, load
+from unified.geneval_files import read_captions
+from unified.loading import best_device, load, weights_digest
 from unified.results import write_result
 from unified.rows import claim_folder
+from unified.variants import image_seed
 
 
 @dataclass
@@ -60,10 +61,7 @@ class GenerateArguments:
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
 
     def __post_init__(self) -> None:
-        least_of = {"samples": 1, "batch_size": 1, "guidance": 0, "temperature": 0, "top_k": 0, "seed": 0}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, samples=1, batch_size=1, guidance=0, temperature=0, top_k=0, seed=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}; give more than 0 and at most 1")
 
@@ -99,40 +97,16 @@ class Prompt:
         os.replace(partial, self.folder)
 
 
-def image_seed(seed: int, prompt: int, sample: int) -> int:
-    """Seed of one picture: 32 bits, which is all that torch's CPU generator looks at."""
-    return int(np.random.SeedSequence([seed, prompt, sample]).generate_state(1)[0])
-
-
 def read_prompts(args: GenerateArguments) -> list[Prompt]:
-    """Prompts of the file; ValueError names the line that is none."""
-    if not Path(args.prompts).is_file():
-        raise ValueError(f"--prompts {args.prompts} is not a file; give a JSONL with a `prompt` in every line")
-    prompts: list[Prompt] = []
-    for number, line in enumerate(Path(args.prompts).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            metadata = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{args.prompts}:{number} is not JSON ({error}); mend the line") from None
-        text = metadata.get("prompt") if isinstance(metadata, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f'{args.prompts}:{number} has no prompt; write {{"prompt": "..."}}')
-        place = len(prompts)
-        seeds = [image_seed(args.seed, place, sample) for sample in range(args.samples)]
-        prompts.append(Prompt(metadata, Path(args.out, f"{place:05d}"), seeds))
-    if not prompts:
-        raise ValueError(f"--prompts {args.prompts} is empty; write a prompt a line")
-    return prompts
-
-
-def weights_digest(model_dir: str) -> str:
-    """SHA-256 of the files with weights, of an adapter and of its base."""
-    folder, digest = Path(model_dir), hashlib.sha256()
-    folders = [folder, base_of(folder)] if (folder / ADAPTER_CONFIG).is_file() else [folder]
-    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    """Prompts of the file, each with its folder and seeds."""
+    return [
+        Prompt(
+            metadata,
+            Path(args.out, f"{place:05d}"),
+            [image_seed(args.seed, place, sample) for sample in range(args.samples)],
+        )
+        for place, metadata in enumerate(read_captions(args.prompts))
+    ]
 
 
 def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int) -> None:

@@ -16,7 +16,6 @@ superfluous or broken files is refused, and the file named.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from unified.arguments import parse, run_main
 from unified.detections import DetectionArguments, DetectionLog, Detections
+from unified.files import write_text
 from unified.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
 from unified.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
 from unified.results import write_result
@@ -67,7 +67,7 @@ def main() -> None:
     found = detect(samples, log, detection)
     records = [record(sample, detections, rules) for sample, detections in zip(samples, found, strict=True)]
     results = Path(args.results or folder / "results.jsonl")
-    write_records(results, records)
+    write_text(results, "".join(json.dumps(record) + "\n" for record in records))
     config = {"rules": dataclasses.asdict(rules), "detector": identity, "generation": settings}
     model = args.model or settings.get("model", args.images)
     result = score(Path(args.out), model, config, records, results=str(results), seconds=seconds_since(started))
@@ -120,14 +120,6 @@ def record(sample: Sample, detections: Detections, rules: GenevalRules) -> dict[
         "metadata": json.dumps(sample.metadata),
         "details": json.dumps({name: [list(box[:5]) for box in boxes] for name, boxes in objects.items()}),
     }
-
-
-def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """One line a record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def seconds_since(started: float) -> float:

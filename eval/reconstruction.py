@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
 from unified.inception import Inception, feature_statistics
 from unified.loading import load_vq
 from unified.metrics import clustered_mean, frechet_distance, psnr
@@ -57,9 +57,7 @@ class ReconstructionArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        for name, least in {"n": 0, "batch_size": 1, "grid_images": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, n=0, batch_size=1, grid_images=1)
         if self.grid is not None and not self.grid.endswith(".png"):
             raise ValueError(f"--grid {self.grid} is no PNG; end it with .png")
 

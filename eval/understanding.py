@@ -22,7 +22,6 @@ OUT.answers.jsonl (--out without .json) has every question, its answer, what was
 that was stopped goes on there, and gives the same numbers.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -33,8 +32,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from unified.answering import AnswerLog, about, answer
-from unified.arguments import parse, run_main
-from unified.loading import load
+from unified.arguments import check_least, parse, run_main
+from unified.loading import load, weights_digest
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 from unified.results import write_result
@@ -62,9 +61,7 @@ class UnderstandingArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        for name, least in {"n": 1, "seed": 0, "batch_size": 1, "max_new_tokens": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+        check_least(self, n=1, seed=0, batch_size=1, max_new_tokens=1)
         if Path(self.out).suffix != ".json":
             raise ValueError(f"--out {self.out} does not end with .json; the answers go beside it")
         check_names("class", self.classes, CLASSES)
@@ -91,16 +88,7 @@ def main() -> None:
 def settings(args: UnderstandingArguments) -> dict[str, Any]:
     """Everything the answers depend on."""
     config = {name: value for name, value in asdict(args).items() if name != "out"}
-    return config | {"weights_sha256": weights_digest(Path(args.model))}
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of a folder's weights, so that answers of an earlier training are not taken for this one's."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return config | {"weights_sha256": weights_digest(args.model)}
 
 
 def ask(

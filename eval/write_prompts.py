@@ -13,13 +13,13 @@ prompts of a set that Scenes can show. Prints one JSON: the number of prompts of
 
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from unified.arguments import parse, run_main
+from unified.files import write_text
 from unified.geneval_files import read_prompts
 from unified.geneval_prompts import renderable_prompts, sample_prompts
 from unified.scenes import CLASSES, COLOURS
@@ -49,7 +49,7 @@ def main() -> None:
     (args,) = parse((PromptArguments,))
     prompts = sampled(args) if args.renderable is None else kept(args)
     text = "".join(json.dumps(metadata) + "\n" for metadata in prompts)
-    write(Path(args.out), text)
+    write_text(Path(args.out), text)
     tasks = Counter(metadata["tag"] for metadata in prompts)
     digest = hashlib.sha256(text.encode()).hexdigest()
     print(json.dumps({"out": args.out, "prompts": len(prompts), "tasks": tasks, "sha256": digest}))
@@ -69,14 +69,6 @@ def kept(args: PromptArguments) -> list[dict[str, Any]]:
             raise ValueError(f"--{name} is for sampling and --renderable samples nothing: leave one of them out")
     classes, colours = args.classes or tuple(CLASSES), args.colours or tuple(COLOURS)
     return renderable_prompts(read_prompts(args.renderable or ""), args.tags, classes, colours)
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

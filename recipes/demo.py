@@ -9,33 +9,22 @@ done is not done again, and a fine-tuning that was stopped goes on from its newe
 """
 
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from unified.arguments import DemoArguments, parse, run_main
+from unified.steps import run_step
 
 REPLAY = "data_prep/replay/smollm2_135m_instruct.jsonl"
-# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def run(out: Path, name: str, command: list[str], again: bool = False) -> None:
     """Run `command` unless it was done before; its seconds go to `steps.json`. Exits with its status if it fails."""
-    done = out / "done" / name.replace(" ", "_")
-    if done.exists() and not again:
+    seconds = run_step(out / "done" / name.replace(" ", "_"), name, command, again)
+    if seconds is None:
         print(f"[{name}] done before")
-        return
-    print(f"[{name}] {' '.join(command)}", flush=True)
-    start = time.monotonic()
-    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
-    if status:
-        sys.exit(status)
-    record_step(out, name, time.monotonic() - start, command)
-    done.parent.mkdir(exist_ok=True)
-    done.touch()
+    else:
+        record_step(out, name, seconds, command)
 
 
 def record_step(out: Path, name: str, seconds: float, command: list[str]) -> None:

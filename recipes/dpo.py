@@ -30,22 +30,18 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
-from trl.models import unwrap_model_for_generation
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import DpoArguments, parse, run_main
-from unified.drawing import contact_sheet, draw
-from unified.generation import ImageSampling
-from unified.image_lora import ImageLoraConfig
 from unified.loading import ADAPTER_CONFIG, FROZEN, check_checkpoint, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import prepare_full
+from unified.trainer import lora_config, prepare_full, write_samples
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -67,7 +63,9 @@ class Report(TrainerCallback):
             logs[f"eval_{name}_kl"] = self.mean_kl(self.eval_pairs[name], args.kl_pairs)
         self.trainer.log(logs)
         if name == list(self.eval_pairs)[-1] and args.sample_prompts:
-            self.draw_samples(Path(args.output_dir) / "samples" / f"{state.global_step:06d}.png")
+            core = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            core = core.get_base_model() if isinstance(core, PeftModel) else core
+            write_samples(self.trainer, core, self.processor)
 
     @torch.no_grad()
     def mean_kl(self, pairs: Dataset, count: int) -> float:
@@ -92,21 +90,6 @@ class Report(TrainerCallback):
             model = trainer.ref_model
         with adapter_off, trainer.accelerator.autocast():
             return model(**inputs, use_cache=False).logits[0].float().log_softmax(dim=-1)
-
-    def draw_samples(self, path: Path) -> None:
-        """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
-        trainer, args = self.trainer, self.trainer.args
-        core = trainer.accelerator.unwrap_model(trainer.model)
-        core = core.get_base_model() if isinstance(core, PeftModel) else core
-        sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance=args.sample_guidance)
-        training = core.training
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
-            core.eval()
-            images = draw(core, self.processor, args.sample_prompts, sampling, seed=args.seed)
-            core.train(training)
-        if trainer.is_world_process_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(images, args.sample_prompts).save(path)
 
 
 def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
@@ -185,16 +168,6 @@ def shaped(pairs: Dataset, name: str, args: DpoArguments) -> Dataset:
     return load_from_disk(folder)
 
 
-def lora(model: UnifiedForCausalLM, args: DpoArguments) -> LoraConfig:
-    """Low-rank updates of the backbone alone: TRL reads the output matrix itself, not what an adapter makes of it."""
-    suffixes = tuple(args.lora_target_modules)
-    targets = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(suffixes)]
-    if not targets:
-        raise ValueError(f"lora_target_modules {list(suffixes)} match nothing in the backbone; name its linear layers")
-    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
-    return kind(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
-
-
 def main() -> None:
     (args,) = parse((DpoArguments,))
     set_seed(args.seed)
@@ -214,7 +187,7 @@ def main() -> None:
         # TRL has text to tokenize when it precomputes: see `for_trl`
         processing_class=processor.tokenizer if args.precompute_ref_log_probs else processor,
         callbacks=[report, Complete(processor)],
-        peft_config=None if full else lora(model, args),
+        peft_config=None if full else lora_config(model, args),  # of the backbone alone
     )
     report.trainer = trainer
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)

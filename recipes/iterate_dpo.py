@@ -16,19 +16,15 @@ error; the best model's folder is printed at the end.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from unified.arguments import DpoArguments, parse, run_main
+from unified.files import write_text
 from unified.loading import ADAPTER_CONFIG
 from unified.rows import claim_folder
-
-# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+from unified.steps import run_step
 
 
 @dataclass
@@ -70,15 +66,7 @@ class IterateArguments:
 
 def step(folder: Path, name: str, command: list[str]) -> None:
     """Run a command unless it was done before; exits with its status if it fails."""
-    done = folder / "done" / name
-    if done.exists():
-        return
-    print(f"[{folder.name} {name}] {' '.join(command)}", flush=True)
-    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
-    if status:
-        sys.exit(status)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    done.touch()
+    run_step(folder / "done" / name, f"{folder.name} {name}", command)
 
 
 def write_prompts(args: IterateArguments, folder: Path, split: str, count: int, seed: int) -> Path:
@@ -132,9 +120,7 @@ def measure(args: IterateArguments, folder: Path, model: str, prompts: Path) -> 
 def record(out: Path, rounds: list[dict[str, Any]], number: int, model: str, result: dict[str, Any]) -> None:
     """Add a round's score to `rounds` and write all of them."""
     rounds.append({"round": number, "model": model, "value": result["value"], "stderr": result["stderr"]})
-    partial = out / "rounds.json.partial"
-    partial.write_text(json.dumps(rounds, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / "rounds.json")
+    write_text(out / "rounds.json", json.dumps(rounds, indent=1) + "\n")
     print(f"[round {number}] held-out score {result['value']:.4f} +- {result['stderr'] or 0:.4f}", flush=True)
 
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from unified.arguments import DemoArguments, ModelArguments, parse, run_main
 from unified.arrangement import tidy
 from unified.chat import Chat
-from unified.drawing import contact_sheet, draw, draw_by_scale
+from unified.drawing import contact_sheet, draw_by_scale
 from unified.generation import ImageSampling
 from unified.loading import load
 from unified.page import DemoPage, Turn
@@ -65,12 +65,9 @@ def main() -> None:
     model, processor = load(model_args.model)
     sampling = ImageSampling(temperature=args.temperature, top_k=args.top_k, guidance=args.guidance)
     chat = converse(Chat(model, processor, sampling, seed=args.seed), args)
-    images = draw(model, processor, args.prompts, sampling, seed=args.seed)
+    drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
+    images = [steps[-1] for steps in drawn]
     contact_sheet(images, args.prompts).save(out / "drawings.png")
-    strips = [
-        (prompt, draw_by_scale(model, processor, prompt, sampling, seed=args.seed + index))
-        for index, prompt in enumerate(args.prompts[:STRIPS])
-    ]
     log = history(out)
     seen = max((entry.get("images_seen", 0.0) for entry in log), default=0.0)
     steps = json.loads((out / "steps.json").read_text()) if (out / "steps.json").exists() else []
@@ -84,7 +81,7 @@ def main() -> None:
             "Pictures: OpenMoji (CC BY-SA 4.0), rendered 64 x 64 pixels.",
         ],
         drawings=list(zip(args.prompts, images, strict=True)),
-        strips=strips,
+        strips=list(zip(args.prompts, drawn, strict=True))[:STRIPS],
         chat=chat,
         log=log,
         steps=steps,

@@ -12,11 +12,6 @@ Writes to output_dir: `log.jsonl` and TensorBoard files, `grids/*.png` (original
 `VQModel.from_pretrained`. Exit status 2 and one line on stderr when the input is wrong.
 """
 
-import copy
-import json
-import math
-import os
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +25,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from unified.arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments, parse, run_main
+from unified.averaged_run import AveragedRun, newest_checkpoint
 from unified.configuration import VQConfig
 from unified.metrics import psnr
 from unified.pictures import to_pixel_values, to_uint8
@@ -60,41 +55,17 @@ def main() -> None:
     set_seed(args.seed)
     dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb)
     train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
-    run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args)
+    held_out = dataset.__getitems__(held_out_rows.tolist())  # uint8 (B, H, W, 3)
+    run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
     accelerator.init_trackers("tensorboard", config=flat(asdict(model_args) | asdict(loss_args) | asdict(args)))
     first_step = run.load(checkpoint)
-    train(run, make_loader(dataset, train_rows, first_step, run), dataset.__getitems__(held_out_rows.tolist()))
+    run.train(make_loader(dataset, train_rows, first_step, run), first_step)
     run.finish()
+    accelerator.end_training()
 
 
-def train(run: "TokenizerRun", loader: DataLoader, held_out: Tensor) -> None:
-    """Step through `loader`; log, evaluate, draw and save on the way. `held_out` is uint8 (B, H, W, 3)."""
-    args, steps = run.args, loader.batch_sampler.steps
-    started, deadline = time.monotonic(), (args.max_minutes or math.inf) * 60
-    bar = tqdm(total=args.max_steps, initial=steps.start, unit="step", disable=not run.accelerator.is_main_process)
-    for step, images in zip(steps, loader, strict=True):
-        pixel_values = to_pixel_values(images.to(run.accelerator.device, non_blocking=True))
-        run.revive(step, pixel_values)
-        run.step(step, pixel_values)
-        bar.update()
-        done = step + 1
-        out_of_time = run.agree(time.monotonic() - started > deadline)
-        last = done == args.max_steps or out_of_time
-        if done % args.log_steps == 0 or last:
-            bar.set_postfix(run.log_training(done))
-        if done % args.eval_steps == 0 or last:
-            run.evaluate(done, held_out)
-        if done % args.grid_steps == 0 or last:
-            run.draw(done, held_out[:16])
-        if done % args.save_steps == 0 or last:
-            run.save(done)
-        if out_of_time:
-            break
-    bar.close()
-
-
-class TokenizerRun:
-    """Everything a run carries from step to step: weights, their average, optimizers, code usage, clocks."""
+class TokenizerRun(AveragedRun):
+    """The tokenizer's run, with code usage and, where it plays, the discriminator and its optimizer."""
 
     def __init__(
         self,
@@ -103,45 +74,41 @@ class TokenizerRun:
         lpips: LPIPS | None,
         loss_args: TokenizerLossArguments,
         args: TokenizerTrainingArguments,
+        held_out: Tensor,
     ) -> None:
-        self.accelerator, self.loss_args, self.args = accelerator, loss_args, args
-        self.core = model.to(accelerator.device, memory_format=torch.channels_last).train()
-        self.average = copy.deepcopy(self.core).requires_grad_(False).eval()
+        super().__init__(accelerator, model, args, args.final_learning_rate, args.save_total_limit)
+        self.loss_args, self.held_out = loss_args, held_out
         self.lpips = lpips and lpips.to(accelerator.device, memory_format=torch.channels_last)
         self.usage = CodeUsage(model.config.codebook_size, model.config.patch_nums).to(accelerator.device)
-        optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True)
-        self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
-        accelerator.register_for_checkpointing(self.average, self.usage)
+        accelerator.register_for_checkpointing(self.usage)
         self.last_layer = [layer for layer in self.core.decoder.modules() if isinstance(layer, nn.Conv2d)][-1].weight
         if loss_args.gan_weight > 0:
             critic = PatchDiscriminator(loss_args.gan_base_channels)
             self.critic_core = critic.to(accelerator.device, memory_format=torch.channels_last)
             critic_optimizer = torch.optim.AdamW(critic.parameters(), loss_args.gan_learning_rate, (0.5, 0.9))
             self.critic, self.critic_optimizer = accelerator.prepare(self.critic_core, critic_optimizer)
-        self.sums: dict[str, Tensor] = {}
-        self.window_start, self.window_steps = time.monotonic(), 0
 
-    def step(self, step: int, pixel_values: Tensor) -> None:
-        """One update of the tokenizer, its average and, where it plays, the discriminator."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.args)
-        generator = torch.Generator().manual_seed(
-            (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
-        )
-        scales, share = len(self.core.quantizer.patch_nums), self.loss_args.scale_dropout
-        kept = drop_scales(len(pixel_values), scales, share, generator).to(pixel_values.device)
-        output = self.model(pixel_values, kept)
+    def step(self, step: int, batch: Tensor) -> None:
+        """One update of the tokenizer, its average and the discriminator; `batch` is uint8 (B, H, W, 3)."""
+        pixel_values = to_pixel_values(batch.to(self.accelerator.device, non_blocking=True))
+        self.revive(step, pixel_values)
+        self.begin_step(step)
+        output = self.model(pixel_values, self.kept_scales(step, len(pixel_values)))
         adversarial = self.loss_args.gan_weight > 0 and step >= self.loss_args.gan_start_step
         loss = self.loss(pixel_values, output.reconstruction.float(), output.commitment_loss, adversarial)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.core.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(loss)
         if adversarial:
             self.step_critic(pixel_values, output.reconstruction.detach().float())
         self.usage.update(output.codes)
         self.update_average(step)
-        self.window_steps += 1
+
+    def kept_scales(self, step: int, batch: int) -> Tensor | None:
+        """How many scales each image is decoded from, (B,); None: all of them."""
+        share = self.loss_args.scale_dropout
+        if share == 0:
+            return None
+        kept = drop_scales(batch, len(self.core.quantizer.patch_nums), share, self.generator(step))
+        return kept.to(self.accelerator.device)
 
     def loss(self, real: Tensor, reconstruction: Tensor, vq_loss: Tensor, adversarial: bool) -> Tensor:
         """Weighted sum of the terms that are switched on; each is also summed up for the log."""
@@ -174,12 +141,6 @@ class TokenizerRun:
         self.add(critic=loss)
 
     @torch.no_grad()
-    def update_average(self, step: int) -> None:
-        """Move the averaged weights; early on the average is short, or it would remember the random start."""
-        decay = min(self.args.ema_decay, (step + 1) / (step + 10)) if self.args.ema_decay > 0 else 0.0
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.core.parameters()), 1 - decay)
-
-    @torch.no_grad()
     def revive(self, step: int, pixel_values: Tensor) -> None:
         """Restart idle codes from what the encoder says now; at step 0 that is the whole codebook."""
         period, until = self.args.revive_after_steps, self.args.revive_until * self.args.max_steps
@@ -203,23 +164,19 @@ class TokenizerRun:
         """A code is idle when it is on every process."""
         self.usage.idle_steps.copy_(self.accelerator.gather(self.usage.idle_steps[None]).amin(dim=0))
 
-    def add(self, **terms: Tensor) -> None:
-        """Sum terms on the device; only `log_training` waits for them."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-
-    def log_training(self, done: int) -> dict[str, str]:
-        """Write the window's mean losses, code usage and speed; returns what the progress bar shows."""
-        seconds = time.monotonic() - self.window_start
-        images = self.window_steps * self.args.batch_size * self.accelerator.num_processes
-        record = {f"train/{name}": float(value) / self.window_steps for name, value in self.sums.items()}
+    def log_training(self, done: int, **more: float) -> dict[str, str]:
+        """The run's, with the code usage of every scale."""
         for scale, (share, width) in enumerate(zip(self.usage.usage(), self.usage.perplexity(), strict=True)):
-            record |= {f"usage/scale_{scale}": float(share), f"perplexity/scale_{scale}": float(width)}
-        record |= {"learning_rate": learning_rate(done - 1, self.args), "images_per_second": images / seconds}
-        self.write(done, record)
+            more |= {f"usage/scale_{scale}": float(share), f"perplexity/scale_{scale}": float(width)}
         self.usage.reset()
-        self.sums, self.window_steps, self.window_start = {}, 0, time.monotonic()
-        return {"loss": f"{record['train/loss']:.4f}", "image/s": f"{record['images_per_second']:.0f}"}
+        return super().log_training(done, **more)
+
+    def report(self, done: int, last: bool) -> None:
+        """Score and draw held-out images where it is due."""
+        if done % self.args.eval_steps == 0 or last:
+            self.evaluate(done, self.held_out)
+        if done % self.args.grid_steps == 0 or last:
+            self.draw(done, self.held_out[:16])
 
     @torch.no_grad()
     def evaluate(self, done: int, held_out: Tensor) -> None:
@@ -254,66 +211,10 @@ class TokenizerRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.contiguous().numpy()).save(path)
 
-    def write(self, done: int, record: dict[str, float]) -> None:
-        """One line of log.jsonl and the same values to TensorBoard."""
-        self.accelerator.log(record, step=done)
-        if self.accelerator.is_main_process:
-            with Path(self.args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": done} | record) + "\n")
-
-    def agree(self, mine: bool) -> bool:
-        """True on every process when it is true on one: they must leave the loop together."""
-        if self.accelerator.num_processes == 1 or self.args.max_minutes is None:
-            return mine
-        return bool(self.accelerator.reduce(torch.tensor([float(mine)], device=self.accelerator.device)).item())
-
     def save(self, done: int) -> None:
-        """Write checkpoint-<step>, complete or not at all, and drop the oldest beyond save_total_limit."""
-        folder = Path(self.args.output_dir)
-        partial, final = folder / "unfinished-checkpoint", folder / f"checkpoint-{done:07d}"
-        self.agree_on_idle()  # only the main process's counters are in a checkpoint
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            for old in sorted(folder.glob("checkpoint-*"))[: -self.args.save_total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def load(self, checkpoint: Path | None) -> int:
-        """Continue from `checkpoint`; returns the first step to do."""
-        if checkpoint is None:
-            return 0
-        self.accelerator.load_state(str(checkpoint))
-        self.accelerator.print(f"resumed from {checkpoint}")
-        return int(checkpoint.name.split("-")[1])
-
-    def finish(self) -> None:
-        """Save the averaged weights for `VQModel.from_pretrained` and close the log."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            partial = Path(self.args.output_dir, "unfinished-model")
-            self.average.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-            for path in partial.iterdir():
-                os.replace(path, partial.parent / path.name)
-            partial.rmdir()
-        self.accelerator.end_training()
-
-
-def learning_rate(step: int, args: TokenizerTrainingArguments) -> float:
-    """Linear warm-up, then a cosine down to final_learning_rate at max_steps."""
-    warm = min(1.0, (step + 1) / max(args.warmup_steps, 1))
-    progress = max(0, step - args.warmup_steps) / max(args.max_steps - args.warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return warm * (args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * cosine)
-
-
-def parameter_groups(model: VQModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Convolution weights decay; norms, biases and the codebook do not."""
-    kernels = [p for p in model.parameters() if p.ndim == 4]
-    others = [p for p in model.parameters() if p.ndim != 4]
-    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        """The run's; only the main process's counters are in a checkpoint."""
+        self.agree_on_idle()
+        super().save(done)
 
 
 def make_loader(dataset: PixelDataset, rows: Tensor, first_step: int, run: TokenizerRun) -> DataLoader:
@@ -324,14 +225,6 @@ def make_loader(dataset: PixelDataset, rows: Tensor, first_step: int, run: Token
         rows, args.batch_size, steps, args.seed, accelerator.process_index, accelerator.num_processes
     )
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=stack, num_workers=args.num_workers)
-
-
-def newest_checkpoint(args: TokenizerTrainingArguments) -> Path | None:
-    """Checkpoint to resume from; raises ValueError when a new run would write over an old one's."""
-    found = sorted(Path(args.output_dir).glob("checkpoint-*"))
-    if found and not args.resume:
-        raise ValueError(f"output_dir {args.output_dir} holds {found[-1].name}; add --resume, or give another folder")
-    return found[-1] if found else None
 
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:

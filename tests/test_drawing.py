@@ -56,7 +56,7 @@ def test_an_image_with_its_own_generator_is_the_same_in_any_batch(toy: Toy) -> N
 
 
 def test_the_last_of_the_scales_is_the_picture(toy: Toy) -> None:
-    by_scale = draw_by_scale(*toy, PROMPTS[0], SAMPLING, seed=3)
+    (by_scale,) = draw_by_scale(*toy, PROMPTS[:1], SAMPLING, seed=3)
     assert len(by_scale) == 2
     whole = draw(*toy, PROMPTS[:1], SAMPLING, seed=3)
     assert (pixels(by_scale[-1:]) == pixels(whole)).all() and (pixels(by_scale[:1]) != pixels(whole)).any()

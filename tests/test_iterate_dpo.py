@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import load_script
 
+from unified import steps
 from unified.arguments import parse
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def iterate(
     """Run the script in a world with these held-out scores."""
 
     def run(world: World, *changes: object) -> int:
-        monkeypatch.setattr(load_script(SCRIPT), "subprocess", SimpleNamespace(run=world.run))
+        monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=world.run))
         given = ["--run", CONFIG, "--model", "out/sft", "--out", tmp_path / "out", "--extra", "text.jsonl"]
         return run_script(SCRIPT, *given, *changes)
 
@@ -132,7 +133,7 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
 
 def test_commands_run_in_the_same_python(tmp_path: Path) -> None:
     script = load_script(SCRIPT)
-    assert script.subprocess is subprocess
+    assert steps.subprocess is subprocess
     script.step(tmp_path, "touch", ["-c", f"open({str(tmp_path / 'x')!r}, 'w')"])
     assert (tmp_path / "x").exists() and (tmp_path / "done/touch").exists()
     with pytest.raises(SystemExit) as stop:

@@ -27,7 +27,7 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("auto_classes", "image_lora", "inception", "page", "pictures", "results")},
+    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "page", "pictures", "steps")},
     "vq_data": "pictures",
     # data on disk and what Scenes say
     "rows": "scales",
@@ -40,6 +40,7 @@ ALLOWED = {
     "vq_layers": "configuration",
     "vq_model": "configuration quantizer scales vq_layers",
     "vq_losses": "scales",
+    "averaged_run": "arguments",
     # the model
     "losses": "vocabulary",
     "layout": "configuration scales",
@@ -57,8 +58,8 @@ ALLOWED = {
     "drawing": "generation modeling pictures processing sampling",
     "chat": "generation layout messages modeling pictures processing",
     "trainer": "arguments drawing generation image_lora loading modeling processing",
-    "answering": "layout messages modeling processing",
-    "variants": "generation layout modeling processing",
+    "answering": "files layout messages modeling processing",
+    "variants": "drawing generation layout modeling processing",
     "preferences": "configuration data messages processing rows scales",
     # what scores
     "claims": "scene_texts scenes",
@@ -69,8 +70,9 @@ ALLOWED = {
     "detector_data": "arrangement detector scales scenes vq_model",
     "detector_ceilings": "arrangement detector metrics pictures scenes vq_model",
     "coco_detector": "loading metrics",
-    "detections": "coco_detector detector loading",
-    "report": "page",
+    "detections": "coco_detector detector files loading",
+    "report": "files page",
+    "results": "files",
     "geneval_files": "metrics",
     "geneval_prompts": "scenes",
 }

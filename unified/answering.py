@@ -1,7 +1,6 @@
 """Many questions about pictures at once: greedy answers in left-padded batches, kept in a file that grows."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from unified.files import write_text
 from unified.layout import context_left
 from unified.messages import Message
 from unified.modeling import UnifiedForCausalLM
@@ -88,10 +88,7 @@ class AnswerLog:
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Make these the log's records, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in (self.identity, *records)), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in (self.identity, *records)))
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Keep a batch's records."""

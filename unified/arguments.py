@@ -52,6 +52,13 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def check_least(settings: Any, **least: float) -> None:
+    """Raise ValueError for the first of these fields of `settings` that is below its least value."""
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise ValueError(f"--{name} {getattr(settings, name)}; give at least {value}")
+
+
 def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: list[str]) -> None:
     # The file has to be known before the real parse, which needs its values as defaults.
     finder = HfArgumentParser((), add_help=False, allow_abbrev=False)

@@ -96,7 +96,7 @@ def draw(
     for index in range(count):
         path = out if count == 1 else suffixed(out, str(index))
         if strip:
-            steps = draw_by_scale(unified_model, processor, prompt, sampling, seed + index)
+            (steps,) = draw_by_scale(unified_model, processor, [prompt], sampling, seed + index)
             names = [f"scale {scale + 1}" for scale in range(len(steps))]
             save(contact_sheet(steps, names, columns=len(steps)), suffixed(path, "scales"))
             save(steps[-1], path)

@@ -39,15 +39,16 @@ def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.D
 
     Raises ValueError when a file holds codes of another tokenizer than `config.vq_fingerprint`, or unencoded images.
     """
-    files = [file for path in paths for file in _files_of(path)]
+    files = [file for path in paths for file in files_of(path)]
     return datasets.concatenate_datasets([_load_file(file, config.vq_fingerprint) for file in files])
 
 
-def _files_of(path: str) -> list[Path]:
+def files_of(path: str, what: str = "encoded rows") -> list[Path]:
+    """A file, or a folder's parquet shards; ValueError where there is none of `what`."""
     place = Path(path)
     found = sorted(place.glob("*.parquet")) if place.is_dir() else [place] * place.is_file()
     if not found or any(file.suffix not in (".parquet", ".jsonl") for file in found):
-        raise ValueError(f"{path}: no encoded rows; give a .parquet or .jsonl file or a folder of parquet shards")
+        raise ValueError(f"{path}: no {what}; give a .parquet or .jsonl file or a folder of parquet shards")
     return found
 
 

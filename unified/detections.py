@@ -6,7 +6,6 @@ Detections are kept before any threshold, so that rules can be changed without d
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from unified.coco_detector import CLASS_NAMES, CLIP, DETECTOR, CocoDetector, CocoSettings
 from unified.detector import DetectorConfig, SceneDetector
+from unified.files import write_text
 from unified.loading import best_device
 
 SCENES_WEIGHTS = "weights/scenes-detector"
@@ -59,9 +59,9 @@ class DetectionArguments:
     def identity(self) -> dict[str, Any]:
         """What detections depend on: kind, settings and weights, local ones by their SHA-256, without loading them."""
         if self.detector != "coco":
-            return {"detector": "scenes", "weights": weights_digest(scenes_folder(self.detector))}
+            return {"detector": "scenes", "weights": checkpoint_digest(scenes_folder(self.detector))}
         names = {"coco_model": self.coco_model, "clip_model": self.clip_model}
-        models = {key: weights_digest(Path(n)) if Path(n).is_dir() else n for key, n in names.items()}
+        models = {key: checkpoint_digest(Path(n)) if Path(n).is_dir() else n for key, n in names.items()}
         return {"detector": "coco", **models, **dataclasses.asdict(CocoSettings())}
 
     def class_names(self) -> list[str]:
@@ -96,7 +96,7 @@ def scenes_folder(name: str) -> Path:
     return folder
 
 
-def weights_digest(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
     """`sha256:` over a checkpoint's configuration and weights."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
@@ -127,10 +127,7 @@ class DetectionLog:
         if not lines:
             lines = [json.dumps(identity) + "\n"]
         self._read(lines, identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(lines))
 
     def _read(self, lines: list[str], identity: Mapping[str, Any]) -> None:
         try:

@@ -1,6 +1,6 @@
 """Prompts to pictures with a loaded model: what the CLI, the training's sample grids and the evaluation share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image, ImageDraw
@@ -14,6 +14,19 @@ from unified.processing import UnifiedProcessor
 from unified.sampling import Generators
 
 
+def image_prompts(
+    model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T) of chats that ask for one picture each, padded on the left, with the image start behind."""
+    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+    inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
+    assert isinstance(inputs, BatchFeature)
+    boi = torch.full((len(chats), 1), model.config.boi_token_id)
+    ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(boi)], dim=1).to(model.device)
+    return ids, mask
+
+
 @torch.no_grad()
 def draw_codes(
     model: UnifiedForCausalLM,
@@ -23,12 +36,7 @@ def draw_codes(
     generator: Generators = None,
 ) -> Tensor:
     """Codes (B, L) of one image for each prompt, in one batch; with a generator a prompt, each image has its own."""
-    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
-    assert isinstance(inputs, BatchFeature)
-    boi = torch.full((len(chats), 1), model.config.boi_token_id)
-    input_ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)
-    attention_mask = torch.cat([inputs["attention_mask"], torch.ones_like(boi)], dim=1).to(model.device)
+    input_ids, attention_mask = image_prompts(model, processor, prompts)
     ids = model.generate(
         input_ids,
         attention_mask,
@@ -55,26 +63,39 @@ def draw(
     batch_size: int = 16,
 ) -> list[Image.Image]:
     """One picture for each prompt, the i-th from seed + i: but for rounding, a batch does not change a picture."""
-    generators = [torch.Generator(model.device).manual_seed(seed + index) for index in range(len(prompts))]
-    images: list[Image.Image] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
-        codes = draw_codes(model, processor, prompts[batch], sampling, generators[batch])
-        images += codes_to_images(model, codes)
-    return images
+    batches = seeded_codes(model, processor, prompts, sampling, seed, batch_size)
+    return [image for codes in batches for image in codes_to_images(model, codes)]
 
 
 def draw_by_scale(
     model: UnifiedForCausalLM,
     processor: UnifiedProcessor,
-    prompt: str,
+    prompts: Sequence[str],
     sampling: ImageSampling | None = None,
     seed: int = 0,
-) -> list[Image.Image]:
-    """The same picture after each scale, coarse to fine; the last one is whole."""
-    generator = torch.Generator(model.device).manual_seed(seed)
-    codes = draw_codes(model, processor, [prompt], sampling, generator)
-    return [pixels_to_image(pixels[0]) for pixels in model.model.vq_model.decode_by_scale(codes)]
+    batch_size: int = 16,
+) -> list[list[Image.Image]]:
+    """The pictures of `draw` after each scale, coarse to fine; the last ones are whole."""
+    pictures: list[list[Image.Image]] = []
+    for codes in seeded_codes(model, processor, prompts, sampling, seed, batch_size):
+        scales = model.model.vq_model.decode_by_scale(codes)
+        pictures += [[pixels_to_image(pixels) for pixels in steps] for steps in zip(*scales, strict=True)]
+    return pictures
+
+
+def seeded_codes(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    prompts: Sequence[str],
+    sampling: ImageSampling | None,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Codes (B, L) of one image a prompt, a batch at a time, the i-th image from seed + i."""
+    generators = [torch.Generator(model.device).manual_seed(seed + index) for index in range(len(prompts))]
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        yield draw_codes(model, processor, prompts[batch], sampling, generators[batch])
 
 
 def contact_sheet(

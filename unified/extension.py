@@ -48,10 +48,11 @@ def extend(
     for folder in (llm, vq):
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json; give a folder written by save_pretrained")
+    vq_model = load_vq(vq, "cpu")
     check_head(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
     backbone = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-    model = join(backbone, load_vq(vq, "cpu"), tokenizer, image_order, image_positions, seed)
+    model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model
 

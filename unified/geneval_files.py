@@ -29,6 +29,25 @@ class Sample:
     metadata: dict[str, Any]
 
 
+def read_captions(path: str | Path) -> list[dict[str, Any]]:
+    """Objects of a JSONL with a `prompt` each, whatever else they hold; ValueError names the line that is none."""
+    if not Path(path).is_file():
+        raise ValueError(f"--prompts {path} is not a file; give a JSONL with a `prompt` in every line")
+    prompts: list[dict[str, Any]] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            metadata = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); mend the line") from None
+        text = metadata.get("prompt") if isinstance(metadata, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f'{path}:{number} has no prompt; write {{"prompt": "..."}}')
+        prompts.append(metadata)
+    if not prompts:
+        raise ValueError(f"--prompts {path} is empty; write a prompt a line")
+    return prompts
+
+
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """Metadata of every prompt of a set. Raises ValueError naming file and line where one is not in GenEval's form."""
     if not Path(path).is_file():

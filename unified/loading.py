@@ -1,5 +1,6 @@
 """A folder to a model that is ready to use, and back: full checkpoints, and PEFT adapters merged into their base."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -82,6 +83,16 @@ def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.P
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
     os.replace(partial, out)
+
+
+def weights_digest(model_dir: str | os.PathLike) -> str:
+    """SHA-256 of the files with weights: a checkpoint's, or an adapter's and its base's."""
+    folder, digest = Path(model_dir), hashlib.sha256()
+    folders = [folder, base_of(folder)] if (folder / ADAPTER_CONFIG).is_file() else [folder]
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None) -> VQModel:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.configuration import UnifiedConfig
-from unified.data import PART, PreferenceCollator
+from unified.data import PART, PreferenceCollator, files_of
 from unified.messages import content_parts, count_images
 from unified.processing import UnifiedProcessor
 from unified.rows import write_parquet
@@ -88,18 +88,11 @@ def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     and `rejected` as conversations, without `prompt` where both answers hold the whole conversation, or as strings.
     Raises ValueError naming file and row of bad pairs: see `check_pair`, and `as_pair` for their form.
     """
-    pairs = datasets.concatenate_datasets([_load_file(file, config) for path in paths for file in _files_of(path)])
+    files = [file for path in paths for file in files_of(path, "pairs")]
+    pairs = datasets.concatenate_datasets([_load_file(file, config) for file in files])
     if not len(pairs):
         raise ValueError(f"{', '.join(paths)}: not one pair; draw more samples, or score them otherwise")
     return pairs
-
-
-def _files_of(path: str) -> list[Path]:
-    place = Path(path)
-    found = sorted(place.glob("*.parquet")) if place.is_dir() else [place] * place.is_file()
-    if not found or any(file.suffix not in (".parquet", ".jsonl") for file in found):
-        raise ValueError(f"{path}: no pairs; give a .parquet or .jsonl file or a folder of parquet shards")
-    return found
 
 
 def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:

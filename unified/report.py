@@ -3,7 +3,6 @@
 import html
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from unified.files import write_text
 from unified.page import STYLE, figure
 
 FORMATS = (".html", ".md")
@@ -212,8 +212,5 @@ def write_report(paths: Sequence[Path], out: Path) -> int:
         raise ValueError(f"{out} ends with {out.suffix or 'nothing'}; a report is {' or '.join(FORMATS)}")
     results = read_results(paths)
     page = as_html(results) if out.suffix == ".html" else as_markdown(results)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, out)
+    write_text(out, page)
     return len(results)

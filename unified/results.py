@@ -1,12 +1,13 @@
 """What an evaluation leaves behind: one JSON that says what was measured, on what, how, and with which code."""
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from unified.files import write_text
 
 # whose releases change figures
 PACKAGES = ("torch", "transformers", "peft", "pillow")
@@ -36,8 +37,5 @@ def write_result(
     record = {"metric": metric, "value": value, "n": n, "model": model, "config": config}
     record |= {"commit": code_version(), "versions": versions()} | details
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(record, indent=1) + "\n")
     return record

@@ -140,7 +140,8 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def _be(class_name: str) -> str:
+def be(class_name: str) -> str:
+    """The verb that goes with a class: scissors are, a cat is."""
     return "are" if class_name in PAIRED else "is"
 
 
@@ -185,7 +186,7 @@ def _about_count(scene: Scene, rng: Rng) -> Question:
 
 
 def _about_colour(item: SceneObject, rng: Rng) -> Question:
-    verb = _be(item.class_name)
+    verb = be(item.class_name)
     question = pick(rng, COLOUR_WORDINGS, "wording").format(verb, item.class_name)
     return question, f"The {item.class_name} {verb} {item.colour}."
 
@@ -196,5 +197,5 @@ def _clearly_related(subject: SceneObject, reference: SceneObject) -> bool:
 
 def _about_relation(subject: SceneObject, reference: SceneObject, rng: Rng) -> Question:
     wording = pick(rng, RELATION_WORDINGS, "wording")
-    question = wording.format(_be(subject.class_name), subject.class_name, reference.class_name)
+    question = wording.format(be(subject.class_name), subject.class_name, reference.class_name)
     return question, _sentence(relations(subject, reference)[0].removesuffix(" of"))

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
-from unified.arguments import UnifiedTrainingArguments
+from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
 from unified.image_lora import ImageLoraConfig
@@ -56,31 +56,34 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
     return model
 
 
-def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
-    """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
+def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
+    """Low-rank updates of the backbone's linear layers where `args.lora_positions` says, and `more` of PEFT's keys."""
     if args.lora_positions == "image" and model.config.image_order == "raster":
         raise ValueError("lora_positions image needs images in blocks, which image_order raster has not; use all")
-    vocabulary = model.config.vocabulary
-    rows = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id, *vocabulary.image_ids]
     # by full path: the tokenizer and the image embedding hold linear layers as well
     suffixes = tuple(args.lora_target_modules)
     targets = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(suffixes)]
     if not targets:
         raise ValueError(f"lora_target_modules {list(suffixes)} match nothing in the backbone; name its linear layers")
+    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
+    return kind(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, task_type="CAUSAL_LM", **more)
+
+
+def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
+    """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
+    vocabulary = model.config.vocabulary
+    rows = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id, *vocabulary.image_ids]
     table = model.get_input_embeddings()
     name = next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is table)
     token_rows: dict[str, list[int]] = {name: rows}
     if not model.config.tie_word_embeddings:
         token_rows["lm_head"] = rows
-    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
-    config = kind(
-        r=args.lora_rank,
-        lora_alpha=args.lora_alpha,
+    config = lora_config(
+        model,
+        args,
         lora_dropout=args.lora_dropout,
-        target_modules=targets,
         trainable_token_indices=token_rows,
         modules_to_save=["image_embedding"],
-        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
@@ -123,6 +126,23 @@ class ReturnMemory(TrainerCallback):
     ) -> None:
         if self.libc is not None and args.device.type == "cpu":
             self.libc.malloc_trim(0)
+
+
+def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
+    """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes.
+
+    `trainer` is HF's or one of TRL's, with our arguments; `core` the model inside its wrappers.
+    """
+    args, training = trainer.args, core.training
+    path = Path(args.output_dir) / "samples" / f"{trainer.state.global_step:06d}.png"
+    sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance=args.sample_guidance)
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
+        core.eval()
+        images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)
+        core.train(training)
+    if trainer.is_world_process_zero():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(images, args.sample_prompts).save(path)
 
 
 class UnifiedTrainer(Trainer):
@@ -217,22 +237,6 @@ class UnifiedTrainer(Trainer):
         """HF's evaluation, then a sheet of pictures of `args.sample_prompts`."""
         metrics = super().evaluate(*args, **kwargs)
         if self.args.sample_prompts:
-            self.draw_samples(Path(self.args.output_dir) / "samples" / f"{self.state.global_step:06d}.png")
+            assert isinstance(self.processing_class, UnifiedProcessor)
+            write_samples(self, self.core, self.processing_class)
         return metrics
-
-    def draw_samples(self, path: Path) -> None:
-        """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes."""
-        processor = self.processing_class
-        assert isinstance(processor, UnifiedProcessor)
-        training = self.core.training
-        sampling = ImageSampling(
-            temperature=self.args.sample_temperature, top_k=self.args.sample_top_k, guidance=self.args.sample_guidance
-        )
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
-            self.core.eval()
-            with self.accelerator.autocast():
-                images = draw(self.core, processor, self.args.sample_prompts, sampling, seed=self.args.seed)
-            self.core.train(training)
-        if self.is_world_process_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(images, self.args.sample_prompts).save(path)

@@ -31,11 +31,12 @@ from unified.scene_texts import (
     DESCRIBE_WORDINGS,
     EXISTENCE_WORDINGS,
     RELATION_WORDINGS,
+    be,
     caption,
     plural,
     singular,
 )
-from unified.scenes import CLASSES, COLOURS, PAIRED, TAGS, Rng, Scene, pick, relations, sample_scene, tags_of
+from unified.scenes import CLASSES, COLOURS, TAGS, Rng, Scene, pick, relations, sample_scene, tags_of
 
 PARTS = ("existence", "counting", "colour", "relation", "caption")
 SETTINGS = ("random", "popular", "adversarial")
@@ -179,7 +180,7 @@ def _ask_counting(number: int, rng: Rng, words: Sequence[str], domain: Domain) -
 def _ask_colour(number: int, rng: Rng, words: Sequence[str], domain: Domain) -> Iterator[Question]:
     scene = domain.sample(_turn(("colors", "color_attr"), number), rng)
     item = pick(rng, scene.objects, "object")
-    text = pick(rng, words, "wording").format(_be(item.class_name), item.class_name)
+    text = pick(rng, words, "wording").format(be(item.class_name), item.class_name)
     yield Question("colour", number, scene, text, str(item.colour), item.class_name)
 
 
@@ -188,7 +189,7 @@ def _ask_relation(number: int, rng: Rng, words: Sequence[str], domain: Domain) -
     subject, reference = scene.objects if rng.integers(2) else scene.objects[::-1]
     (truth,) = relations(subject, reference)  # position scenes are laid out so that one and only one holds
     names = subject.class_name, reference.class_name
-    text = pick(rng, words, "wording").format(_be(names[0]), *names)
+    text = pick(rng, words, "wording").format(be(names[0]), *names)
     yield Question("relation", number, scene, text, truth, names[0])
 
 
@@ -208,10 +209,6 @@ _ASKERS = {
 
 def _turn(tags: Sequence[str], number: int) -> str:
     return tags[number % len(tags)]
-
-
-def _be(class_name: str) -> str:
-    return "are" if class_name in PAIRED else "is"
 
 
 # --- answers

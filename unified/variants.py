@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature
 
+from unified.drawing import image_prompts
 from unified.generation import Canvas, ImageSampling
 from unified.layout import context_left
 from unified.modeling import UnifiedForCausalLM
@@ -48,12 +48,7 @@ def draw_variants(
 
 def _prompted(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]) -> Canvas:
     """The prompts, padded on the left, each with the image start behind it."""
-    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
-    assert isinstance(inputs, BatchFeature)
-    boi = torch.full((len(prompts), 1), model.config.boi_token_id)
-    ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(boi)], dim=1).to(model.device)
+    ids, mask = image_prompts(model, processor, prompts)
     context_left(ids, mask, model.config, images=1)
     return Canvas(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
 
