@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQConfig, VQModel
 from unified.data import ChatDataset, PreferenceCollator, SFTCollator, load_encoded_rows
-from unified.packing import pack_first_fit_decreasing
+from unified.packing import PackedRow, pack_first_fit_decreasing, pack_tightly
 from unified.processing import IGNORE_INDEX, UnifiedProcessor
 from unified.rows import write_encoded_shard
 
@@ -99,6 +99,23 @@ def test_first_fit_decreasing_keeps_every_example_once(lengths: list[int]) -> No
     assert len(rows) <= 2 * -(-sum(lengths) // 20)  # two rows at most half full would have been one
 
 
+def rectangle(rows: list[PackedRow]) -> int:
+    return len(rows) * max(row.length for row in rows)
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=20))
+def test_tight_rows_hold_every_example_in_no_more_than_first_fit_takes(lengths: list[int]) -> None:
+    rows = pack_tightly(lengths, 256)
+    assert sorted(member for row in rows for member in row.members) == list(range(len(lengths)))
+    assert all(row.length <= 256 for row in rows)
+    assert rectangle(rows) <= rectangle(pack_first_fit_decreasing(lengths, 256))
+
+
+def test_rows_are_made_of_equal_length_rather_than_full() -> None:
+    assert [row.length for row in pack_tightly([80] * 6, 256)] == [80] * 6  # 256 would leave 16 of every 256
+    assert sorted(row.length for row in pack_tightly([150, 90, 60, 60, 40, 40], 200)) == [140, 150, 150]
+
+
 def documents_of(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of every document of a batch."""
     ids, labels, numbers = batch["input_ids"], batch["labels"], batch["document_ids"]
@@ -118,7 +135,8 @@ def test_batches_hold_every_example_once(processor: UnifiedProcessor, pack: bool
     padding = batch["document_ids"] == -1
     assert (batch["labels"][padding] == IGNORE_INDEX).all() and (batch["input_ids"][padding] == 0).all()
     assert torch.equal(batch["attention_mask"], (~padding).long()) and "keep_positions" not in batch
-    assert (len(batch["input_ids"]) == 9) != pack
+    alone = SFTCollator(processor, pack_length=160, pack=False)(items)["input_ids"]
+    assert len(alone) == 9 and (batch["input_ids"].numel() <= alone.numel() if pack else batch["input_ids"].equal(alone))
     placeholders = (batch["input_ids"] == processor.image_pad_token_id).sum()
     assert len(batch["image_codes"]) * 4 == placeholders
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from unified.configuration import UnifiedConfig
 from unified.messages import is_drawing
-from unified.packing import Document, LastScaleDropping, PackedRow, pack_first_fit_decreasing, pad_right, stack_rows
+from unified.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
 from unified.processing import EncodedChat, UnifiedProcessor
 from unified.rows import read_rows
 
@@ -168,7 +168,7 @@ class SFTCollator:
         documents = [self._document(example) for example in examples]
         lengths = [len(document.keep_positions) for document in documents]
         alone = [PackedRow(length, [member]) for member, length in enumerate(lengths)]
-        rows = pack_first_fit_decreasing(lengths, self.pack_length) if self.pack else alone
+        rows = pack_tightly(lengths, self.pack_length) if self.pack else alone
         batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
         if self.dropping.fraction == 1:
             del batch["keep_positions"]

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unified.processing import IGNORE_INDEX, UnifiedProcessor
 
 DROPPING_STREAM = 1  # of the random numbers of (seed, epoch, index); caption dropout has another
+CAPACITIES_TRIED = 16  # row lengths between the longest example and pack_length; more gains under 1 %
 NO_DOCUMENT = -1  # document id and kept position of padding
 
 
@@ -40,6 +41,19 @@ def pack_first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[Pac
         row.length += length
         row.members.append(member)
     return rows
+
+
+def pack_tightly(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
+    """First-fit-decreasing rows of at most `capacity` that take the smallest rectangle, padding included.
+
+    Of equal rectangles the one of shorter rows, as attention is quadratic in them. Raises ValueError as
+    `pack_first_fit_decreasing` does.
+    """
+    shortest = max(lengths, default=0)
+    spread = max(capacity - shortest, 0)
+    tries = {shortest + spread * part // CAPACITIES_TRIED for part in range(CAPACITIES_TRIED)} | {capacity}
+    packed = [pack_first_fit_decreasing(lengths, tried) for tried in sorted(tries) if tried <= capacity]
+    return min(packed, key=lambda rows: len(rows) * max((row.length for row in rows), default=0))
 
 
 @dataclass(frozen=True)
