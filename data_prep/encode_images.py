@@ -13,7 +13,6 @@ A picture that cannot be read is named on the screen, and its row goes to `OUT/0
 More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.
 """
 
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -24,18 +23,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from unified.arguments import parse, run_main
 from unified.loading import load_vq
-from unified.pictures import image_to_pixels
+from unified.pictures import image_to_pixels, read_picture
 from unified.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
 from unified.vq_model import VQModel
-
-# What Pillow raises on a missing, cut off, foreign or oversized picture.
-BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass
@@ -81,11 +76,13 @@ class Pixels(Dataset[torch.Tensor | str]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
+        image = self.images[index]
         try:
-            with Image.open(io.BytesIO(self.images[index].read())) as image:
-                return image_to_pixels(image, self.image_size)
-        except BAD_IMAGE as error:
-            return f"{type(error).__name__}: {error}"
+            return image_to_pixels(read_picture(image.read(), image.name), self.image_size)
+        except OSError as error:
+            return f"{image.name} cannot be read ({error.strerror}); put the file there, or take it out"
+        except ValueError as error:
+            return str(error)
 
 
 def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:
@@ -130,8 +127,7 @@ def encode_shard(shard: Shard, vq: VQModel, arguments: EncodeArguments) -> tuple
     encoded, bad = [], []
     for row in rows:
         codes = [next(results) for _ in row.images]
-        pairs = zip(row.images, codes, strict=True)
-        reasons = [f"{image.name}: {code}" for image, code in pairs if isinstance(code, str)]
+        reasons = [code for code in codes if isinstance(code, str)]
         content = {"messages": row.messages, "metadata": row.metadata, "source": row.source}
         if reasons:
             bad.append({"row": row.where, "bad_images": reasons, **content})

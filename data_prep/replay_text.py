@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from unified.arguments import parse, run_main
+from unified.jsonl import parse_text
 from unified.messages import SYSTEM_PROMPT
 from unified.rows import claim_folder, read_encoded_rows, write_encoded_shard
 
@@ -52,7 +53,8 @@ class ReplayArguments:
 
 def read_prompts(path: str, split: str, limit: int | None) -> list[str]:
     """Prompts of one split; ValueError when none is left."""
-    prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = parse_text(Path(path).read_bytes(), path).splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
     held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(prompts))]
     chosen = [prompt for prompt, out in zip(prompts, held_out, strict=True) if out == (split == "heldout")][:limit]
     if not chosen:

@@ -17,6 +17,7 @@ result speaks of: agreement and score per task before and after. --rules is a fi
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,8 +29,9 @@ from tqdm import tqdm
 from unified.arguments import parse, run_main
 from unified.detections import Detections
 from unified.files import write_text
+from unified.jsonl import read_lines
 from unified.metrics import GenevalRules, check_geneval_metadata, clustered_mean, geneval_objects, geneval_verdict
-from unified.results import write_result
+from unified.results import prompts_digest, write_result
 
 
 @dataclass
@@ -97,6 +99,7 @@ FIELDS: dict[str, Callable[[str], bool]] = {
 
 def main() -> None:
     (args,) = parse((CalibrationArguments,))
+    started = time.monotonic()
     cases = read_cases(args.detections, args.original)
     fitted, held_out = split(cases, args.seed)
     rules = fit(fitted, thresholds(args), AGREEMENTS[args.against])
@@ -105,18 +108,23 @@ def main() -> None:
     report = {tag: compare([case for case in held_out if case.metadata["tag"] == tag], rules) for tag in tasks}
     overall = compare(held_out, rules)
     config = {**asdict(args), "before": asdict(GenevalRules()), "after": asdict(rules)}
-    value, n = overall[args.against]["after"]["value"], overall["images"]
-    details = {"fitted_images": len(fitted), "held_out": overall, "tasks": report}
-    record = write_result(Path(args.out), f"geneval_agreement_{args.against}", value, n, "coco", config, **details)
-    print(json.dumps(record))
+    prompts = dict.fromkeys(json.dumps(case.metadata) for case in cases)
+    details = {"tokenizer": None, "prompts_sha256": prompts_digest(prompts), "seed": args.seed}
+    details |= {"fitted_images": len(fitted), "held_out": overall, "tasks": report}
+    details |= overall[args.against]["after"] | {"n": overall["images"], "seconds": time.monotonic() - started}
+    metric = f"geneval_agreement_{args.against}"
+    print(json.dumps(write_result(Path(args.out), metric, model="coco", config=config, **details)))
 
 
 def read_cases(detections: str, original: str) -> list[Case]:
     """Images that both tools have seen. Raises ValueError where one of them has not seen an image of the other's."""
-    # the first line of our file says who detected
-    found = {image_of(line, detections): line["detections"] for line in read_lines(detections) if "detections" in line}
+    for path in (detections, original):
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is not a file; see --help for what writes it")
+    ours = [line for _, line in read_lines(detections) if "detections" in line]  # the first line says who detected
+    found = {image_of(line, detections): line["detections"] for line in ours}
     cases: dict[str, Case] = {}
-    for line in read_lines(original):
+    for _, line in read_lines(original):
         image = image_of(line, original)
         if image in cases:
             raise ValueError(f"{original} has {image} twice; give the results of one folder")
@@ -148,19 +156,6 @@ def read_case(line: dict[str, Any], detections: Detections, original: str) -> Ca
             f"{original}: {line['filename']} has no usable metadata, correct and details ({error!r}); "
             "give what evaluate_images.py wrote"
         ) from None
-
-
-def read_lines(path: str) -> list[dict[str, Any]]:
-    """Objects of a JSONL file. Raises ValueError naming the file and the line that is none."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; see --help for what writes it")
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(dict(json.loads(text)))
-        except (TypeError, ValueError):
-            raise ValueError(f"{path}:{number} is no JSON object; let the tool that writes it finish") from None
-    return lines
 
 
 def split(cases: Sequence[Case], seed: int) -> tuple[list[Case], list[Case]]:

@@ -13,6 +13,7 @@ is the ceiling, through the tokenizer if there is one, and a table to stderr.
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from unified.detections import DetectionArguments, Detections, Detector
 from unified.detector_ceilings import reconstructions, summary, wrong_captions
 from unified.geneval_prompts import near_miss
 from unified.loading import load_vq
-from unified.results import write_result
+from unified.results import prompts_digest, write_result
 from unified.scenes import Scene, draw_scene, sample_scene, tags_of
 
 SHARE_AND_ERROR = (("", "overall"), ("_stderr", "stderr"))
@@ -52,16 +53,20 @@ class CeilingArguments:
 
 def main() -> None:
     args, detection = parse((CeilingArguments, DetectionArguments))
-    scenes = sample(args)
+    started, scenes = time.monotonic(), sample(args)
     pictures = {"renders": [draw_scene(scene) for scene in scenes]}
-    if args.vq is not None:
-        pictures["reconstructions"] = reconstructions(load_vq(args.vq), pictures["renders"])
+    vq = None if args.vq is None else load_vq(args.vq)
+    if vq is not None:
+        pictures["reconstructions"] = reconstructions(vq, pictures["renders"])
     detector, captions = detection.load(), captions_of(scenes, args.seed)
     judged = {name: judge(captions, look(detector, images, detection)) for name, images in pictures.items()}
     config = asdict(args) | {"detector": detection.identity()}
     del config["out"]
     best = judged[list(judged)[-1]]["own"]
-    details = {"stderr": best["stderr"], "overall": overall(judged)} | {name: by_task(k) for name, k in judged.items()}
+    details = {"stderr": best["stderr"], "tokenizer": vq and vq.fingerprint(), "seed": args.seed}
+    details |= {"prompts_sha256": prompts_digest(map(json.dumps, captions["own"]))}
+    details |= {"overall": overall(judged)} | {name: by_task(kinds) for name, kinds in judged.items()}
+    details["seconds"] = time.monotonic() - started
     path = Path(args.out) if args.out else None
     result = write_result(
         path, "detector_ceiling", best["overall"], len(scenes), detection.detector, config, **details

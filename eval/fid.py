@@ -11,7 +11,6 @@ Printed, and written to --out, is one JSON. FID falls with the number of picture
 more for numbers that others are to believe.
 """
 
-import io
 import json
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,9 +27,9 @@ from unified.geneval_files import read_settings
 from unified.inception import Inception, feature_statistics
 from unified.loading import best_device
 from unified.metrics import frechet_distance
-from unified.pictures import square
+from unified.pictures import read_picture, square
 from unified.results import write_result
-from unified.vq_data import FolderImages, open_images
+from unified.vq_data import open_images
 
 
 @dataclass
@@ -60,20 +58,10 @@ class Pictures:
             raise ValueError(f"--n {args.n}, but {folder} holds {len(self.source)} pictures; give less, or 0 for all")
         self.count = args.n or len(self.source)
 
-    def name(self, index: int) -> str:
-        """What an error calls a picture."""
-        if isinstance(self.source, FolderImages):
-            return str(self.source.paths[index])
-        return f"picture {index} of {self.folder}"
-
     def read(self, index: int) -> Tensor:
         """One picture; ValueError says which one is broken."""
-        try:
-            with Image.open(io.BytesIO(self.source.read(index))) as opened:
-                image = square(opened, self.side) if self.side else opened.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name(index)} cannot be read ({error}); take it out or mend it") from None
-        return torch.from_numpy(np.array(image))
+        image = read_picture(self.source.read(index), self.source.name(index))
+        return torch.from_numpy(np.array(square(image, self.side) if self.side else image))
 
     def features(self, net: Any, size: torch.Size, batch_size: int) -> Tensor:
         """Features (N, D) of all pictures, which must have `size`."""
@@ -91,14 +79,9 @@ class Pictures:
         """Raise ValueError for a picture of another size than the first."""
         if found != wanted:
             raise ValueError(
-                f"{self.name(index)} is {found[1]} x {found[0]}, the first one of --a {wanted[1]} x {wanted[0]}; "
-                "give --image_size to bring all to one size"
+                f"{self.source.name(index)} is {found[1]} x {found[0]}, the first one of --a {wanted[1]} x "
+                f"{wanted[0]}; give --image_size to bring all to one size"
             )
-
-
-def made_by(folder: str) -> str:
-    """The model that drew the pictures of a folder, as eval/generate_images.py notes it; else the folder."""
-    return read_settings(folder).get("model", folder)
 
 
 def main() -> None:
@@ -109,9 +92,11 @@ def main() -> None:
     statistics = [feature_statistics(folder.features(net, size, args.batch_size)) for folder in folders]
     distance = round(frechet_distance(*statistics[0], *statistics[1]), 4)
     config = {"b": args.b, "image_size": args.image_size, "n_a": folders[0].count, "n_b": folders[1].count}
-    details = {"a": args.a, "seconds": round(time.perf_counter() - started, 1)}
+    made = read_settings(args.a)  # by eval/generate_images.py; empty for pictures of others
+    details = {"stderr": None, "tokenizer": made.get("vq_fingerprint"), "seed": made.get("seed"), "a": args.a}
+    details |= {"prompts_sha256": made.get("prompts_sha256"), "seconds": time.perf_counter() - started}
     path, n = Path(args.out) if args.out else None, min(folder.count for folder in folders)
-    print(json.dumps(write_result(path, "fid", distance, n, made_by(args.a), config, **details)))
+    print(json.dumps(write_result(path, "fid", distance, n, made.get("model", args.a), config, **details)))
 
 
 if __name__ == "__main__":

@@ -109,13 +109,18 @@ def read_prompts(args: GenerateArguments) -> list[Prompt]:
     ]
 
 
+def prompts_sha256(args: GenerateArguments) -> str:
+    """SHA-256 of the file of prompts."""
+    return hashlib.sha256(Path(args.prompts).read_bytes()).hexdigest()
+
+
 def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int) -> None:
     """Make --out the folder of this run, or check that it is."""
     names = ("samples", "batch_size", "guidance", "temperature", "top_k", "top_p", "seed")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     settings |= {"model": str(Path(args.model)), "model_sha256": weights_digest(args.model)}
     settings |= {"vq_fingerprint": model.config.vq_fingerprint, "dtype": str(model.dtype).removeprefix("torch.")}
-    settings |= {"prompts": prompts, "prompts_sha256": hashlib.sha256(Path(args.prompts).read_bytes()).hexdigest()}
+    settings |= {"prompts": prompts, "prompts_sha256": prompts_sha256(args)}
     out = Path(args.out)
     if not (out / "settings.json").exists() and any(out.glob("*/metadata.jsonl")):
         raise ValueError(f"--out {out} holds prompts without a settings.json; give another folder")
@@ -172,7 +177,8 @@ def main() -> None:
         config = {"batch_size": args.batch_size, "guidance": args.guidance, "device": str(device)}
         config |= {"processes": state.num_processes, "threads": torch.get_num_threads(), "dtype": str(model.dtype)}
         path = Path(args.result) if args.result else None
-        speed = {"value": round(drawn / seconds, 3), "n": drawn, "seconds": round(seconds, 1)}
+        speed = {"value": round(drawn / seconds, 3), "n": drawn, "stderr": None, "seconds": seconds}
+        speed |= {"tokenizer": model.config.vq_fingerprint, "prompts_sha256": prompts_sha256(args), "seed": args.seed}
         print(json.dumps(write_result(path, "images_per_second", model=args.model, config=config, **speed)))
 
 

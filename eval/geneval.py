@@ -14,7 +14,6 @@ superfluous or broken files is refused, and the file named.
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -30,7 +29,7 @@ from unified.detections import DetectionArguments, DetectionLog, Detections
 from unified.files import write_text
 from unified.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
 from unified.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
-from unified.results import write_result
+from unified.results import prompts_digest, write_result
 
 
 @dataclass
@@ -70,7 +69,7 @@ def main() -> None:
     write_text(results, "".join(json.dumps(record) + "\n" for record in records))
     config = {"rules": dataclasses.asdict(rules), "detector": identity, "generation": settings}
     model = args.model or settings.get("model", args.images)
-    result = score(Path(args.out), model, config, records, results=str(results), seconds=seconds_since(started))
+    result = score(Path(args.out), model, config, records, results=str(results), seconds=time.monotonic() - started)
     sys.stderr.write(table(result))
     print(json.dumps(result))
 
@@ -122,21 +121,16 @@ def record(sample: Sample, detections: Detections, rules: GenevalRules) -> dict[
     }
 
 
-def seconds_since(started: float) -> float:
-    """Wall time since `started` of `time.monotonic`."""
-    return round(time.monotonic() - started, 1)
-
-
 def score(
     out: Path, model: str, config: dict[str, Any], records: Sequence[dict[str, Any]], **details: Any
 ) -> dict[str, Any]:
-    """The result, written to `out`; `prompts_sha256` is that of the prompts as eval/write_prompts.py writes them."""
+    """The result, written to `out`; tokenizer and seed are those that `config["generation"]` tells of."""
     summary = geneval_summary(records)
     prompts = dict.fromkeys(record["metadata"] for record in records)
-    digest = hashlib.sha256("".join(f"{metadata}\n" for metadata in prompts).encode()).hexdigest()
     value, count, stderr = (summary.pop(key) for key in ("overall", "images", "stderr"))
-    details = {"stderr": stderr, "prompts_sha256": digest, **details, **summary}
-    return write_result(out, "geneval_overall", value, count, model, config, **details)
+    made = {"tokenizer": config["generation"].get("vq_fingerprint"), "seed": config["generation"].get("seed")}
+    made |= {"stderr": stderr, "prompts_sha256": prompts_digest(prompts)}
+    return write_result(out, "geneval_overall", value, count, model, config, **made, **details, **summary)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ them). Printed, and written to --out, is one JSON:
     value, stderr           KL(base || tuned) in nats, mean over the answers' tokens; a chat's tokens hang together
     greedy_agreement        share of these tokens on which both models' greedy choices agree, with its stderr
     first_token_agreement   the same share for the first token of every answer
-    n, tokens               chats and tokens
+    n, tokens               chats and tokens; prompts_sha256 is that of the file of chats
 
 The tuned model's probabilities are those of the whole union vocabulary, so that mass given to image codes counts.
 """
@@ -28,10 +28,11 @@ from transformers import AutoModelForCausalLM
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import parse, run_main
+from unified.extension import check_llm
 from unified.loading import load
 from unified.metrics import clustered_mean
 from unified.processing import IGNORE_INDEX
-from unified.results import write_result
+from unified.results import share_stderr, write_result
 from unified.rows import read_rows
 
 
@@ -48,8 +49,7 @@ class LanguageArguments:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ValueError(f"--limit {self.limit}; give at least 1")
-        if not Path(self.base).is_dir():
-            raise ValueError(f"--base {self.base} is not a folder; give the text model that was extended")
+        check_llm(self.base, "--base")
 
 
 @torch.no_grad()
@@ -84,25 +84,27 @@ def main() -> None:
     tuned, processor = load(args.model, device="cpu", dtype="float32")
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype="float32").eval()
     results = [compare(base, tuned, processor, chat) for chat in tqdm(chats, unit="chat")]
-    print(json.dumps(write_result(**report(results, args), seconds=round(time.time() - start, 1))))
+    found = report(results, args)
+    made = {"tokenizer": tuned.config.vq_fingerprint, "seed": None, "seconds": time.time() - start}
+    path = None if args.out is None else Path(args.out)
+    print(json.dumps(write_result(path, "kl_per_token", model=args.model, **found, **made)))
 
 
 def report(results: list[tuple[Tensor, Tensor]], args: LanguageArguments) -> dict[str, Any]:
-    """What `write_result` takes."""
+    """What `write_result` takes of the comparison."""
     divergence, stderr = clustered_mean([kl.tolist() for kl, _ in results])
     agreement, agreement_stderr = clustered_mean([same.float().tolist() for _, same in results])
-    digest = hashlib.sha256(Path(args.chats).read_bytes()).hexdigest()
+    first = sum(float(same[0]) for _, same in results) / len(results)
     return {
-        "path": None if args.out is None else Path(args.out),
-        "metric": "kl_per_token",
         "value": divergence,
         "n": len(results),
-        "model": args.model,
-        "config": {"base": args.base, "chats": args.chats, "chats_sha256": digest, "limit": args.limit},
         "stderr": stderr,
+        "config": {"base": args.base, "chats": args.chats, "limit": args.limit},
+        "prompts_sha256": hashlib.sha256(Path(args.chats).read_bytes()).hexdigest(),
         "greedy_agreement": agreement,
         "greedy_agreement_stderr": agreement_stderr,
-        "first_token_agreement": sum(float(same[0]) for _, same in results) / len(results),
+        "first_token_agreement": first,
+        "first_token_agreement_stderr": share_stderr(first, len(results)),
         "tokens": sum(len(kl) for kl, _ in results),
     }
 

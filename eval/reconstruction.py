@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from unified.loading import load_vq
 from unified.metrics import clustered_mean, frechet_distance, psnr
 from unified.pictures import pixels_to_image, to_pixel_values, to_uint8
 from unified.results import write_result
-from unified.vq_data import FolderImages, PixelDataset, open_images
+from unified.vq_data import PixelDataset, open_images
 from unified.vq_losses import LPIPS, CodeUsage
 from unified.vq_model import VQModel
 
@@ -60,16 +59,6 @@ class ReconstructionArguments:
         check_least(self, n=0, batch_size=1, grid_images=1)
         if self.grid is not None and not self.grid.endswith(".png"):
             raise ValueError(f"--grid {self.grid} is no PNG; end it with .png")
-
-
-def read(dataset: PixelDataset, index: int, folder: str) -> Tensor:
-    """One image, uint8 (H, W, 3); ValueError says which one cannot be read."""
-    try:
-        return dataset[index]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        source = dataset.source
-        name = source.paths[index] if isinstance(source, FolderImages) else f"image {index} of {folder}"
-        raise ValueError(f"{name} cannot be read ({error}); take it out or mend it") from None
 
 
 def ssim(fake: Tensor, real: Tensor) -> Tensor:
@@ -129,7 +118,7 @@ def measure(
     with tqdm(total=count, unit="image") as bar:
         for start in range(0, count, args.batch_size):
             stop = min(start + args.batch_size, count)
-            images = torch.stack([read(dataset, index, args.images) for index in range(start, stop)])
+            images = torch.stack([dataset[index] for index in range(start, stop)])
             real = to_pixel_values(images.to(model.device))
             codes = model.encode(real)
             stages = model.decode_by_scale(codes)
@@ -165,10 +154,11 @@ def main() -> None:
     started = time.perf_counter()
     scores = measure(model, dataset, count, args, lpips and lpips.to(model.device), net and net.to(model.device))
     if args.grid:
-        shown = [read(dataset, index, args.images) for index in range(min(args.grid_images, count))]
+        shown = [dataset[index] for index in range(min(args.grid_images, count))]
         draw_grid(model, torch.stack(shown), Path(args.grid))
     details = scores.details()
-    details |= {"tokenizer": model.fingerprint(), "seconds": round(time.perf_counter() - started, 1)}
+    details |= {"tokenizer": model.fingerprint(), "prompts_sha256": None, "seed": None}
+    details["seconds"] = time.perf_counter() - started
     config = {"images": args.images, "image_size": model.config.image_size, "patch_nums": model.config.patch_nums}
     path = Path(args.out) if args.out else None
     print(json.dumps(write_result(path, "psnr", details["psnr_by_scale"][-1], count, args.vq, config, **details)))

@@ -1,26 +1,31 @@
 """Seconds per image: scale by scale on one cache, against the same backbone writing as many codes one by one.
 
-python eval/sampling_speed.py --model out/demo/demo_sft
+    python eval/sampling_speed.py --model out/demo/demo_sft --out results/speed.json
 
 Both in one run, in turns, medians of --repeats. The raster twin is the same backbone with the same union vocabulary
 and weights, run by Hugging Face's own `generate` with its sampling restricted to image ids; what it writes is no
 picture (it was not trained so), but costs what such a model costs. Decoding to pixels is counted on neither side.
+
+Printed, and written to --out, is one JSON: the value is that of `scales` at the first of --batch_sizes, n the runs;
+`batch_8` has all ways at 8 images at once.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
 from unified.drawing import draw_codes
 from unified.generation import ImageSampling, OnlyIds
 from unified.loading import load
+from unified.results import prompts_digest, write_result
 
 
 @dataclass
@@ -31,6 +36,12 @@ class SpeedArguments:
     prompt: str = field(default="a photo of a red apple", metadata={"help": "drawn again and again"})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "images drawn at once"})
     repeats: int = field(default=5, metadata={"help": "runs per setting, of which the median counts"})
+    out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
+
+    def __post_init__(self) -> None:
+        check_least(self, repeats=1)
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"--batch_sizes {min(self.batch_sizes)}; give at least 1")
 
 
 def raster_twin(model: UnifiedForCausalLM) -> torch.nn.Module:
@@ -69,8 +80,20 @@ def seconds(draw: Callable[[int], object], batch: int) -> float:
     return time.perf_counter() - start
 
 
+def medians(ways: dict[str, Callable[[int], object]], batch: int, repeats: int) -> dict[str, float]:
+    """Seconds per image of every way, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(repeats + 1):
+        for name, way in ways.items():
+            taken = seconds(way, batch)
+            if run:  # the first round warms up
+                times[name].append(taken)
+    return {name: round(statistics.median(values) / batch, 4) for name, values in times.items()}
+
+
 def main() -> None:
     (args,) = parse((SpeedArguments,))
+    started = time.perf_counter()
     model, processor = load(args.model)
     guided = ImageSampling(guidance=3.0)
     ways = {
@@ -78,18 +101,15 @@ def main() -> None:
         "scales_guided": lambda batch: draw_codes(model, processor, [args.prompt] * batch, guided),
         "raster": raster(model, processor, args.prompt),
     }
-    codes = model.config.image_length
-    report: dict[str, object] = {"metric": "seconds_per_image", "model": args.model, "codes": codes}
-    for batch in args.batch_sizes:
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for run in range(args.repeats + 1):
-            for name, way in ways.items():
-                taken = seconds(way, batch)
-                if run:  # the first round warms up
-                    times[name].append(taken)
-        medians = {name: statistics.median(values) / batch for name, values in times.items()}
-        report[f"batch_{batch}"] = {name: round(value, 4) for name, value in medians.items()}
-    print(json.dumps(report))
+    found = {f"batch_{batch}": medians(ways, batch, args.repeats) for batch in args.batch_sizes}
+    value = found[f"batch_{args.batch_sizes[0]}"]["scales"]
+    config = {name: setting for name, setting in asdict(args).items() if name not in ("model", "out")}
+    config |= {"device": str(model.device), "threads": torch.get_num_threads(), "dtype": str(model.dtype)}
+    details = {"stderr": None, "tokenizer": model.config.vq_fingerprint, "seed": None}
+    details |= {"prompts_sha256": prompts_digest([args.prompt]), "codes": model.config.image_length, **found}
+    details["seconds"] = time.perf_counter() - started
+    path = Path(args.out) if args.out else None
+    print(json.dumps(write_result(path, "seconds_per_image", value, args.repeats, args.model, config, **details)))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from unified.arguments import check_least, parse, run_main
 from unified.loading import load, weights_digest
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
-from unified.results import write_result
+from unified.results import prompts_digest, write_result
 from unified.scenes import CLASSES, COLOURS, check_names, draw_scene
 from unified.understanding import PARTS, Domain, Judgement, Question, judge, questions, summary
 
@@ -82,7 +82,8 @@ def main() -> None:
     log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
     judged = ask(model, processor, asked, log, args)
     log.write(judgement.record() for judgement in judged)  # with what is read in old answers today
-    report(summary(judged), config, args, time.time() - start)
+    made = {"tokenizer": model.config.vq_fingerprint, "prompts_sha256": digest(asked), "seconds": time.time() - start}
+    report(summary(judged) | made, config, args)
 
 
 def settings(args: UnderstandingArguments) -> dict[str, Any]:
@@ -113,15 +114,15 @@ def ask(
     return judged
 
 
-def report(found: dict[str, Any], config: dict[str, Any], args: UnderstandingArguments, seconds: float) -> None:
-    """Write and print the result, and say to people what the parts are."""
-    answers = str(Path(args.out).with_suffix(".answers.jsonl"))
-    scores = {name: found[name] for name in ("value", "n")}
-    details = {name: value for name, value in found.items() if name not in scores}
-    result = write_result(
-        Path(args.out), "understanding", **scores, model=args.model, config=config,
-        **details, answers=answers, seconds=round(seconds, 1),
-    )  # fmt: skip
+def digest(asked: list[Question]) -> str:
+    """SHA-256 of the questions, of what their scenes show, and of the right answers."""
+    return prompts_digest(json.dumps([q.scene.metadata, q.text, q.truth]) for q in asked)
+
+
+def report(found: dict[str, Any], config: dict[str, Any], args: UnderstandingArguments) -> None:
+    """Write and print the result, and say to people what the parts are; `found` is named as in `write_result`."""
+    found |= {"model": args.model, "seed": args.seed, "answers": str(Path(args.out).with_suffix(".answers.jsonl"))}
+    result = write_result(Path(args.out), "understanding", config=config, **found)
     for name, part in found["parts"].items():
         sys.stderr.write(f"{name:10} {part['value']:.3f} of {part['n']}, {part['unreadable']} unreadable\n")
     print(json.dumps(result))

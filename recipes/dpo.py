@@ -2,7 +2,8 @@
 
 One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml
 Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
-                    recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo
+                    recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo \
+                    --model CHECKPOINT --train_files PAIRS --output_dir out/tiny_dpo
 8 GPUs, ZeRO-2: accelerate launch --config_file recipes/accelerate_configs/zero2.yaml \
                     recipes/dpo.py --config recipes/configs/qwen2_7b_var256/3_dpo.yaml --tuning lora
 8 GPUs, ZeRO-3: accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
@@ -13,7 +14,8 @@ of text, of both, and about images may be mixed in one batch. Bad ones are refus
 step. Every key of TRL's `DPOConfig` can be set: `beta`; `loss_type: [sigmoid]`, `[ipo]`, or with an SFT term on the
 chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 0.2]`. The reference is the model itself: `tuning: lora` turns
 its adapter off, `full` loads a second model, or none with `precompute_ref_log_probs: true`. An adapter of SFT has to
-be merged before (`unified merge`). `--resume True` goes on from the newest checkpoint.
+be merged before (`unified merge`), so one of image positions cannot be taken. `--resume True` goes on from the newest
+checkpoint.
 
 Evaluation reports every modality apart: `eval_image_loss`, `eval_image_rewards/margins`, `..._rewards/accuracies`, and
 `eval_image_kl`: KL(policy || reference) in nats per token along the chosen answers; so for text, understanding, mixed.
@@ -34,14 +36,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
+from unified.adapters import acts_on_images_only, is_adapter
 from unified.arguments import DpoArguments, parse, run_main
-from unified.loading import ADAPTER_CONFIG, FROZEN, check_checkpoint, frozen_weights
+from unified.loading import FROZEN, check_checkpoint, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import lora_config, prepare_full, write_samples
+from unified.trainer import lora_config, newest_checkpoint, prepare_full, write_samples
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -121,8 +123,11 @@ class Complete(TrainerCallback):
 
 def check(args: DpoArguments) -> None:
     """Raise ValueError for settings that cannot be honoured."""
-    if (Path(args.model) / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"--model {args.model} is an adapter, whose reference would be its base; `unified merge` it")
+    if is_adapter(args.model):
+        remedy = "`unified merge` it and give the result"
+        if acts_on_images_only(Path(args.model)):
+            remedy = "give its base, as one with lora_positions image cannot be merged"
+        raise ValueError(f"--model {args.model} is an adapter, but DPO starts from a checkpoint; {remedy}")
     check_checkpoint(Path(args.model))
     if not args.train_files:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
@@ -190,7 +195,7 @@ def main() -> None:
         peft_config=None if full else lora_config(model, args),  # of the backbone alone
     )
     report.trainer = trainer
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

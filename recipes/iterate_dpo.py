@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
-from unified.loading import ADAPTER_CONFIG
+from unified.loading import check_checkpoint
 from unified.rows import claim_folder
 from unified.steps import run_step
 
@@ -60,7 +61,7 @@ class IterateArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}; give at least 1")
-        if (Path(self.model) / ADAPTER_CONFIG).is_file():
+        if is_adapter(self.model):
             raise ValueError(f"--model {self.model} is an adapter; `unified merge` it first")
 
 
@@ -98,7 +99,7 @@ def train(args: IterateArguments, folder: Path, model: str, pairs: Path) -> str:
     command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/dpo.py"]
     command += ["--config", args.run, "--model", model, "--output_dir", str(tuned), "--resume", "True"]
     step(folder, "train", [*command, "--train_files", str(pairs), *args.extra])
-    if not (tuned / ADAPTER_CONFIG).is_file():
+    if not is_adapter(tuned):
         return str(tuned)
     if not merged.exists():  # it appears when it is whole
         step(folder, "merge", ["-m", "unified.cli", "merge", "--model", str(tuned), "--out", str(merged)])
@@ -132,6 +133,7 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 def main() -> None:
     (args,) = parse((IterateArguments,))
     parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
+    check_checkpoint(Path(args.model))
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

@@ -2,13 +2,18 @@
 
 One process:    accelerate launch recipes/sft.py --config recipes/configs/smollm2_scenes/2_sft.yaml
 Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
-                    recipes/sft.py --config recipes/configs/tiny.yaml --ddp_backend gloo
+                    recipes/sft.py --config recipes/configs/tiny.yaml --ddp_backend gloo \
+                    --model CHECKPOINT --train_files ENCODED --output_dir out/tiny
 8 GPUs:         accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
                     recipes/sft.py --config recipes/configs/qwen2_7b_var256/2_sft.yaml
 
 Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resume` goes on from the newest checkpoint
 in output_dir along the trajectory the run would have had, or starts where there is none. The result in output_dir is
 a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
+
+Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, its rows and its image embedding.
+Its rank, alpha, layers and positions are what it was made with; a run that names others is refused. `unified publish`
+makes an adapter small enough to ship.
 """
 
 import time
@@ -17,13 +22,13 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast
 from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from unified import UnifiedConfig, UnifiedForCausalLM
+from unified.adapters import is_adapter
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
-from unified.loading import check_checkpoint
-from unified.trainer import UnifiedTrainer, prepare
+from unified.loading import checkpoint_of
+from unified.trainer import UnifiedTrainer, check_continuing, newest_checkpoint, prepare
 
 
 class StopAfter(TrainerCallback):
@@ -41,11 +46,10 @@ class StopAfter(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"
 
 
-def load_model(model_args: ModelArguments, max_length: int) -> UnifiedForCausalLM:
+def load_model(checkpoint: Path, model_args: ModelArguments, max_length: int) -> UnifiedForCausalLM:
     """The checkpoint with the run's loss settings in its configuration."""
-    check_checkpoint(Path(model_args.model))
     config = UnifiedConfig.from_pretrained(
-        model_args.model,
+        checkpoint,
         modality_stride=model_args.modality_stride,
         text_loss_weight=model_args.text_loss_weight,
         scale_loss_weights=model_args.scale_loss_weights,
@@ -55,7 +59,7 @@ def load_model(model_args: ModelArguments, max_length: int) -> UnifiedForCausalL
     if max_length > context:
         raise ValueError(f"max_length {max_length} is beyond the backbone's context of {context}; lower max_length")
     return UnifiedForCausalLM.from_pretrained(
-        model_args.model, config=config, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+        checkpoint, config=config, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
 
 
@@ -64,8 +68,12 @@ def main() -> None:
     set_seed(args.seed)
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
-    model = load_model(model_args, data_args.max_length)
-    processor = AutoProcessor.from_pretrained(model_args.model)
+    adapter = Path(model_args.model) if is_adapter(model_args.model) else None
+    if adapter is not None:
+        check_continuing(adapter, args)
+    checkpoint = checkpoint_of(model_args.model)
+    model = load_model(checkpoint, model_args, data_args.max_length)
+    processor = AutoProcessor.from_pretrained(checkpoint)
     fraction = data_args.last_scale_fraction
     datasets = []
     for files, dropout in ((data_args.train_files, data_args.caption_dropout), (data_args.eval_files, 0.0)):
@@ -74,7 +82,7 @@ def main() -> None:
         if datasets[-1] is not None:
             datasets[-1].check_lengths(data_args.max_length, fraction)
     trainer = UnifiedTrainer(
-        model=prepare(model, args),
+        model=prepare(model, args, adapter),
         args=args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
@@ -82,7 +90,7 @@ def main() -> None:
         processing_class=processor,
         callbacks=[StopAfter(args.max_minutes)] if args.max_minutes else None,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if args.resume else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped

@@ -99,11 +99,14 @@ def write_ceilings(vq: VQModel, args: DetectorTrainingArguments) -> dict[str, An
     """Measure the detector as it was saved, into its folder; the headline is the score on drawn scenes."""
     path = Path(args.output_dir, "ceilings.json")
     detector = SceneDetector.from_pretrained(args.output_dir).eval()
+    started = time.monotonic()
     scores = ceilings(detector, vq, args.ceiling_scenes, args.seed)
     config = {"vq": args.vq, "vq_fingerprint": vq.fingerprint(), "scenes_per_task": args.ceiling_scenes}
     config["seed"] = args.seed
+    details = {"stderr": scores["renders"]["stderr"], "tokenizer": vq.fingerprint(), "seed": args.seed}
+    details |= {"prompts_sha256": None, "seconds": time.monotonic() - started, **scores}  # its scenes are no prompts
     overall, count = scores["renders"]["overall"], scores["renders"]["images"]
-    return write_result(path, "detector_ceilings", overall, count, args.output_dir, config, **scores)
+    return write_result(path, "detector_ceilings", overall, count, args.output_dir, config, **details)
 
 
 def load_tokenizer(args: DetectorTrainingArguments) -> VQModel:

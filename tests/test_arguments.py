@@ -1,6 +1,7 @@
 """One dataclass field is a YAML key, a flag and a help text; bad input is one line and status 2."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -86,6 +87,46 @@ def test_bad_files_say_what_is_wrong(config, text, words):
     with pytest.raises(ValueError) as error:
         toy(config(text))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@dataclass
+class Required:
+    model: str
+    split: Literal["train", "heldout"] = "train"
+    count: int = 3
+    trials: dict = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "error: the following arguments are required: --model; see --help"),
+        (["--model"], "error: argument --model: expected one argument; see --help"),
+        (["--model", "m", "--split", "tset"], "error: argument --split: invalid choice: 'tset' (choose from"),
+        (["--model", "m", "--count", "many"], "error: argument --count: invalid int value: 'many'; see --help"),
+        (["--model", "m", "--trials", "{"], "error: argument --trials: invalid json_value value: '{'; see --help"),
+        (["--model", "m", "--config"], "error: argument --config: expected one argument; see --help"),
+    ],
+)
+def test_flags_are_refused_in_one_line(argv, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: parse((Required,), argv))
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and printed.out == ""
+    assert printed.err.startswith(said) and printed.err.count("\n") == 1
+
+
+def test_help_is_still_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: parse((Required,), ["--help"]))
+    assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_utf_8_is_named(config, tmp_path):
+    config("")
+    (tmp_path / "run.yaml").write_bytes(b"data_dir: \xe9\n")
+    with pytest.raises(ValueError, match=r"run\.yaml is not valid YAML: .*utf-8"):
+        toy(["--config", str(tmp_path / "run.yaml")])
 
 
 def test_a_missing_file_names_its_neighbours(config, tmp_path):

@@ -74,6 +74,8 @@ def test_thresholds_are_found_again(
     assert record == json.loads((tmp_path / "out" / "agreement.json").read_text())
     assert record["metric"] == f"geneval_agreement_{against}" and record["n"] == record["fitted_images"] == 40
     assert record["config"]["before"]["counting_threshold"] == 0.9
+    assert record["stderr"] == record["held_out"][against]["after"]["stderr"] and record["seed"] == 0
+    assert len(record["prompts_sha256"]) == 64 and record["tokenizer"] is None and record["seconds"] >= 0
     assert set(record["tasks"]) == {"single_object", "counting"}
     whole = record["held_out"][against]
     assert record["value"] == whole["after"]["value"] > max(0.9, whole["before"]["value"])
@@ -130,7 +132,9 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, run_script: Callable, cap
     torn.write_text("".join(lines)[:-9])
     assert "short.jsonl lacks 00007/samples/0001.png; run both tools" in error(second=short)
     assert "double.jsonl has 00007/samples/0001.png twice" in error(second=double)
-    assert "torn.jsonl:16 is no JSON object" in error(second=torn)
+    assert "torn.jsonl:16: not JSON" in error(second=torn)
+    torn.write_bytes(b'{"filename": "\xe9"}\n')
+    assert "torn.jsonl:1: not UTF-8" in error(second=torn)
     assert "detections.jsonl has a line without `filename`" in error(second=ours)
     assert "nowhere.jsonl is not a file" in error(first=tmp_path / "nowhere.jsonl")
     assert "give 0 <= lowest <= highest" in error("--lowest", 0.9, "--highest", 0.1)

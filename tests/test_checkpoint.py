@@ -8,6 +8,7 @@ from toy_models import BACKBONES, random_codes, toy_model, written
 from transformers import AutoModel, AutoModelForCausalLM
 
 from unified import UnifiedForCausalLM, UnifiedModel
+from unified.loading import load_vq
 
 
 def logits_of(model: UnifiedForCausalLM) -> torch.Tensor:
@@ -64,6 +65,13 @@ def test_another_image_tokenizer_is_an_error(part: str, tmp_path: Path) -> None:
     for load in (UnifiedForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match="fingerprint is .* put the tokenizer's weights back"):
             load(tmp_path)
+
+
+def test_a_damaged_image_tokenizer_is_named(vq_dir: Path) -> None:
+    path = vq_dir / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=f"{path} is cut off or damaged .*; copy it again"):
+        load_vq(vq_dir)
 
 
 @pytest.mark.parametrize(

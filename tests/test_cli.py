@@ -175,10 +175,33 @@ def test_bad_input_is_one_line(model_dir: Path, vq_dir: Path, tiny_llm_dir: Path
     assert "no adapter_config.json" in error_of("merge", "--model", model_dir, "--out", tmp_path / "m")
     (tmp_path / "fake.png").write_text("not a picture")
     chat = ("chat", "--model", model_dir, "--out-dir", tmp_path)
-    assert "cannot be read as a picture" in error_of(*chat, "--image", tmp_path / "fake.png")
-    assert "cannot be read as a picture" in error_of(*chat, stdin=f"/image {tmp_path / 'missing.png'}\n")
+    assert "cannot be read (" in error_of(*chat, "--image", tmp_path / "fake.png")
+    assert "cannot be read (" in error_of(*chat, stdin=f"/image {tmp_path / 'missing.png'}\n")
     assert "unknown command '/paint'" in error_of(*chat, stdin="/paint\n")
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--modle"], "error: No such option: --modle"),
+        (["drw"], "error: No such command 'drw'. Did you mean 'draw'; see --help"),
+        (["draw"], "error: Missing argument"),
+        (["merge", "--out", "x"], "error: Missing option '--model'; see --help"),
+        (["draw", "cat", "--model", "x", "--out", "x.png", "--seed", "one"], "error: Invalid value for '--seed': "),
+        (["draw", "cat", "--model", "x", "--out", "x.png", "--top-p", "2"], "error: Invalid value for '--top-p': "),
+        (["extend", "--llm", "a", "--vq", "b", "--out", "c", "--image-order", "z"], "error: Invalid value for '--im"),
+    ],
+)
+def test_flags_are_refused_in_one_line(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(said) and result.stderr.endswith("; see --help\n"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert run().exit_code == 0 and run().stdout == run("--help").stdout
 
 
 def test_incomplete_folders_are_named(model_dir: Path, adapter_dir: Path) -> None:
@@ -213,5 +236,5 @@ def test_help_loads_no_room_that_loads_torch() -> None:
     ]
     modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
     assert modules == {"os", "sys", "pathlib", "typing", "typer", "typer.core"}
-    for command in ("extend", "draw", "chat", "merge"):
+    for command in ("extend", "draw", "chat", "merge", "publish"):
         assert command in run("--help").stdout and run(command, "--help").exit_code == 0

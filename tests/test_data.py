@@ -135,8 +135,8 @@ def test_batches_hold_every_example_once(processor: UnifiedProcessor, pack: bool
     padding = batch["document_ids"] == -1
     assert (batch["labels"][padding] == IGNORE_INDEX).all() and (batch["input_ids"][padding] == 0).all()
     assert torch.equal(batch["attention_mask"], (~padding).long()) and "keep_positions" not in batch
-    alone = SFTCollator(processor, pack_length=160, pack=False)(items)["input_ids"]
-    assert len(alone) == 9 and (batch["input_ids"].numel() <= alone.numel() if pack else batch["input_ids"].equal(alone))
+    ids, alone = batch["input_ids"], SFTCollator(processor, pack_length=160, pack=False)(items)["input_ids"]
+    assert len(alone) == 9 and (ids.numel() <= alone.numel() if pack else ids.equal(alone))
     placeholders = (batch["input_ids"] == processor.image_pad_token_id).sum()
     assert len(batch["image_codes"]) * 4 == placeholders
 
@@ -232,6 +232,17 @@ def test_a_row_that_is_too_long_is_named_before_training(processor: UnifiedProce
     assert difference == [3, 0, 3, 0]
     with pytest.raises(ValueError, match="above pack_length 20"):
         SFTCollator(processor, pack_length=20)([data[0]])
+
+
+def test_a_row_that_trains_nothing_is_named_before_training(processor: UnifiedProcessor) -> None:
+    asked = {**row_of([text("hi")], [], []), "messages": [{"role": "user", "content": [text("hi")]}]}
+    with pytest.raises(ValueError, match=r"row 2 \(source toy\): it has no assistant turn, .*-100\); give it an"):
+        ChatDataset([*mixed_rows(2), asked], processor).check_lengths(150)
+    silent = row_of([text("hi")], [text("")], [])
+    assert len(ChatDataset([silent], processor).check_lengths(150)) == 1  # the end of its turn is trained
+    processor.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    with pytest.raises(ValueError, match=r"row 2 \(source toy\): its assistant turns are empty, .*or take the row"):
+        ChatDataset([*mixed_rows(2), silent], processor).check_lengths(150)
 
 
 def test_a_row_with_wrong_codes_is_named(processor: UnifiedProcessor) -> None:

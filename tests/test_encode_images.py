@@ -128,7 +128,8 @@ def test_a_bad_picture_is_named_counted_and_can_be_mended(encode, vq_dir, tmp_pa
     arguments = ["--vq", vq_dir, "--inputs", tmp_path / "in.jsonl", "--shard-size", 1, "--out", tmp_path / "out"]
     assert encode(*arguments, "--max-bad", 2) == 0
     printed = capsys.readouterr().out
-    assert "b.png: OSError" in printed and "d.png: FileNotFoundError" in printed
+    assert "in.jsonl:2: b.png cannot be read (" in printed and "; give a whole PNG" in printed
+    assert "in.jsonl:4: d.png cannot be read (No such file or directory); put the file there" in printed
     assert len(all_rows(tmp_path / "out")) == 2
     bad = json.loads((tmp_path / "out" / "00001.bad.jsonl").read_text())
     assert bad["row"] == f"{tmp_path}/in.jsonl:2" and "b.png" in bad["bad_images"][0]

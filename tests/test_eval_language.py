@@ -10,8 +10,10 @@ import torch
 from conftest import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from unified import UnifiedConfig
 from unified.extension import join
 from unified.processing import UnifiedProcessor
+from unified.results import share_stderr
 from unified.vq_model import VQModel
 
 CHAT = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]
@@ -53,7 +55,9 @@ def test_the_result_says_what_was_compared(
     # untrained: what moved is the mass of the new rows, of which there are fewer than old ones
     assert 0 < result["value"] < 1 and result["stderr"] < 0.1 and result["tokens"] > 2
     assert 0 <= result["first_token_agreement"] <= 1 and 0 <= result["greedy_agreement"] <= 1
-    assert result["config"]["limit"] == 2 and len(result["config"]["chats_sha256"]) == 64
+    assert result["first_token_agreement_stderr"] == pytest.approx(share_stderr(result["first_token_agreement"], 2))
+    assert result["config"]["limit"] == 2 and len(result["prompts_sha256"]) == 64 and result["seed"] is None
+    assert result["tokenizer"] == UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,8 @@ def test_the_result_says_what_was_compared(
         ([], [], "is empty; give at least one chat"),
         ([CHAT[:1]], [], "chats.jsonl:1 has pictures or does not end"),
         ([CHAT], ["--limit", 0], "--limit 0; give at least 1"),
-        ([CHAT], ["--base", "nowhere"], "--base nowhere is not a folder"),
+        ([CHAT], ["--base", "nowhere"], "--base nowhere holds no causal LM of transformers (no config.json)"),
+        ([CHAT], ["--base", "weights/scenes-vq"], "(a model of type 'unified_vq'); give the folder of a text model"),
     ],
 )
 def test_bad_input_is_one_line(

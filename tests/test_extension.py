@@ -117,9 +117,18 @@ def test_an_existing_folder_is_left_alone(tiny_llm_dir: Path, vq_dir: Path, tmp_
 
 
 def test_folders_need_a_model(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:
-    for llm, vq in ((tmp_path / "none", vq_dir), (tiny_llm_dir, tmp_path / "none")):
-        with pytest.raises(ValueError, match="none has no config.json"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    for llm, vq, words in (
+        (tmp_path / "none", vq_dir, "--llm .*none holds no causal LM of transformers \\(no config.json\\)"),
+        (tmp_path / "empty", vq_dir, "--llm .*empty holds no .*a config.json without model_type"),
+        (vq_dir, vq_dir, "--llm .*vq holds no .*a model of type 'unified_vq'.*; give the folder of a text model"),
+        (tiny_llm_dir, tmp_path / "none", "none holds no tokenizer \\(no config.json\\)"),
+        (tiny_llm_dir, tiny_llm_dir, "holds no tokenizer \\(a model of type 'llama'\\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
             extend(llm, vq, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_backbone_that_multiplies_its_logits_is_refused(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_the_folder_is_genevals(draw: Draw, toy_checkpoint: Path, capsys: pytest
     assert len(settings["model_sha256"]) == 64 and settings["samples"] == 2 and settings["prompts"] == 5
     speed = json.loads(capsys.readouterr().out)
     assert speed["metric"] == "images_per_second" and speed["n"] == 10 and speed["value"] > 0
+    assert speed["tokenizer"] == settings["vq_fingerprint"] and speed["seed"] == 0 and speed["stderr"] is None
+    assert speed["prompts_sha256"] == settings["prompts_sha256"] and speed["seconds"] >= 0
 
 
 def test_pictures_differ_by_seed_and_not_by_batch(draw: Draw) -> None:
@@ -140,10 +142,11 @@ def test_a_foreign_folder_is_left_alone(draw: Draw, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"prompt": "a cat"}\n{"prompt": \n', r"prompts.jsonl:2 is not JSON"),
-        ('{"text": "a cat"}\n', r"prompts.jsonl:1 has no prompt"),
-        ('["a cat"]\n', r"prompts.jsonl:1 has no prompt"),
-        ('{"prompt": " "}\n', r"prompts.jsonl:1 has no prompt"),
+        ('{"prompt": "a cat"}\n{"prompt": \n', "prompts.jsonl:2: not JSON"),
+        ('{"text": "a cat"}\n', "prompts.jsonl:1: no prompt"),
+        ('["a cat"]\n', "prompts.jsonl:1: not an object"),
+        ('{"prompt": " "}\n', "prompts.jsonl:1: no prompt"),
+        ('{"prompt": "a \udce9"}\n', "prompts.jsonl:1: not UTF-8"),
         ("", "is empty"),
         (json.dumps({"prompt": "cat " * 2000}), "context"),
     ],
@@ -151,7 +154,7 @@ def test_a_foreign_folder_is_left_alone(draw: Draw, capsys: pytest.CaptureFixtur
 def test_a_bad_prompt_is_named(
     draw: Draw, prompts: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts.write_text(text)
+    prompts.write_text(text, encoding="utf-8", errors="surrogateescape")  # which stands for a byte of Latin-1
     out = draw("out", status=2)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line and not out.exists()

@@ -1,5 +1,6 @@
 """eval/geneval.py and eval/detector_ceiling.py with a detector that knows the scenes: folders, stops, rules."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from conftest import load_script
 from PIL import Image
 
+from unified import VQModel
 from unified.coco_detector import CLASS_NAMES, CocoDetector
 from unified.detections import DetectionArguments, DetectionLog, load_detector, scenes_folder
 from unified.detector import DetectorConfig, SceneDetector
@@ -150,10 +152,11 @@ def test_rules_are_flags_and_change_the_score_without_detecting(run_script, fold
 
 
 def test_what_the_generator_says_goes_into_the_result(run_script, folder):
-    settings = {"samples": PER_PROMPT, "model": "out/painter", "seed": 7}
+    settings = {"samples": PER_PROMPT, "model": "out/painter", "seed": 7, "vq_fingerprint": "feed"}
     (folder / "settings.json").write_text(json.dumps(settings))
     result = score(run_script, folder)
     assert result["model"] == "out/painter" and result["config"]["generation"] == settings
+    assert (result["tokenizer"], result["seed"]) == ("feed", 7)
     assert score(run_script, folder, "--model", "painter")["model"] == "painter"
 
 
@@ -162,7 +165,8 @@ def test_prompts_must_be_those_of_the_folder(run_script, folder, tmp_path, capsy
     asked = [(path / "metadata.jsonl").read_text() for path in sorted(folder.iterdir())]
     prompts.write_text("\n".join(asked) + "\n")
     result = score(run_script, folder, "--prompts", prompts)
-    assert result["value"] == 0.75
+    assert result["value"] == 0.75 and result["tokenizer"] is result["seed"] is None
+    assert result["prompts_sha256"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
     prompts.write_text("\n".join(asked[:-1]))
     assert score(run_script, folder, "--prompts", prompts) == 2
     assert "has 12 prompts, its prompt set 11" in capsys.readouterr().err
@@ -182,6 +186,11 @@ DAMAGES = {
     "missing prompt": (lambda f: shutil.rmtree(f / "00003"), "00003 is missing"),
     "missing metadata": (lambda f: (f / "00003/metadata.jsonl").unlink(), "00003/metadata.jsonl is missing"),
     "broken metadata": (lambda f: (f / "00003/metadata.jsonl").write_text("{"), "00003/metadata.jsonl: "),
+    "not UTF-8": (
+        lambda f: (f / "00003/metadata.jsonl").write_bytes(b'{"tag": "\xe9"}'),
+        "00003/metadata.jsonl: not UTF-8",
+    ),
+    "seeds not UTF-8": (lambda f: (f / "00003/seeds.json").write_bytes(b"\xe9"), "00003/seeds.json is no JSON list"),
     "no prompt": (lambda f: (f / "00003/metadata.jsonl").write_text('{"tag": "colors"}'), "not both empty"),
     "unknown class": (
         lambda f: (f / "00003/metadata.jsonl").write_text(
@@ -238,6 +247,9 @@ def test_prompt_sets_are_checked_line_by_line(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"tag": "x", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}\n\n{"tag": "x"}\n')
     with pytest.raises(ValueError, match=r"prompts\.jsonl:3: "):
+        read_prompts(path)
+    path.write_bytes('{"tag": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: not UTF-8"):
         read_prompts(path)
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no prompts"):
@@ -307,6 +319,7 @@ def test_the_ceiling_of_a_perfect_detector(ceiling, run_script, tmp_path, capsys
     assert [result["overall"]["renders"][kind] for kind in kinds] == [1, 0, 0] and result["stderr"] == 0
     assert result["renders"] == {tag: dict(zip(kinds, [1, 0, 0], strict=True)) for tag in TAGS}
     assert "reconstructions" not in result and "near_miss" in printed.err
+    assert result["tokenizer"] is None and result["seed"] == 0 and len(result["prompts_sha256"]) == 64
 
 
 def test_the_ceiling_through_a_tokenizer_on_held_out_scenes(ceiling, run_script, tmp_path, capsys):
@@ -314,6 +327,7 @@ def test_the_ceiling_through_a_tokenizer_on_held_out_scenes(ceiling, run_script,
     assert run_script(CEILING, "--scenes", 2, "--split", "heldout", "--vq", tokenizer) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["n"] == 8 and result["overall"]["renders"]["own"] == 1
+    assert result["tokenizer"] == VQModel.from_pretrained(tokenizer).fingerprint() and result["seconds"] > 0
     # the oracle does not know what the tokenizer made of the scenes
     assert result["value"] == 0 == result["overall"]["reconstructions"]["own"]
 

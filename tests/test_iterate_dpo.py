@@ -45,13 +45,13 @@ class World:
 
 @pytest.fixture
 def iterate(
-    run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_checkpoint: Path
 ) -> Callable[..., tuple[int, World]]:
     """Run the script in a world with these held-out scores."""
 
     def run(world: World, *changes: object) -> int:
         monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=world.run))
-        given = ["--run", CONFIG, "--model", "out/sft", "--out", tmp_path / "out", "--extra", "text.jsonl"]
+        given = ["--run", CONFIG, "--model", toy_checkpoint, "--out", tmp_path / "out", "--extra", "text.jsonl"]
         return run_script(SCRIPT, *given, *changes)
 
     return run
@@ -62,7 +62,7 @@ def rounds(out: Path) -> list[dict[str, Any]]:
 
 
 def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
-    iterate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    iterate: Callable[..., int], tmp_path: Path, toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = World([0.4, 0.5, 0.5])
     assert iterate(world) == 0
@@ -73,9 +73,9 @@ def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
     assert [name for name, *_ in world.commands] == start + 2 * [*each, "generate_images", "geneval"]
     drawn = [flags["--model"] for name, flags, _ in world.commands if name == "generate_images"]
     merged = [str(tmp_path / f"out/round_{number}/merged") for number in (1, 2)]
-    assert drawn == ["out/sft", *merged]
+    assert drawn == [str(toy_checkpoint), *merged]
     trained = [flags["--model"] for name, flags, _ in world.commands if name == "dpo"]
-    assert trained == ["out/sft", merged[0]]
+    assert trained == [str(toy_checkpoint), merged[0]]
     seeds = [flags["--seed"] for name, flags, _ in world.commands if name == "write_prompts"]
     assert len(set(seeds)) == 3  # held out, and every round its own
     assert [entry["value"] for entry in rounds(tmp_path / "out")] == [0.4, 0.5, 0.5]
@@ -129,6 +129,15 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
         assert words in capsys.readouterr().err
     (tmp_path / "adapter_config.json").touch()
     assert iterate(World([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
+
+
+def test_a_model_that_is_none_is_refused_before_anything_is_written(
+    iterate: Callable[..., int], vq_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, words in ((tmp_path / "none", "none is not a folder"), (vq_dir, "a model of type 'unified_vq'")):
+        assert iterate(World([]), "--model", model) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_commands_run_in_the_same_python(tmp_path: Path) -> None:

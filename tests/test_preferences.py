@@ -156,7 +156,7 @@ def test_codes_of_another_tokenizer_are_refused_by_row(write: Callable[..., str]
     [
         ({"chosen": ["Hi.", "Hello."], "rejected": "No."}, "no conversation"),
         ({"prompt": "Hi.", "chosen": "Hello."}, "not a pair"),
-        ([1], "not a pair"),
+        ([1], "not an object"),
         ({"chosen": [turn("user", "Ho."), turn("assistant", "A")], "rejected": "B"}, "different prompts"),
         (
             {"chosen": [turn("user", "A?"), turn("assistant", "A")], "rejected": [turn("user", "B?")] * 2},

@@ -80,6 +80,7 @@ def test_the_numbers_are_the_tokenizers(measure: Measure, lively_vq: VQModel, im
     assert record["codes_used"] == pytest.approx(len(codes.unique()) / 32, abs=1e-4)
     assert len(record["perplexity_by_scale"]) == 2 and -1 <= record["ssim"] < 1
     assert "rfid" not in record and "lpips" not in record
+    assert record["seed"] is record["prompts_sha256"] is None and record["seconds"] >= 0
 
 
 def test_batches_do_not_matter_and_n_takes_the_first(measure: Measure, lively_vq: VQModel, images: Path) -> None:

@@ -40,6 +40,12 @@ def test_splits_are_disjoint_and_whole():
     assert len(set(train) | set(held_out)) == 300
 
 
+def test_prompts_that_are_not_utf_8_are_named(replay, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_bytes(b"What is a caf\xe9?\n")
+    assert replay("--out", tmp_path / "out") == 2
+    assert "prompts.txt: not UTF-8 (byte 14 is 0xe9); save the file as UTF-8" in capsys.readouterr().err
+
+
 def test_rows_are_what_was_asked_and_answered(replay, echo, tmp_path):
     jsonl = tmp_path / "rows.jsonl"
     assert replay("--out", tmp_path / "out", "--split", "heldout", "--jsonl", jsonl) == 0

@@ -18,8 +18,14 @@ TASKS = {
 }
 
 
-def geneval(path: Path, model: str = "out/sft", value: float = 0.5, **details: Any) -> Path:
-    write_result(path, "geneval_overall", value, 12, model, {"detector": "scenes"}, tasks=TASKS, **details)
+SHARED: dict[str, Any] = {"tokenizer": "feed", "prompts_sha256": None, "seed": 3, "seconds": 1.0}
+
+
+def geneval(
+    path: Path, model: str = "out/sft", value: float = 0.5, stderr: float | None = None, **details: Any
+) -> Path:
+    made = {"stderr": stderr, **SHARED, "tasks": TASKS, **details}
+    write_result(path, "geneval_overall", value, 12, model, {"detector": "scenes"}, **made)
     return path
 
 
@@ -29,8 +35,12 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     geneval(folder / "train.json", stderr=0.0123)
     geneval(folder / "heldout.json", value=0.25)
-    write_result(folder / "vq.json", "psnr", 28.3125, 512, "weights|vq", {"n": 512}, psnr_by_scale=[12.5, 28.3125])
-    write_result(folder / "sub" / "language.json", "kl", 0.000123, 50, "out/sft", {})
+    psnrs = {"stderr": None, **SHARED, "psnr_by_scale": [12.5, 28.3125]}
+    write_result(folder / "vq.json", "psnr", 28.3125, 512, "weights|vq", {"n": 512}, **psnrs)
+    # as results were before all of them had the same fields
+    (folder / "sub").mkdir()
+    old = {"metric": "kl", "value": 0.000123, "n": 50, "model": "out/sft", "config": {}}
+    (folder / "sub" / "language.json").write_text(json.dumps(old))
     (folder / "config.json").write_text('{"model_type": "unified"}')
     (folder / "list.json").write_text("[1, 2]")
     return folder
@@ -62,6 +72,7 @@ def test_details_become_tables() -> None:
     assert list(tasks.header) == ["tasks", "value", "stderr", "images", "prompts"]
     assert tasks.rows == [["counting", "0.25", "0.125", "8", "2"], ["colors", "0.75", "", "4", "1"]]
     assert tasks.bars == [0.25, 0.75]
+    assert detail_tables({"stderr": None, "tokenizer": "feed", "prompts_sha256": "beef", "seed": 3}) == []
     (counts,) = detail_tables({"counts": {"a": 3, "b": 4}, "commit": "abc", "versions": {"python": "3.11"}})
     assert counts.rows == [["a", "3"], ["b", "4"]] and not counts.bars
     (deep,) = detail_tables({"drawn": {"tasks": {"colors": {"value": 0.5, "n": 2}}}})
@@ -82,6 +93,7 @@ def test_the_page_holds_everything(results: Path, tmp_path: Path, suffix: str) -
         "detector",
         "28.31",
         "versions",
+        "tokenizer",
     ):
         assert words in page
     assert [path.name for path in out.parent.iterdir()] == [out.name]

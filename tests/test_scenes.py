@@ -13,12 +13,12 @@ import pytest
 from conftest import load_script
 from PIL import Image
 
+from unified.glyphs import GLYPH_SIZE
 from unified.scenes import (
     BACKGROUND,
     CANVAS,
     CLASSES,
     COLOURS,
-    GLYPH_SIZE,
     GRID,
     HELD_OUT,
     RELATIONS,

@@ -146,6 +146,7 @@ def test_choices_of_people_score_the_two_pictures_they_name(tmp_path: Path) -> N
     ("line", "words"),
     [
         ("no", "not JSON"),
+        ('["a", 1, 0]', "not an object"),
         ('{"prompt": "b", "chosen": 1}', "write {"),
         ('{"prompt": "b", "chosen": 1, "rejected": true}', "write {"),
         ('{"prompt": "b", "chosen": 1, "rejected": 1}', "name two"),

@@ -103,6 +103,21 @@ def test_a_run_out_of_time_saves_and_goes_on(
     assert_same_run(tmp_path, whole)
 
 
+def test_a_damaged_checkpoint_of_the_run_is_named(
+    sft: Callable[..., int], arguments: list[object], whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
+    cut_off(tmp_path / "checkpoint-2/model.safetensors")
+    assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert f"error: {tmp_path}/checkpoint-2/model.safetensors is cut off or damaged" in line
+
+
+def cut_off(path: Path) -> None:
+    """Leave out the last byte of a file."""
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 @pytest.fixture
 def refuse(
     sft: Callable[..., int], arguments: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -183,3 +198,5 @@ def test_a_checkpoint_with_another_tokenizers_weights_is_refused(
     config = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(config | {"vq_fingerprint": "beef"}))
     refuse("--model", tmp_path / "model", words=["fingerprint", "beef", "unified extend"])
+    cut_off(tmp_path / "model/model.safetensors")
+    refuse("--model", tmp_path / "model", words=["model/model.safetensors", "cut off or damaged", "copy it again"])

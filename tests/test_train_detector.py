@@ -54,7 +54,8 @@ def test_two_steps_leave_a_detector_a_log_a_checkpoint_and_ceilings(trained: Pat
     assert [path.name for path in trained.glob("checkpoint-*")] == ["checkpoint-0000002"]
     report = json.loads((trained / "ceilings.json").read_text())
     assert report["n"] == report["reconstructions"]["images"] == 24 and report["value"] == report["renders"]["overall"]
-    assert report["config"]["vq_fingerprint"] and not list(trained.glob("unfinished*"))
+    assert report["tokenizer"] == report["config"]["vq_fingerprint"] and report["stderr"] is not None
+    assert not list(trained.glob("unfinished*"))
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(vq: Path, trained: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_script
 
+from unified import UnifiedConfig
 from unified.understanding import (
     PARTS,
     SETTINGS,
@@ -158,6 +159,8 @@ def test_the_script_writes_a_result_and_its_answers(
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "out" / "understanding.json").read_text())
     assert (result["metric"], result["n"], set(result["parts"])) == ("understanding", 16, set(PARTS))
+    assert result["tokenizer"] == UnifiedConfig.from_pretrained(arguments[1]).vq_fingerprint
+    assert result["seed"] == 0 and len(result["prompts_sha256"]) == 64
     header, *answers = map(json.loads, Path(result["answers"]).read_text().splitlines())
     assert header == result["config"] and len(answers) == 16
     keys = {"question", "truth", "answer", "read", "correct", "reason", "objects"}

@@ -27,6 +27,16 @@ def test_folders_without_images_are_refused(tmp_path):
         open_images(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_a_broken_picture_is_named(tmp_path, cache_gb):
+    for name in "ab":
+        Image.effect_noise((16, 16), 60).save(tmp_path / f"{name}.png")
+    broken = tmp_path / "b.png"
+    broken.write_bytes(broken.read_bytes().replace(b"IDAT", b"\xff\xfe\x00\x01"))
+    with pytest.raises(ValueError, match=f"^{broken} cannot be read .*; give a whole PNG"):
+        PixelDataset(open_images(str(tmp_path)), image_size=8, cache_gb=cache_gb)[1]
+
+
 def test_every_epoch_sees_every_image_once_and_resuming_changes_nothing():
     rows = torch.arange(100, 112)
     batches = list(StepSampler(rows, 3, range(0, 8), seed=1))

@@ -13,20 +13,27 @@ from argparse import Action, ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from trl import DPOConfig
 
 
+class OneLineParser(HfArgumentParser):
+    """Raises ValueError where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
 def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
 
     Flags may be spelt with underscores or dashes. Lists are `--patch_nums 1 2 4`, dicts are JSON.
-    Raises ValueError: missing or malformed file, unknown key or flag (with the nearest valid ones), bad value.
+    Raises ValueError: missing or malformed file, unknown key or flag (with the nearest valid ones), bad or no value.
     """
-    parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
+    parser = OneLineParser(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="file whose keys become defaults")
     _read_dicts_as_json(parser)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
@@ -61,7 +68,7 @@ def check_least(settings: Any, **least: float) -> None:
 
 def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: list[str]) -> None:
     # The file has to be known before the real parse, which needs its values as defaults.
-    finder = HfArgumentParser((), add_help=False, allow_abbrev=False)
+    finder = OneLineParser((), add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config
     for key, value in ({} if path is None else _read_yaml(path)).items():
@@ -78,7 +85,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ValueError(f"config file {path} does not exist; {_nearest(path, others)}")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected `key: value` lines")
@@ -87,7 +94,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _checked(action: Action, value: Any, path: str) -> Any:
     # YAML reads 1e-3 (no dot) as a string, and would let `batch_size: many` through to the training loop.
-    if value is None or (isinstance(value, dict) and action.type in (_json, str)):
+    if value is None or (isinstance(value, dict) and action.type in (json_value, str)):
         return value
     if isinstance(value, list) != (action.nargs == "+"):
         kind = "a list" if action.nargs == "+" else "one value"
@@ -113,10 +120,11 @@ def _converted(action: Action, value: Any, path: str) -> Any:
 def _read_dicts_as_json(parser: HfArgumentParser) -> None:
     for action in parser._actions:
         if action.type is dict:
-            action.type = _json
+            action.type = json_value
 
 
-def _json(text: str) -> Any:
+def json_value(text: str) -> Any:
+    """What JSON on the command line says."""  # argparse calls the type by this name where it says nothing
     return json.loads(text)
 
 
@@ -197,7 +205,7 @@ class TokenizerTrainingArguments:
 class ModelArguments:
     """The checkpoint recipes start from."""
 
-    model: str = _arg("out/unified", "folder made by `unified extend`, or an earlier stage's output")
+    model: str = _arg("out/unified", "folder made by `unified extend`, or an earlier stage's output or adapter")
     dtype: Literal["auto", "float32", "bfloat16"] = _arg(
         "float32", "dtype of the weights; float32 masters with autocast train best, bfloat16 halves the memory"
     )
@@ -220,31 +228,37 @@ class DataArguments:
 
 
 @dataclass
-class UnifiedTrainingArguments(TrainingArguments):
-    """HF's TrainingArguments and what ours add; see transformers for the inherited ones."""
+class TuningArguments:
+    """What recipes/sft.py and recipes/dpo.py are told alike."""
 
-    output_dir: str = _arg("out/sft", "where checkpoints, logs, samples and the result go")
-    tuning: Literal["full", "lora", "align"] = _arg(
-        "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
-    )
     train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
-    new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
-    lora_positions: Literal["all", "image"] = _arg(
-        "all", "where updates act; image: text stays exactly the base's, but the adapter cannot be merged"
+    lora_positions: Literal["all", "image"] | None = _arg(
+        None, "where updates act; image: text stays the base's, but no merging; None: as the adapter `model`, else all"
     )
-    lora_rank: int = _arg(32, "rank of the updates")
-    lora_alpha: int = _arg(64, "scale of the updates is alpha / rank")
-    lora_dropout: float = _arg(0.0, "dropout in front of the updates")
-    lora_target_modules: list[str] = _arg(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers by name's ending"
+    lora_rank: int | None = _arg(None, "rank of the updates; None: as the adapter `model`, else 32")
+    lora_alpha: int | None = _arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")
+    lora_target_modules: list[str] | None = _arg(
+        None, "linear layers by name's ending; None: as the adapter `model`, else all of attention and MLP"
     )
-    max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
     resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
     sample_prompts: list[str] = _arg([], "prompts drawn at every evaluation")
     sample_temperature: float = _arg(1.0, "temperature of these pictures")
     sample_top_k: int = _arg(0, "of how many codes they choose; 0: all")
     sample_guidance: float = _arg(3.0, "their classifier-free guidance; 1 is none")
     remove_unused_columns: bool = _arg(False, "must stay off: the collator needs every column")
+
+
+@dataclass
+class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
+    """HF's TrainingArguments and what ours add; see transformers for the inherited ones."""
+
+    output_dir: str = _arg("out/sft", "where checkpoints, logs, samples and the result go")
+    tuning: Literal["full", "lora", "align"] = _arg(
+        "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
+    )
+    new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
+    lora_dropout: float = _arg(0.0, "dropout in front of the updates; also of an adapter that goes on")
+    max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
     label_names: list[str] | None = _arg(["labels"], "HF's; PEFT hides the model's own")
     report_to: str = _arg("tensorboard", "HF's; one tracker or none")
 
@@ -310,7 +324,7 @@ class DetectorTrainingArguments:
 
 
 @dataclass
-class DpoArguments(DPOConfig):
+class DpoArguments(TuningArguments, DPOConfig):
     """One run of recipes/dpo.py: TRL's DPOConfig and what ours add; see trl for the inherited ones."""
 
     output_dir: str = _arg("out/dpo", "where checkpoints, logs, samples and the result go")
@@ -322,20 +336,7 @@ class DpoArguments(DPOConfig):
     max_length: int = _arg(512, "positions of prompt and answer; a longer pair is an error before training")
     num_scales: int | None = _arg(None, "codes of so many scales, coarse to fine, count in log-probs; None: all")
     tuning: Literal["full", "lora"] = _arg("lora", "lora: of the backbone alone; full: takes a second model")
-    train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
-    lora_positions: Literal["all", "image"] = _arg("all", "image: text stays the base's; cannot be merged")
-    lora_rank: int = _arg(32, "rank of the updates")
-    lora_alpha: int = _arg(64, "scale of the updates is alpha / rank")
-    lora_target_modules: list[str] = _arg(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers by name's ending"
-    )
     kl_pairs: int = _arg(16, "pairs of every modality on which evaluation measures the KL to the reference")
-    resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
-    sample_prompts: list[str] = _arg([], "prompts drawn at every evaluation")
-    sample_temperature: float = _arg(1.0, "temperature of these pictures")
-    sample_top_k: int = _arg(0, "of how many codes they choose; 0: all")
-    sample_guidance: float = _arg(3.0, "their classifier-free guidance; 1 is none")
     bf16: bool = _arg(False, "TRL's default is on; here as in recipes/sft.py")
     activation_checkpointing: bool | None = _arg(False, "TRL's default is on; here as in recipes/sft.py")
-    remove_unused_columns: bool = _arg(False, "must stay off: the collator needs every column")
     report_to: str = _arg("tensorboard", "HF's; one tracker or none")

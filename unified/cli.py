@@ -1,4 +1,4 @@
-"""The `unified` command: extend, draw, chat, merge, report. Thin: every command calls the rooms of the package.
+"""The `unified` command: extend, draw, chat, merge, publish, report. Thin: each command calls the package's rooms.
 
 Those rooms load torch, so each command imports them itself and `unified --help` answers at once.
 """
@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """Turns bad input into `error: <one line>` and exit status 2; UNIFIED_DEBUG=1 shows the traceback instead."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return self.in_one_line(super().parse_args, ctx, args or ["--help"])
+
     def invoke(self, ctx: Any) -> Any:
+        return self.in_one_line(super().invoke, ctx)
+
+    def in_one_line(self, step: Any, *args: Any) -> Any:
+        """What `step` returns; its errors leave the program."""
         try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+            return step(*args)
+        except (typer.TyperException, ValueError, OSError) as error:  # the first is what flags are refused with
             if os.environ.get("UNIFIED_DEBUG") == "1":
                 raise
             typer.echo(f"error: {one_line(error)}", err=True)
@@ -34,8 +41,8 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     help="One model that reads text and images, writes text, and paints images scale by scale.",
-    no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 main = app
@@ -122,7 +129,9 @@ def chat(
     /image FILE puts a picture into the next question, /reset begins anew, /quit (or end of input) leaves. Painted
     pictures are saved and their paths printed. Piped input stops at the first error, the terminal goes on.
     """
-    pictures = [open_picture(path) for path in image or []]
+    from unified.pictures import read_picture
+
+    pictures = [read_picture(path, str(path)) for path in image or []]
     from unified.chat import Chat
     from unified.loading import load
 
@@ -152,6 +161,31 @@ def merge(
 
 
 @app.command()
+def publish(
+    model: Annotated[Path, typer.Option("--model", help="folder of a LoRA adapter")],
+    out: Annotated[Path, typer.Option(help="new folder for the published adapter")],
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="of its weights")] = "bfloat16",
+    base: Annotated[
+        str | None, typer.Option(help="where users have the base, seen from where they work; default: as now")
+    ] = None,
+    made_with: Annotated[
+        list[str] | None, typer.Option(help="command that makes the base, for those without it; may be repeated")
+    ] = None,
+) -> None:
+    """Write an adapter small enough for a repository, which knows its base: where it lies, how it is made, its digest.
+
+    Whoever loads it or goes on training it with another base is told so. A relative path of the base starts at the
+    current folder, for PEFT as for this package.
+    """
+    import torch
+
+    from unified.loading import publish as publish_adapter
+
+    publish_adapter(model, out, getattr(torch, dtype), base, made_with or ())
+    typer.echo(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
+
+
+@app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="result JSONs, or folders that hold some")],
     out: Annotated[Path, typer.Option(help="page to write: .html (with pictures) or .md")],
@@ -173,9 +207,11 @@ def read_line() -> str | None:
 
 def take(talk: "Chat", line: str, out_dir: Path) -> None:
     """Do what one line of a chat says: a command, or a question that is answered."""
+    from unified.pictures import read_picture
+
     command, _, rest = line.partition(" ")
     if command == "/image":
-        talk.show(open_picture(Path(rest.strip())))
+        talk.show(read_picture(rest.strip(), rest.strip()))
         typer.echo(f"[{rest.strip()} goes with your next question]")
     elif command == "/reset":
         talk.reset()
@@ -211,16 +247,6 @@ def image_sampling(
     return ImageSampling(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
 
-def open_picture(path: Path) -> "Image.Image":
-    """The picture of a file; ValueError where it is none."""
-    from PIL import Image
-
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, SyntaxError) as error:  # what Pillow raises on missing, foreign or cut off files
-        raise ValueError(f"{path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
-
-
 def check_picture_name(path: Path) -> None:
     """Raise ValueError unless Pillow knows how to write `path`, before anything is loaded."""
     from PIL import Image
@@ -246,6 +272,8 @@ def save(picture: "Image.Image", path: Path, announce: bool = True) -> None:
 
 def one_line(error: Exception) -> str:
     """The message of an error without its line breaks."""
+    if isinstance(error, typer.TyperException):
+        return " ".join(f"{error.format_message().rstrip('.?')}; see --help".split())
     return " ".join(str(error).split())
 
 

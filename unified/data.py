@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.configuration import UnifiedConfig
-from unified.messages import is_drawing
+from unified.messages import is_drawing, is_written
 from unified.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.processing import EncodedChat, UnifiedProcessor
+from unified.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 from unified.rows import read_rows
 
 CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
@@ -115,11 +115,15 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch}
 
     def check_lengths(self, max_length: int, last_scale_fraction: float = 1.0) -> list[int]:
-        """Positions every row takes in a pack, before training; raises ValueError naming a row above `max_length`."""
+        """Positions every row takes in a pack, before training.
+
+        Raises ValueError naming a row that takes more than `max_length`, or has nothing to train on.
+        """
         dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
         lengths = []
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
             chat = self._encode(row, index)
+            self._check_trained(row, index, chat)
             lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.read_codes)))
             if lengths[-1] > max_length:
                 raise ValueError(
@@ -133,6 +137,17 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return self.processor.encode_chat(row["messages"], row["codes"])
         except ValueError as error:
             raise ValueError(f"row {index} (source {row['source']}): {error}") from error
+
+    def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
+        # a position scores the next one, so nothing scores the first label
+        if any(label != IGNORE_INDEX for label in chat.labels[1:]):
+            return
+        answered = any(map(is_written, row["messages"]))
+        why = "its assistant turns are empty" if answered else "it has no assistant turn"
+        raise ValueError(
+            f"row {index} (source {row['source']}): {why}, so nothing in it is trained (every label is "
+            f"{IGNORE_INDEX}); give it an answer in words or an image, or take the row out"
+        )
 
     def _drops_caption(self, index: int) -> bool:
         if not self.caption_dropout:

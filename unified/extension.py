@@ -4,6 +4,7 @@ Done before any distributed launch, since resizing embeddings under ZeRO-3 is a 
 Legend: V codebook size, C code dim, D hidden.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unified.configuration import ImageOrder, ImagePositions, UnifiedConfig
 from unified.image_embedding import ImageEmbedding
@@ -42,12 +44,11 @@ def extend(
 ) -> UnifiedForCausalLM:
     """Write to `out` a checkpoint and processor of `llm` with `vq`'s codes behind its vocabulary; returns the model.
 
-    Raises ValueError where `out` is in the way, or the backbone scales its logits in a way the head does not know.
+    Raises ValueError where `out` is in the way, as `check_llm` and `load_vq`, and where the backbone scales its logits
+    in a way the head does not know.
     """
     check_free(out)
-    for folder in (llm, vq):
-        if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json; give a folder written by save_pretrained")
+    check_llm(llm, "--llm")
     vq_model = load_vq(vq, "cpu")
     check_head(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -55,6 +56,24 @@ def extend(
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model
+
+
+def check_llm(folder: str | os.PathLike, flag: str) -> None:
+    """Raise ValueError, which begins with `flag`, unless `folder` holds a causal LM that `transformers` has itself."""
+    config = Path(folder, "config.json")
+    found = "no config.json"
+    if config.is_file():
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+            if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+                return
+            found = f"a model of type {kind!r}"
+        except (ValueError, TypeError, KeyError):
+            found = "a config.json without model_type"
+    raise ValueError(
+        f"{flag} {folder} holds no causal LM of transformers ({found}); give the folder of a text model as "
+        "save_pretrained writes it: config.json, weights and tokenizer"
+    )
 
 
 def check_head(text_config: PreTrainedConfig) -> None:
@@ -125,9 +144,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, text_rows: int, codeboo
 def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tensor:
     """Random directions (C, D) with unit rows, orthogonal where C <= D."""
     if code_dim > hidden:
-        raise ValueError(
-            f"code_dim {code_dim} exceeds the backbone's hidden size {hidden}; use a narrower codebook"
-        )
+        raise ValueError(f"code_dim {code_dim} exceeds the backbone's hidden size {hidden}; use a narrower codebook")
     return torch.linalg.qr(torch.randn(hidden, code_dim, generator=generator)).Q.T
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from unified.jsonl import parse_object, read_lines
 from unified.metrics import check_geneval_metadata
 
 # what may lie beside `samples`; grid.png is the published generator's
@@ -34,14 +35,10 @@ def read_captions(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise ValueError(f"--prompts {path} is not a file; give a JSONL with a `prompt` in every line")
     prompts: list[dict[str, Any]] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            metadata = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} is not JSON ({error}); mend the line") from None
-        text = metadata.get("prompt") if isinstance(metadata, dict) else None
+    for number, metadata in read_lines(path):
+        text = metadata.get("prompt")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f'{path}:{number} has no prompt; write {{"prompt": "..."}}')
+            raise ValueError(f'{path}:{number}: no prompt; write {{"prompt": "..."}}')
         prompts.append(metadata)
     if not prompts:
         raise ValueError(f"--prompts {path} is empty; write a prompt a line")
@@ -52,16 +49,14 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """Metadata of every prompt of a set. Raises ValueError naming file and line where one is not in GenEval's form."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; give a JSONL of prompts, see eval/write_prompts.py")
-    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
-    prompts = [_prompt(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    prompts = [_checked(metadata, f"{path}:{number}") for number, metadata in read_lines(path)]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one with eval/write_prompts.py")
     return prompts
 
 
-def _prompt(text: str, where: str) -> dict[str, Any]:
+def _checked(metadata: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
         check_geneval_metadata(metadata)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -135,7 +130,7 @@ def _read_metadata(folder: Path, wanted: dict[str, Any] | None) -> dict[str, Any
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing; generate the folder again")
-    metadata = _prompt(path.read_text(encoding="utf-8"), str(path))
+    metadata = _checked(parse_object(path.read_bytes(), str(path)), str(path))
     if wanted is not None and metadata != wanted:
         raise ValueError(
             f"{path} asks for {metadata['prompt']!r}, line {int(folder.name) + 1} of the prompt set for "
@@ -160,9 +155,10 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _check_seeds(path: Path, images: int) -> None:
-    seeds = path.read_text(encoding="utf-8") if path.exists() else json.dumps([0] * images)  # the file is ours alone
+    if not path.exists():  # the file is ours alone
+        return
     try:
-        count = len(json.loads(seeds))
+        count = len(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError):
         raise ValueError(f"{path} is no JSON list of seeds; generate the prompt's folder again") from None
     if count != images:

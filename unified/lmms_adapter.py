@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from unified.answering import Query, answer
 from unified.loading import load
+from unified.pictures import read_picture
 
 GREEDY: dict[str, tuple[Any, ...]] = {"do_sample": (False, None), "temperature": (0, None), "num_beams": (1, None)}
 
@@ -58,8 +59,7 @@ def _open(image: Any) -> Image.Image:
         return image.convert("RGB")
     if not isinstance(image, str):
         raise ValueError(f"the task shows a {type(image).__name__}; this model reads pictures")
-    with Image.open(image) as file:
-        return file.convert("RGB")
+    return read_picture(image, image)
 
 
 def check_greedy(settings: Mapping[str, Any]) -> None:

@@ -4,21 +4,32 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
+from unified.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_RECORD,
+    acts_on_images_only,
+    base_of,
+    check_base,
+    is_adapter,
+    make_record,
+    read_adapter_config,
+)
 from unified.configuration import UnifiedConfig, VQConfig
-from unified.image_lora import IMAGE_LORA
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 from unified.vq_model import VQModel
 
-ADAPTER_CONFIG = "adapter_config.json"
 FROZEN = "model.vq_model."
 
 
@@ -31,17 +42,32 @@ def load(
         device: the best there is by default: CUDA, then Apple's MPS, then the CPU.
         dtype: of the weights; as stored by default.
 
-    Raises ValueError where `model_dir` (or an adapter's base) is missing, of another kind or incomplete.
+    Raises ValueError as `checkpoint_of`.
     """
-    folder = Path(model_dir)
-    base = base_of(folder) if (folder / ADAPTER_CONFIG).is_file() else folder
-    check_checkpoint(base)
+    folder, base = Path(model_dir), checkpoint_of(model_dir)
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
         adapted = PeftModel.from_pretrained(model, folder)
         model = merge_new_parts(adapted) if acts_on_images_only(folder) else adapted.merge_and_unload()
     processor = UnifiedProcessor.from_pretrained(base)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
+
+
+def checkpoint_of(model_dir: str | os.PathLike) -> Path:
+    """The checkpoint that `model_dir` is or, of an adapter, starts from.
+
+    Raises ValueError where it (or the adapter) is missing, of another kind, incomplete, damaged, or not the base that
+    a published adapter was trained on.
+    """
+    folder = Path(model_dir)
+    if not is_adapter(folder):
+        check_checkpoint(folder)
+        return folder
+    check_weights(folder, ADAPTER_WEIGHTS)
+    base = base_of(folder)
+    check_checkpoint(base)
+    check_base(folder, base)
+    return base
 
 
 def merge_new_parts(adapted: PeftModel) -> UnifiedForCausalLM:
@@ -59,8 +85,7 @@ def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
 
     Raises ValueError where `model_dir` holds no adapter, or one of image positions only, or `out` is in the way.
     """
-    if not (Path(model_dir) / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{model_dir} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
+    check_adapter(model_dir)
     if acts_on_images_only(Path(model_dir)):
         raise ValueError(
             f"{model_dir} was trained with lora_positions image: text does not use its updates, so they cannot be "
@@ -70,25 +95,70 @@ def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
     save(*load(model_dir, device="cpu"), out)
 
 
+def publish(
+    model_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    dtype: torch.dtype = torch.bfloat16,
+    base: str | None = None,
+    made_with: Sequence[str] = (),
+) -> None:
+    """Write the adapter `model_dir` to the new folder `out`, small enough to ship, with processor and base's digest.
+
+    Args:
+        dtype: of the weights; training goes on in float32 from any.
+        base: where others find the base, relative to the folder they work in; by default what the adapter says.
+        made_with: the commands that make it, for those who do not have it.
+
+    Raises ValueError where `model_dir` holds no adapter, as `checkpoint_of`, where `out` is in the way, and where
+    `base` is another checkpoint here.
+    """
+    adapter = Path(model_dir)
+    check_adapter(adapter)
+    check_free(out)
+    source = checkpoint_of(adapter)
+    record = make_record(adapter, source, base or str(source), made_with)
+    config = read_adapter_config(adapter) | {"base_model_name_or_path": record["base"]}
+    weights = {name: value.to(dtype) for name, value in load_file(adapter / ADAPTER_WEIGHTS).items()}
+    with new_folder(out) as folder:
+        UnifiedProcessor.from_pretrained(source).save_pretrained(folder)
+        save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+        for name, content in ((ADAPTER_CONFIG, config), (BASE_RECORD, record)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_adapter(folder: str | os.PathLike) -> None:
+    """Raise ValueError where `folder` holds no adapter."""
+    if not is_adapter(folder):
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
+
+
 def check_free(out: str | os.PathLike) -> None:
     """Raise ValueError where `out` exists: before the work whose result is to go there."""
     if Path(out).exists():
         raise ValueError(f"{out} exists already; give --out a new folder or remove it")
 
 
-def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.PathLike) -> None:
-    """Write both to the new folder `out`, whole or not at all."""
+@contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """An empty neighbour of `out` to fill, which takes its name when the block ends well."""
     partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    partial.mkdir(parents=True)
+    yield partial
     os.replace(partial, out)
+
+
+def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.PathLike) -> None:
+    """Write both to the new folder `out`, whole or not at all."""
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def weights_digest(model_dir: str | os.PathLike) -> str:
     """SHA-256 of the files with weights: a checkpoint's, or an adapter's and its base's."""
     folder, digest = Path(model_dir), hashlib.sha256()
-    folders = [folder, base_of(folder)] if (folder / ADAPTER_CONFIG).is_file() else [folder]
+    folders = [folder, base_of(folder)] if is_adapter(folder) else [folder]
     for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -105,6 +175,7 @@ def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None)
             f"vq {folder} holds no tokenizer ({found}); give a folder that recipes/train_vq.py or "
             "data_prep/convert_var_vq.py has written"
         )
+    check_weights(Path(folder))
     vq = VQModel.from_pretrained(folder, dtype=torch.float32).eval()
     return vq.to(device or best_device())  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
@@ -114,27 +185,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def acts_on_images_only(adapter: Path) -> bool:
-    """Whether an adapter was trained with `lora_positions: image`."""
-    return read_adapter_config(adapter)["peft_type"] == IMAGE_LORA
-
-
-def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """What PEFT wrote of an adapter."""
-    return json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-
-
-def base_of(adapter: Path) -> Path:
-    """Checkpoint that an adapter was trained on."""
-    name = read_adapter_config(adapter)["base_model_name_or_path"]
-    if not name or not Path(name).is_dir():
-        raise ValueError(
-            f"{adapter} is an adapter of {name!r}, which is not a folder here; "
-            f"put the base back or correct base_model_name_or_path in {ADAPTER_CONFIG}"
-        )
-    return Path(name)
 
 
 def frozen_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -159,3 +209,18 @@ def check_checkpoint(folder: Path) -> None:
     for needed in ("*.safetensors", "processor_config.json"):
         if not any(folder.glob(needed)):
             raise ValueError(f"{folder} has no {needed}; {remedy}")
+    check_weights(folder)
+
+
+def check_weights(folder: Path, needed: str | None = None) -> None:
+    """Raise ValueError where a file of weights in `folder` is cut off or damaged, or `needed` is missing."""
+    if needed and not (folder / needed).is_file():
+        raise ValueError(f"{folder} has no {needed}; put it back or make the folder again")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header, and whether the file is as long as it says
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is cut off or damaged ({error}); copy it again, or make the folder {folder} again"
+            ) from None

@@ -1,17 +1,47 @@
-"""Pictures as PIL images, as uint8 arrays and as pixel values: cropping to a square, and back and forth.
+"""Pictures as files, as PIL images, as uint8 arrays and as pixel values: reading, cropping to a square, and back.
 
 Legend: B batch, H W pixels, S side of a square image. Pixel values are floats in [-1, 1].
 """
 
+import io
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+# what Pillow raises on a file that is missing, foreign, cut off, damaged, or large enough to fill the memory
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def read_picture(source: str | Path | bytes, name: str) -> Image.Image:
+    """RGB picture of a file, or of the bytes of one.
+
+    Raises ValueError that begins with `name` where it cannot be read to its end.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.convert("RGB")
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return ValueError(f"{name} cannot be read ({reason}); give a whole PNG, JPEG or WebP file, or take it out")
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """RGB picture of `side` x `side`: scaled to cover the square and cropped to its centre."""
-    image = image.convert("RGB")
+    """RGB picture of `side` x `side`: scaled to cover the square and cropped to its centre.
+
+    Raises ValueError naming the file of a picture that Pillow has opened and cannot read to its end.
+    """
+    try:
+        image = image.convert("RGB")
+    except UNREADABLE as error:
+        file = str(image.filename) if isinstance(image, ImageFile.ImageFile) else ""
+        raise _unreadable(file or "the picture", error) from None
     return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 

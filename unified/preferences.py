@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from unified.configuration import UnifiedConfig
 from unified.data import PART, PreferenceCollator, files_of
+from unified.jsonl import read_lines
 from unified.messages import content_parts, count_images
 from unified.processing import UnifiedProcessor
 from unified.rows import write_parquet
@@ -99,7 +100,7 @@ def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
     encoded = file.suffix == ".parquet" and "chosen_codes" in pq.read_schema(file).names
     fingerprint = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
     pairs, errors = [], []
-    for number, record in enumerate(_records(file), start=1):
+    for number, record in _records(file):
         try:
             pair = as_pair(record, source=file.stem)
             check_pair(pair, config, fingerprint)
@@ -115,16 +116,11 @@ def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=PAIR_FEATURES)
 
 
-def _records(file: Path) -> Iterator[Any]:
-    if file.suffix == ".parquet":
-        for batch in pq.ParquetFile(file).iter_batches(256):
-            yield from batch.to_pylist()
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            yield None
+def _records(file: Path) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".jsonl":
+        return read_lines(file)
+    batches = pq.ParquetFile(file).iter_batches(256)
+    return enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
 
 
 # --- one pair

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from unified.files import write_text
+from unified.jsonl import read_lines
 from unified.page import STYLE, figure
 
 FORMATS = (".html", ".md")
@@ -18,7 +19,8 @@ BARS = """
 td .bar { display: inline-block; height: .7rem; background: #4a7fd0; margin-right: .4rem } pre { font-size: .75rem }
 .scores { margin-bottom: 1rem } .scores td, .scores th { border-bottom: 1px solid #eee }
 """
-CIRCUMSTANCES = ("commit", "versions")  # of a result: they go with its settings
+# of a result: they go with its settings
+CIRCUMSTANCES = ("tokenizer", "prompts_sha256", "seed", "commit", "versions")
 EXAMPLES = 4  # right and wrong pictures of a task that are shown
 
 
@@ -128,7 +130,7 @@ def _label(result: Result, rivals: Sequence[Result]) -> str:
 
 def detail_tables(details: dict[str, Any]) -> list[Table]:
     """Tables of the details: first the numbers and words, then every group of them, such as GenEval's tasks."""
-    shown = {name: value for name, value in details.items() if name not in CIRCUMSTANCES}
+    shown = {name: value for name, value in details.items() if name not in CIRCUMSTANCES and value is not None}
     plain = [[name.replace("_", " "), text(value)] for name, value in shown.items() if not isinstance(value, dict)]
     tables = [Table(["", "value"], plain)] if plain else []
     return tables + [_group_table(name, group) for name, group in shown.items() if isinstance(group, dict) and group]
@@ -160,7 +162,7 @@ def examples(result: Result) -> str:
     path = Path(str(result.details.get("results", "")))
     if not path.is_file():
         return ""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [record for _, record in read_lines(path)]
     sections = []
     for tag in dict.fromkeys(record["tag"] for record in records):
         for correct in (True, False):

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unified.jsonl import read_lines
 from unified.scales import PatchNums, image_length, normalize_patch_nums
 
 _MESSAGES = pa.list_(
@@ -81,7 +82,7 @@ def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iter
     Raises ValueError naming file and row when a row is malformed or has not one image per image part.
     """
     path = Path(path)
-    records = _parquet_records if _kind(path) == ".parquet" else _jsonl_records
+    records = _parquet_records if _kind(path) == ".parquet" else read_lines
     for number, record in records(path, start, stop):
         yield _checked(record, path, f"{path}:{number}")
 
@@ -162,24 +163,6 @@ def _kind(path: str | Path) -> str:
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; check the path")
     return suffix
-
-
-def _jsonl_records(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    row = -1
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            row += bool(line.strip())
-            if stop is not None and row >= stop:
-                return
-            if row < start or not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error}); write one object a line") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}:{number}: a {type(record).__name__}; write one object a line")
-            yield number, record
 
 
 def _parquet_records(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from unified.detections import Detections, Detector
+from unified.jsonl import read_lines
 from unified.messages import content_parts, count_images
 from unified.metrics import GENEVAL_COLOURS, GenevalRules, check_geneval_metadata, geneval_verdict
 from unified.preferences import Pair, as_pair
@@ -163,15 +164,11 @@ def read_choices(path: str | Path) -> dict[str, tuple[int, int]]:
     if not Path(path).is_file():
         raise ValueError(f"--choices {path} is not a file; write one line of JSON for every choice")
     choices: dict[str, tuple[int, int]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        where, form = f"{path}:{number}", '{"prompt": "...", "chosen": 0, "rejected": 3}'
-        try:
-            choice = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error}); write {form}") from None
-        kinds = {"prompt": str, "chosen": int, "rejected": int}
-        if not isinstance(choice, dict) or any(type(choice.get(key)) is not kind for key, kind in kinds.items()):
-            raise ValueError(f"{where}: {line[:80]}; write {form}")
+    kinds = {"prompt": str, "chosen": int, "rejected": int}
+    for number, choice in read_lines(path):
+        where = f"{path}:{number}"
+        if any(type(choice.get(key)) is not kind for key, kind in kinds.items()):
+            raise ValueError(f'{where}: {choice!r:.80}; write {{"prompt": "...", "chosen": 0, "rejected": 3}}')
         if min(choice["chosen"], choice["rejected"]) < 0 or choice["chosen"] == choice["rejected"]:
             raise ValueError(f"{where}: {choice['chosen']} over {choice['rejected']}; name two pictures, from 0 on")
         if choice["prompt"] in choices:

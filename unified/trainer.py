@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
+from unified.adapters import acts_on_images_only, read_adapter_config
 from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
 from unified.image_lora import ImageLoraConfig
-from unified.loading import FROZEN, frozen_weights
+from unified.loading import FROZEN, check_weights, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 
+# of a new adapter; one that goes on keeps its own
+LORA_DEFAULTS: dict[str, Any] = {
+    "lora_positions": "all",
+    "lora_rank": 32,
+    "lora_alpha": 64,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
 NEW_PARTS = ("image_embedding", "embed_tokens", "lm_head", "trainable_tokens_delta")
 
 
@@ -56,17 +65,24 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
     return model
 
 
+def backbone_layers(model: UnifiedForCausalLM, endings: list[str]) -> list[str]:
+    """Full names of the backbone's layers whose names end so: tokenizer and image embedding hold linear layers too."""
+    names = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(tuple(endings))]
+    if not names:
+        raise ValueError(f"lora_target_modules {endings} match nothing in the backbone; name its linear layers")
+    return names
+
+
 def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
     """Low-rank updates of the backbone's linear layers where `args.lora_positions` says, and `more` of PEFT's keys."""
-    if args.lora_positions == "image" and model.config.image_order == "raster":
+    chosen = LORA_DEFAULTS | {name: vars(args)[name] for name in LORA_DEFAULTS if vars(args)[name] is not None}
+    on_images = chosen["lora_positions"] == "image"
+    if on_images and model.config.image_order == "raster":
         raise ValueError("lora_positions image needs images in blocks, which image_order raster has not; use all")
-    # by full path: the tokenizer and the image embedding hold linear layers as well
-    suffixes = tuple(args.lora_target_modules)
-    targets = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(suffixes)]
-    if not targets:
-        raise ValueError(f"lora_target_modules {list(suffixes)} match nothing in the backbone; name its linear layers")
-    kind = ImageLoraConfig if args.lora_positions == "image" else LoraConfig
-    return kind(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, task_type="CAUSAL_LM", **more)
+    layers = backbone_layers(model, chosen["lora_target_modules"])
+    kind = ImageLoraConfig if on_images else LoraConfig
+    sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"]}
+    return kind(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
 
 
 def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
@@ -88,11 +104,62 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> P
     return get_peft_model(model, config)
 
 
-def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> nn.Module:
-    """The model with what `args.tuning` says set to learn."""
+def check_continuing(adapter: Path, args: UnifiedTrainingArguments) -> None:
+    """Raise ValueError unless a run with `args` can go on with `adapter`; `continue_lora` compares its layers."""
+    config, on_images = read_adapter_config(adapter), acts_on_images_only(adapter)
+    if args.tuning != "lora":
+        remedy = "`unified merge` it first, or go on with tuning lora"
+        if on_images:
+            remedy = "go on with tuning lora, as one with lora_positions image cannot be merged"
+        raise ValueError(f"tuning {args.tuning} needs a checkpoint but {adapter} is an adapter; {remedy}")
+    if not on_images and config.get("peft_type") != "LORA":
+        raise ValueError(f"{adapter} is an adapter of type {config.get('peft_type')}; only LoRA can go on")
+    positions = "image" if on_images else "all"
+    own = {"lora_positions": positions, "lora_rank": config["r"], "lora_alpha": config["lora_alpha"]}
+    for name, value in own.items():
+        if vars(args)[name] not in (None, value):
+            raise ValueError(
+                f"{name} {vars(args)[name]} is not that of the adapter {adapter}, {value}; leave {name} out to go on "
+                "with the adapter, or give its base as model for a new one"
+            )
+
+
+def continue_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path) -> PeftModel:
+    """`model` with its adapter, all of which goes on learning: updates and rows in float32, whatever the file holds.
+
+    Raises ValueError where `args` names other layers than the adapter's.
+    """
+    config = PeftConfig.from_pretrained(str(adapter))
+    config.lora_dropout = args.lora_dropout
+    endings = args.lora_target_modules
+    wanted = None if endings is None else set(backbone_layers(model, endings))
+    adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True, torch_device="cpu")
+    found = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if wanted not in (None, found):
+        own = sorted({name.rsplit(".", 1)[-1] for name in found})
+        raise ValueError(
+            f"lora_target_modules {endings} are {len(wanted or ())} layers but the adapter {adapter} has {len(found)} "
+            f"({', '.join(own)}); leave lora_target_modules out to go on with the adapter, or give its base as model "
+            "for a new one"
+        )
+    return adapted
+
+
+def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path | None = None) -> nn.Module:
+    """The model with what `args.tuning` says set to learn; with `adapter`, whose base it is, that one goes on."""
+    if adapter is not None:
+        return continue_lora(model, args, adapter)
     if args.tuning == "lora":
         return prepare_lora(model, args)
     return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
+
+
+def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments) -> str | None:
+    """Where a run that resumes goes on; None where it starts. Raises ValueError where the files there are damaged."""
+    folder = get_last_checkpoint(args.output_dir) if args.resume else None
+    if folder is not None:
+        check_weights(Path(folder))
+    return folder
 
 
 class DataEpoch(TrainerCallback):

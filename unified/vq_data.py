@@ -3,18 +3,16 @@
 Legend: N images, B batch, H W the square training size.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from unified.pictures import image_to_uint8
+from unified.pictures import image_to_uint8, read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -32,6 +30,10 @@ class FolderImages:
         """Bytes of one image file."""
         return self.paths[index].read_bytes()
 
+    def name(self, index: int) -> str:
+        """What an error calls an image."""
+        return str(self.paths[index])
+
 
 class ParquetImages:
     """Every image of the `images` column (list of {bytes, path}) of a folder's parquet shards, memory-mapped."""
@@ -39,6 +41,7 @@ class ParquetImages:
     def __init__(self, folder: Path) -> None:
         from datasets import Image, List, load_dataset  # slow to import, and folders of png do without
 
+        self.folder = folder
         files = [str(path) for path in sorted(folder.glob("*.parquet"))]
         rows = load_dataset("parquet", data_files=files, split="train", columns=["images"])
         self.rows = rows.cast_column("images", List(Image(decode=False)))
@@ -55,6 +58,10 @@ class ParquetImages:
         record = self.rows[row]["images"][index - int(self.first_of[row])]
         return record["bytes"] or Path(record["path"]).read_bytes()
 
+    def name(self, index: int) -> str:
+        """What an error calls an image."""
+        return f"image {index} of {self.folder}"
+
 
 def open_images(data_dir: str) -> FolderImages | ParquetImages:
     """Images of a folder with *.parquet shards or image files; raises ValueError when there are none."""
@@ -67,9 +74,9 @@ def open_images(data_dir: str) -> FolderImages | ParquetImages:
     return images
 
 
-def decoded(encoded: bytes, image_size: int) -> Tensor:
-    """An image file as uint8 (H, W, 3), scaled to cover the square and cropped to its centre."""
-    return image_to_uint8(PILImage.open(io.BytesIO(encoded)), image_size)
+def decoded(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
+    """Image as uint8 (H, W, 3), scaled to cover the square and cropped to its centre; ValueError names a bad one."""
+    return image_to_uint8(read_picture(source.read(index), source.name(index)), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):
@@ -84,7 +91,7 @@ class PixelDataset(Dataset[Tensor]):
         if len(source) * image_size**2 * 3 <= cache_gb * 1e9:
             self.cache = torch.empty(len(source), image_size, image_size, 3, dtype=torch.uint8)
             for index in tqdm(range(len(source)), desc="decode", unit="image", mininterval=1):
-                self.cache[index] = decoded(source.read(index), image_size)
+                self.cache[index] = decoded(source, index, image_size)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -95,7 +102,7 @@ class PixelDataset(Dataset[Tensor]):
     def __getitems__(self, indices: list[int]) -> Tensor:
         if self.cache is not None:
             return self.cache[torch.as_tensor(indices)]
-        return torch.stack([decoded(self.source.read(index), self.image_size) for index in indices])
+        return torch.stack([decoded(self.source, index, self.image_size) for index in indices])
 
 
 def stack(batch: Tensor) -> Tensor:

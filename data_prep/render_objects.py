@@ -1,0 +1,105 @@
+"""Render the demo's "your own pictures": objects that no model trained on Scenes has seen, with captions.
+
+    python data_prep/render_objects.py --out data/objects
+    python data_prep/render_objects.py --out data/objects --colours red,blue --no_pairs --prompts data/objects.jsonl
+    python data_prep/render_objects.py --out data/few --count 12 --seed 1
+
+Written is what people have: a folder of PNG files, 64x64, with a `metadata.jsonl` in the form of Hugging Face's
+imagefolder, several captions a picture. Each of six objects comes once in its natural colours, once in each of
+--colours, and any two of them side by side in both orders. --count keeps so many of these pictures: first the six
+natural ones, then others by --seed. `objects` in metadata.jsonl says what a picture shows, for eval/nearest_object.py.
+Captions alone are what data_prep/convert_captions.py reads.
+
+--prompts writes what a model taught with the folder can be asked: all six objects, natural and in all ten colours, and
+all pairs, also those that the folder does not show; a JSONL for eval/generate_images.py.
+Glyphs: OpenMoji 17, CC BY-SA 4.0 (keep the attribution when you share pictures).
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from unified.arguments import parse, run_main
+from unified.files import whole, write_text
+from unified.glyphs import COLOURS, NEW_OBJECTS
+from unified.new_objects import captions, new_object_scenes
+from unified.rows import claim_folder
+from unified.scenes import Scene, check_names, draw_scene, named
+
+
+@dataclass
+class ObjectArguments:
+    """What is rendered."""
+
+    out: str = field(metadata={"help": "folder of the pictures; created if missing"})
+    colours: str = field(
+        default="red,yellow,green,blue", metadata={"help": "comma-separated colours shown beside the natural ones"}
+    )
+    pairs: bool = field(default=True, metadata={"help": "also two objects side by side"})
+    count: int = field(default=0, metadata={"help": "pictures, at least the six natural ones; 0: all there are"})
+    seed: int = field(default=0, metadata={"help": "which pictures --count keeps"})
+    prompts: str | None = field(default=None, metadata={"help": "JSONL for the test prompts"})
+
+    def __post_init__(self) -> None:
+        check_names("colour", self.colour_names, COLOURS)
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed} must not be negative; give 0 or more")
+
+    @property
+    def colour_names(self) -> list[str]:
+        """Each once, in the order given."""
+        return list(dict.fromkeys(name.strip() for name in self.colours.split(",") if name.strip()))
+
+
+def main() -> None:
+    (args,) = parse((ObjectArguments,))
+    scenes = chosen(args)
+    settings = asdict(args)
+    del settings["prompts"], settings["out"]
+    folder = claim_folder(args.out, settings)
+    for scene in scenes:
+        write_picture(folder / file_name(scene), scene)
+    write_text(folder / "metadata.jsonl", "".join(map(line, scenes)))
+    asked = new_object_scenes(tuple(COLOURS), pairs=True)
+    if args.prompts is not None:
+        write_text(Path(args.prompts), "".join(json.dumps(scene.metadata) + "\n" for scene in asked))
+    written = {"prompts": 0 if args.prompts is None else len(asked)}
+    print(json.dumps({"out": args.out, "pictures": len(scenes), "objects": list(NEW_OBJECTS)} | written))
+
+
+def chosen(args: ObjectArguments) -> list[Scene]:
+    """The scenes to render. Raises ValueError for a --count that leaves an object out or is more than there are."""
+    scenes, natural = new_object_scenes(args.colour_names, args.pairs), len(NEW_OBJECTS)
+    if args.count == 0:
+        return scenes
+    if not natural <= args.count <= len(scenes):
+        raise ValueError(
+            f"--count {args.count}; give {natural} (every object once) to {len(scenes)} (all that these colours and "
+            "pairs make), or 0 for all"
+        )
+    others = np.random.default_rng(args.seed).permutation(np.arange(natural, len(scenes)))
+    kept = sorted([*range(natural), *others[: args.count - natural].tolist()])
+    return [scenes[index] for index in kept]
+
+
+def file_name(scene: Scene) -> str:
+    """`star.png`, `red_star.png`, `star_and_key.png`."""
+    return "_and_".join(named(item) for item in scene.metadata["include"]).replace(" ", "_") + ".png"
+
+
+def write_picture(path: Path, scene: Scene) -> None:
+    """Write the scene as PNG, whole or not at all."""
+    with whole(path) as partial:
+        draw_scene(scene).save(partial, format="PNG")
+
+
+def line(scene: Scene) -> str:
+    """The picture's line in metadata.jsonl; `text` is the column of captions."""
+    objects = [{"class": item.class_name, "color": item.colour} for item in scene.objects]
+    return json.dumps({"file_name": file_name(scene), "text": captions(scene), "objects": objects}) + "\n"
+
+
+if __name__ == "__main__":
+    run_main(main)

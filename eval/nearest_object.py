@@ -1,0 +1,206 @@
+"""Score pictures of objects that no detector has learnt, by the known picture that each is nearest to.
+
+    python data_prep/render_objects.py --out data/objects --prompts data/objects_prompts.jsonl
+    python eval/generate_images.py --model out/taught --prompts data/objects_prompts.jsonl --out out/drawn_objects
+    python eval/nearest_object.py --images out/drawn_objects --objects data/objects --out results/nearest_object.json
+
+For models taught with data_prep/render_objects.py, whose pictures have one object in the middle or two side by side. A
+picture is right when the nearest of all known pictures (the 68 classes of Scenes and those in --objects, natural and
+in ten colours, as drawn and through the image tokenizer --vq) is of the class that was asked for, clearly nearer than
+any other and near enough; with a colour, the nearest of the ten must be the one asked for; of two objects, both must
+be there, in either order. `unified/nearest_object.py` has the rules. A right object in another place counts as wrong.
+
+Printed, and written to --out, is one JSON:
+
+    value, stderr, n   share of pictures that are right; the pictures of a prompt hang together
+    tasks              the same for every task; `taught` the same for what a picture in --objects shows, or not
+    confusion          what the wrong ones showed, by what was asked
+    thresholds         greatest distance that counts, in grey levels, for one object and for either of two
+    ceiling            the same score for true pictures of these prompts through the tokenizer: as they are (a perfect
+                       painter draws exactly these), and moved by one pixel, which no known picture shows
+    false_positive     share of true pictures of other objects that count as the one asked for, moved likewise
+"""
+
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unified.arguments import parse, run_main
+from unified.detector_ceilings import reconstructions
+from unified.geneval_files import Sample, read_folder, read_image, read_settings
+from unified.glyphs import NEW_OBJECTS
+from unified.jsonl import read_lines
+from unified.loading import load_vq
+from unified.metrics import clustered_mean
+from unified.nearest_object import STEPS, Judge, Pictures, See, draw, items_of, moved, verdict
+from unified.results import prompts_digest, write_result
+from unified.scenes import CLASSES, Colouring, check_names
+from unified.vq_model import VQModel
+
+Items = tuple[Colouring, ...]  # what a prompt asks for
+
+
+@dataclass
+class NearestArguments:
+    """What is scored."""
+
+    images: str = field(metadata={"help": "folder that eval/generate_images.py has written"})
+    objects: str = field(metadata={"help": "folder that data_prep/render_objects.py has written"})
+    out: str = field(metadata={"help": "JSON for the score"})
+    vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer the pictures come out of"})
+    seed: int = field(default=0, metadata={"help": "how the pictures are moved that thresholds are fitted on"})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A picture's prompt, whether it is right, and what it shows."""
+
+    sample: Sample
+    items: Items
+    right: bool
+    found: str
+
+
+def main() -> None:
+    started = time.monotonic()
+    (args,) = parse((NearestArguments,))
+    shown = read_objects(Path(args.objects))
+    class_names = [*CLASSES, *(name for name in NEW_OBJECTS if any(name in dict(items) for items in shown))]
+    samples = read_folder(args.images)
+    asked = [prompt_items(sample, class_names) for sample in samples]
+    made = read_settings(args.images)
+    vq = load_vq(args.vq, "cpu")
+    check_tokenizer(vq, made, args)
+
+    def see(images: Pictures) -> Pictures:
+        return reconstructions(vq, images)
+
+    judges = {count: Judge(count, class_names, see, args.seed) for count in sorted({len(items) for items in asked})}
+    scored = [
+        Scored(s, items, *judge(judges, items, read_image(s.path))) for s, items in zip(samples, asked, strict=True)
+    ]
+    value, stderr = share(scored)
+    prompts = dict.fromkeys(json.dumps(sample.metadata) for sample in samples)
+    config = {"objects": args.objects, "vq": args.vq, "seed": args.seed, "classes": class_names, "generation": made}
+    result = write_result(
+        Path(args.out), "nearest_object_accuracy", value, len(scored), made.get("model", args.images), config,
+        stderr=stderr, tokenizer=vq.fingerprint(), prompts_sha256=prompts_digest(prompts), seed=made.get("seed"),
+        **limits(judges, list(dict.fromkeys(asked)), see), **parts(scored, shown), seconds=time.monotonic() - started,
+    )  # fmt: skip
+    sys.stderr.write(table(result))
+    print(json.dumps(result))
+
+
+def read_objects(folder: Path) -> set[Items]:
+    """What the pictures of --objects show, two objects in either order."""
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise ValueError(f"--objects {folder} has no metadata.jsonl; give a folder of data_prep/render_objects.py")
+    shown = set()
+    for number, record in read_lines(path):
+        objects = record.get("objects")
+        if not isinstance(objects, list) or not all(
+            isinstance(o, dict) and {"class", "color"} <= set(o) for o in objects
+        ):
+            raise ValueError(f"{path}:{number}: no `objects` with class and color; render the folder again")
+        check_names("class", [o["class"] for o in objects], CLASSES | NEW_OBJECTS)
+        shown.add(unordered([(o["class"], o["color"]) for o in objects]))
+    return shown
+
+
+def unordered(items: Sequence[Colouring]) -> Items:
+    """The same for both orders of two objects."""
+    return tuple(sorted(items, key=str))
+
+
+def prompt_items(sample: Sample, class_names: Sequence[str]) -> Items:
+    """What the picture should show; ValueError names the file of a prompt that cannot be judged."""
+    try:
+        return tuple(items_of(sample.metadata, class_names))
+    except ValueError as error:
+        raise ValueError(f"{sample.path.parents[1] / 'metadata.jsonl'}: {error}") from None
+
+
+def check_tokenizer(vq: VQModel, made: dict[str, Any], args: NearestArguments) -> None:
+    """Raise ValueError where the pictures came out of another tokenizer than the known ones will."""
+    painted = made.get("vq_fingerprint", vq.fingerprint())
+    if painted != vq.fingerprint():
+        raise ValueError(
+            f"--images {args.images} came out of the tokenizer {painted[:12]}, --vq {args.vq} is "
+            f"{vq.fingerprint()[:12]}; give the one the model paints with"
+        )
+
+
+def judge(judges: dict[int, Judge], items: Items, image: Any) -> tuple[bool, str]:
+    """Whether a picture shows what was asked for, and what it shows."""
+    return verdict(items, judges[len(items)].looks([image])[0])
+
+
+def share(scored: Sequence[Scored]) -> tuple[float, float | None]:
+    """Share of right pictures, and its standard error over prompts."""
+    prompts = defaultdict(list)
+    for item in scored:
+        prompts[item.sample.path.parents[1]].append(float(item.right))
+    return clustered_mean(prompts.values())
+
+
+def parts(scored: Sequence[Scored], shown: set[Items]) -> dict[str, Any]:
+    """Shares by task and by whether --objects shows the very thing, and what wrong pictures show."""
+    confusion: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for item in scored:
+        if not item.right:
+            confusion[item.sample.metadata["prompt"]][item.found] += 1
+    groups: dict[str, Callable[[Scored], str]] = {
+        "tasks": lambda item: item.sample.metadata["tag"],
+        "taught": lambda item: "shown" if unordered(item.items) in shown else "not shown",
+    }
+    return {name: by_group(scored, group) for name, group in groups.items()} | {
+        "confusion": {prompt: dict(found.most_common()) for prompt, found in confusion.items()}
+    }
+
+
+def by_group(scored: Sequence[Scored], group: Callable[[Scored], str]) -> dict[str, Any]:
+    """Share, standard error and number of pictures of every group."""
+    names = dict.fromkeys(map(group, scored))
+    found = {name: [item for item in scored if group(item) == name] for name in names}
+    return {
+        name: dict(zip(("value", "stderr"), share(items), strict=True), n=len(items)) for name, items in found.items()
+    }
+
+
+def limits(judges: dict[int, Judge], asked: Sequence[Items], see: See) -> dict[str, Any]:
+    """What the score is worth: thresholds, its ceilings on true pictures, and how often wrong pictures pass."""
+    true = [draw(items) for items in asked]
+    shifted = [(items, moved(image, *step)) for items, image in zip(asked, true, strict=True) for step in STEPS]
+    right = {
+        "reconstructions": passed(judges, asked, see(true)),
+        "moved": passed(judges, [items for items, _ in shifted], see([image for _, image in shifted])),
+    }
+    wrong = [judges[len(items)].false_positive(items) for items in asked]
+    thresholds = {str(count): judge.thresholds for count, judge in judges.items()}
+    return {"thresholds": thresholds, "ceiling": right, "false_positive": sum(wrong) / len(wrong)}
+
+
+def passed(judges: dict[int, Judge], asked: Sequence[Items], images: Pictures) -> float:
+    """Share of pictures that count as what was asked."""
+    return sum(judge(judges, *pair)[0] for pair in zip(asked, images, strict=True)) / len(asked)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    rows = {"all": {key: result[key] for key in ("value", "stderr", "n")}} | result["tasks"] | result["taught"]
+    lines = [f"{'':<16}{'right':>8}{'+-':>8}{'pictures':>10}\n"]
+    for name, row in rows.items():
+        error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        lines.append(f"{name:<16}{row['value']:>8.4f}{error:>8}{row['n']:>10}\n")
+    ceiling = " ".join(f"{name} {value:.4f}" for name, value in result["ceiling"].items())
+    return "".join(lines) + f"ceiling: {ceiling}; false positives {result['false_positive']:.5f}\n"
+
+
+if __name__ == "__main__":
+    run_main(main)
