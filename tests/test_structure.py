@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import load_script
 from transformers import TrainingArguments
 
-from unified import arguments
 from unified.arguments import parse
 
 ROOT = Path(__file__).parent.parent
@@ -27,9 +27,10 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "page", "pictures", "steps")},
+    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "page", "pictures")},
     "glyphs": "",
     "jsonl": "",
+    "steps": "files",
     "vq_data": "pictures",
     # data on disk and what Scenes say
     "rows": "jsonl scales",
@@ -61,6 +62,7 @@ ALLOWED = {
     "loading": "adapters configuration modeling processing vq_model",
     "drawing": "generation modeling pictures processing sampling",
     "chat": "generation layout messages modeling pictures processing",
+    "showing": "chat drawing files glyphs new_objects page scenes",
     "trainer": "adapters arguments drawing generation image_lora loading modeling processing",
     "answering": "files layout messages modeling processing",
     "variants": "drawing generation layout modeling processing",
@@ -77,6 +79,7 @@ ALLOWED = {
     "coco_detector": "loading metrics",
     "detections": "coco_detector detector files loading",
     "report": "files jsonl page",
+    "teach_page": "page",
     "results": "files",
     "geneval_files": "jsonl metrics",
     "geneval_prompts": "scenes",
@@ -165,12 +168,12 @@ def test_rooms_do_not_print_and_leave_offsets_alone(room: str) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_runs_parse_with_the_recipe_their_header_launches(path: Path) -> None:
     header = "".join(re.findall(r"^#(.*\n)", path.read_text(encoding="utf-8"), re.MULTILINE))
-    launch = re.search(r"recipes/(\w+)\.py[\s\\]+--config\s+(\S+)", header)
-    assert launch and launch[2] == name(path), "the header must hold the file's own launch line"
-    recipe = (ROOT / "recipes" / f"{launch[1]}.py").read_text(encoding="utf-8")
-    call = re.search(r"parse\(\(([\w, ]+)\)", recipe)
+    launches = re.findall(r"(recipes/\w+\.py)[\s\\]+--config\s+(\S+)", header)
+    recipes = [recipe for recipe, config in launches if config == name(path)]
+    assert recipes, "the header must hold the file's own launch line"
+    call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / recipes[0]).read_text(encoding="utf-8"))
     assert call, "a recipe reads its dataclasses with parse((A, B, ...))"
-    types = tuple(vars(arguments)[word] for word in re.findall(r"\w+", call[1]))
+    types = tuple(vars(load_script(recipes[0]))[word] for word in re.findall(r"\w+", call[1]))
     on_a_cpu = ["--bf16", "False"] if any(issubclass(kind, TrainingArguments) for kind in types) else []
     parse(types, ["--config", str(path), *on_a_cpu])
 

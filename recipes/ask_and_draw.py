@@ -1,0 +1,54 @@
+"""Ask a model in text and about pictures, draw some prompts scale by scale, and keep all of it for a page.
+
+    python recipes/ask_and_draw.py --model weights/scenes-smollm2 --out out/shown \\
+        --prompts "a photo of a cat" "a photo of a red car" --question "What is the capital of France?" \\
+        --pictures "purple umbrella" star --picture_questions "What color is the umbrella?" "What do you see?"
+
+recipes/teach.py does so before and after its training; nothing is scored. --pictures are rendered as Scenes renders
+them: an object of Scenes, or one that it has not, in a colour or in its own. Written are OUT/*.png and, last,
+OUT/showing.json (see unified/showing.py). The i-th prompt is drawn from seed + i; answers in words are greedy.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unified.arguments import check_least, parse, run_main
+from unified.chat import Chat
+from unified.drawing import draw_by_scale
+from unified.generation import ImageSampling
+from unified.loading import load
+from unified.showing import Drawing, Query, Showing, about_objects, converse
+
+
+@dataclass
+class ShowArguments:
+    """Who is asked, and what."""
+
+    model: str = field(metadata={"help": "checkpoint or adapter"})
+    out: str = field(metadata={"help": "folder for pictures and answers"})
+    prompts: list[str] = field(default_factory=list, metadata={"help": "what is drawn"})
+    question: str = field(default="What is the capital of France?", metadata={"help": "asked without a picture"})
+    pictures: list[str] = field(default_factory=list, metadata={"help": "objects shown: star, 'purple umbrella'"})
+    picture_questions: list[str] = field(default_factory=list, metadata={"help": "a question about each of them"})
+    guidance: float = field(default=ImageSampling.guidance, metadata={"help": "classifier-free guidance; 1 is none"})
+    temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
+    seed: int = field(default=0, metadata={"help": "of the first picture"})
+
+    def __post_init__(self) -> None:
+        check_least(self, guidance=0, temperature=0, seed=0)
+
+
+def main() -> None:
+    (args,) = parse((ShowArguments,))
+    asked = [Query(args.question), *about_objects(args.pictures, args.picture_questions)]
+    model, processor = load(args.model)
+    sampling = ImageSampling(args.temperature, guidance=args.guidance)
+    chat = converse(Chat(model, processor, sampling, seed=args.seed), asked)
+    pictures = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
+    numbered = enumerate(zip(args.prompts, pictures, strict=True), start=args.seed)
+    Showing(chat, [Drawing(prompt, seed, scales) for seed, (prompt, scales) in numbered]).write(Path(args.out))
+    print(f"{args.out}: {len(asked)} answers, {len(pictures)} pictures")
+
+
+if __name__ == "__main__":
+    run_main(main)
