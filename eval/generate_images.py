@@ -7,7 +7,8 @@
 Prompts are JSONL with a `prompt` in every line; whatever else is there (GenEval's tag, include, exclude) goes with it.
 Written are `OUT/00000/metadata.jsonl` (the prompt's line), `OUT/00000/samples/0000.png` and so on, as GenEval's own
 scorer reads them, and beside them `OUT/00000/seeds.json` (the seed of every picture) and `OUT/settings.json` (model,
-sampling, seed: a run with others into the same folder is refused). A prompt's folder appears when it is whole. A run
+sampling, seed: a run with others into the same folder is refused) and `OUT/prompts.jsonl` (all of them, so that a
+scorer sees what is missing). A prompt's folder appears when it is whole. A run
 that was stopped goes on with the prompts that are missing; delete a folder, or one picture of it, to draw it again.
 
 Every picture has a seed of its own, made of --seed, the prompt's number and the picture's, and is drawn from that
@@ -35,8 +36,9 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import check_least, parse, run_main
 from unified.chat import text_budget
 from unified.drawing import codes_to_images, draw_codes
+from unified.files import write_text
 from unified.generation import ImageSampling
-from unified.geneval_files import read_captions
+from unified.geneval_files import PROMPT_SET, read_captions
 from unified.loading import best_device, load, weights_digest
 from unified.results import write_result
 from unified.rows import claim_folder
@@ -114,8 +116,8 @@ def prompts_sha256(args: GenerateArguments) -> str:
     return hashlib.sha256(Path(args.prompts).read_bytes()).hexdigest()
 
 
-def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int) -> None:
-    """Make --out the folder of this run, or check that it is."""
+def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, first: bool) -> None:
+    """Make --out the folder of this run, or check that it is; the `first` process writes its prompts there."""
     names = ("samples", "batch_size", "guidance", "temperature", "top_k", "top_p", "seed")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     settings |= {"model": str(Path(args.model)), "model_sha256": weights_digest(args.model)}
@@ -125,6 +127,8 @@ def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int) -> N
     if not (out / "settings.json").exists() and any(out.glob("*/metadata.jsonl")):
         raise ValueError(f"--out {out} holds prompts without a settings.json; give another folder")
     claim_folder(out, settings)
+    if first:  # so that a scorer sees what is missing or was changed
+        write_text(out / PROMPT_SET, Path(args.prompts).read_text(encoding="utf-8"))
 
 
 def draw_group(
@@ -160,7 +164,7 @@ def main() -> None:
     device = state.device if torch.cuda.is_available() else best_device()
     model, processor = load(args.model, device, None if args.dtype == "auto" else args.dtype)
     check_lengths(model, processor, prompts)
-    claim(args, model, len(prompts))
+    claim(args, model, len(prompts), state.is_main_process)
     size = max(1, args.batch_size // args.samples)
     groups = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     mine = groups[state.process_index :: state.num_processes]

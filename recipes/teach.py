@@ -2,9 +2,10 @@
 
 make teach       .venv/bin/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
 
-It starts from a LoRA adapter, by default the shipped one (weights/scenes-smollm2), and makes the adapter's base where
-that is missing. Before and after, the model is asked, draws fixed prompts scale by scale, and is scored on what it is
-to learn (eval/nearest_object.py) and on what it knew (eval/geneval.py on held-out combinations of Scenes). In between
+It starts from a LoRA adapter, by default weights/scenes-smollm2 (not in the repository yet: 2_lora.yaml trains one),
+and makes the adapter's base where that is missing. Before and after, the model is asked, draws fixed prompts scale by
+scale, and is scored on what it is to learn (eval/nearest_object.py) and on what it knew (eval/geneval.py on held-out
+combinations of Scenes). In between
 it learns from a folder of pictures with captions, the form in which people bring their own, mixed with Scenes and text
 so that it does not forget. `out_dir/index.html` shows all of it side by side.
 
@@ -87,8 +88,8 @@ def claim(args: TeachArguments) -> Job:
     start = Path(args.start)
     if not is_adapter(start):
         raise ValueError(
-            f"start {start} holds no {ADAPTER_CONFIG}; `git checkout -- {start}` brings a shipped adapter back, and "
-            "recipes/configs/smollm2_scenes/2_lora.yaml trains one"
+            f"start {start} holds no {ADAPTER_CONFIG}; train an adapter with tuning lora, for instance "
+            "recipes/configs/smollm2_scenes/2_lora.yaml, and give its folder as --start"
         )
     check_weights(start, ADAPTER_WEIGHTS)
     told = ["--config", args.run, "--model", args.start, *args.training_flags()]

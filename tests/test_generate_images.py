@@ -49,7 +49,9 @@ def same(one: Path, other: Path) -> bool:
 
 def test_the_folder_is_genevals(draw: Draw, toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = draw("out")
-    assert sorted(path.name for path in out.iterdir()) == [*(f"{i:05d}" for i in range(5)), "settings.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"{i:05d}" for i in range(5)), "prompts.jsonl", "settings.json"
+    ]  # fmt: skip
     for number, metadata in enumerate(METADATA):
         folder = out / f"{number:05d}"
         assert sorted(path.name for path in folder.iterdir()) == ["metadata.jsonl", "samples", "seeds.json"]

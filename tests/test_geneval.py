@@ -170,9 +170,17 @@ def test_prompts_must_be_those_of_the_folder(run_script, folder, tmp_path, capsy
     prompts.write_text("\n".join(asked[:-1]))
     assert score(run_script, folder, "--prompts", prompts) == 2
     assert "has 12 prompts, its prompt set 11" in capsys.readouterr().err
-    prompts.write_text("\n".join([asked[1], asked[0], *asked[2:]]))
-    assert score(run_script, folder, "--prompts", prompts) == 2
-    assert "00000/metadata.jsonl asks for" in capsys.readouterr().err
+
+
+def test_a_folder_knows_the_prompts_it_was_made_from(run_script, folder, capsys):
+    asked = [(path / "metadata.jsonl").read_text() for path in sorted(folder.iterdir())]
+    (folder / "prompts.jsonl").write_text("\n".join(asked) + "\n")
+    shutil.rmtree(folder / "00011")
+    assert score(run_script, folder) == 2
+    assert "has 11 prompts, its prompt set 12" in capsys.readouterr().err
+    shutil.copytree(folder / "00010", folder / "00011")
+    assert score(run_script, folder) == 2
+    assert "00011/metadata.jsonl asks for" in capsys.readouterr().err
 
 
 def truncate(path):

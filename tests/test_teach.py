@@ -189,7 +189,7 @@ def test_the_page_has_both_sides(world: World, teach: Teach, tmp_path: Path) -> 
     [
         (
             ["--start", "weights/scenes-vq"],
-            ["weights/scenes-vq holds no adapter", "git checkout", "2_lora"],
+            ["weights/scenes-vq holds no adapter", "2_lora"],
         ),
         (["--run", "/nowhere.yaml"], ["/nowhere.yaml", "does not exist"]),
         (["--heldout_prompts", 3], ["heldout_prompts", "at least 4"]),

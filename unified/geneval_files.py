@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from unified.jsonl import parse_object, read_lines
 from unified.metrics import check_geneval_metadata
 
+PROMPT_SET = "prompts.jsonl"  # in a folder: the set it was made from, by eval/generate_images.py
 # what may lie beside `samples`; grid.png is the published generator's
 BESIDE_SAMPLES = ("metadata.jsonl", "samples", "seeds.json", "grid.png")
 
@@ -83,12 +84,14 @@ def read_folder(
 
     Args:
         per_prompt: images every prompt must have; None: as `settings.json` says, else as many as the first one has.
-        prompts: the set the folder was made from, which it must match prompt by prompt.
+        prompts: the set the folder was made from, which it must match prompt by prompt; None: as `PROMPT_SET` says.
 
     Raises ValueError naming the file or folder that is missing, does not belong there or does not match.
     """
     folders = _prompt_folders(Path(folder))
     per_prompt = per_prompt or read_settings(folder).get("samples")
+    if prompts is None and Path(folder, PROMPT_SET).is_file():
+        prompts = read_prompts(Path(folder, PROMPT_SET))
     if prompts is not None and len(prompts) != len(folders):
         raise ValueError(f"{folder} has {len(folders)} prompts, its prompt set {len(prompts)}; generate the rest")
     samples: list[Sample] = []
