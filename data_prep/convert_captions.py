@@ -18,7 +18,6 @@ and whatever else does not fit, is refused with its file and line.
 """
 
 import csv
-import difflib
 import json
 import os
 import re
@@ -29,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments import check_least, parse, run_main
+from unified.arguments import check_least, nearest, parse, run_main
 from unified.files import write_text
 from unified.jsonl import read_lines
+from unified.mixtures import read_weights
 from unified.vq_data import IMAGE_SUFFIXES
 
 KINDS = ("draw", "describe")
@@ -75,36 +75,13 @@ class Captioned:
 
 def main() -> None:
     (args,) = parse((CaptionArguments,))
-    weights = read_weights(args.kinds)
+    weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
     pictures = read_folder(Path(args.images), args.caption_column)
     rows = list(conversations(pictures, weights, args))
     write_text(Path(args.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     made = [row["metadata"]["kind"] for row in rows]
     counts = {kind: made.count(kind) for kind in KINDS}
     print(json.dumps({"out": args.out, "pictures": len(pictures), "rows": len(rows)} | counts))
-
-
-def read_weights(text: str) -> dict[str, float]:
-    """ "draw:0.8,describe:0.2" as shares that add up to 1; a kind without a weight weighs 1. Raises ValueError."""
-    weights = dict.fromkeys(KINDS, 0.0)
-    for entry in filter(None, map(str.strip, text.split(","))):
-        name, _, weight = entry.partition(":")
-        if name not in KINDS:
-            raise ValueError(f"--kinds {text!r}: {name!r} is not a kind; {nearest(name, KINDS)}")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(f"--kinds {text!r}: {weight!r} is not a number; write {name}:0.5") from None
-    total = sum(weights.values())
-    if not 0 < total < float("inf") or min(weights.values()) < 0:
-        raise ValueError(f"--kinds {text!r}: weights must not be negative nor all 0; write draw:0.8,describe:0.2")
-    return {name: weight / total for name, weight in weights.items()}
-
-
-def nearest(name: str, known: Any) -> str:
-    """The known name most like this one, or all of them."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"nearest: {near[0]}" if near else f"there are: {', '.join(map(str, known))}"
 
 
 # --- reading

@@ -22,9 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from unified.arguments import parse, run_main
-from unified.files import whole, write_text
+from unified.files import write_text
 from unified.glyphs import COLOURS, NEW_OBJECTS
+from unified.mixtures import read_names
 from unified.new_objects import captions, new_object_scenes
+from unified.pictures import write_picture
 from unified.rows import claim_folder
 from unified.scenes import Scene, check_names, draw_scene, named
 
@@ -50,7 +52,7 @@ class ObjectArguments:
     @property
     def colour_names(self) -> list[str]:
         """Each once, in the order given."""
-        return list(dict.fromkeys(name.strip() for name in self.colours.split(",") if name.strip()))
+        return read_names(self.colours)
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def main() -> None:
     del settings["prompts"], settings["out"]
     folder = claim_folder(args.out, settings)
     for scene in scenes:
-        write_picture(folder / file_name(scene), scene)
+        write_picture(draw_scene(scene), folder / file_name(scene))
     write_text(folder / "metadata.jsonl", "".join(map(line, scenes)))
     asked = new_object_scenes(tuple(COLOURS), pairs=True)
     if args.prompts is not None:
@@ -87,12 +89,6 @@ def chosen(args: ObjectArguments) -> list[Scene]:
 def file_name(scene: Scene) -> str:
     """`star.png`, `red_star.png`, `star_and_key.png`."""
     return "_and_".join(named(item) for item in scene.metadata["include"]).replace(" ", "_") + ".png"
-
-
-def write_picture(path: Path, scene: Scene) -> None:
-    """Write the scene as PNG, whole or not at all."""
-    with whole(path) as partial:
-        draw_scene(scene).save(partial, format="PNG")
 
 
 def line(scene: Scene) -> str:

@@ -14,7 +14,6 @@ colour and box, as JSON), `source`. Glyphs: OpenMoji 17, CC BY-SA 4.0 (keep the 
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,8 @@ from tqdm import tqdm
 
 from unified.arguments import parse, run_main
 from unified.arrangement import tidy
+from unified.mixtures import read_names, read_weights
+from unified.pictures import write_picture
 from unified.rows import ROW_SCHEMA, claim_folder, write_parquet
 from unified.scene_texts import KINDS, messages_for
 from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
@@ -96,27 +97,6 @@ def make_plan(args: SceneArguments) -> Plan:
     tags = read_weights("tag", args.tags or ",".join(tags_of(args.split)), tags_of(args.split))
     kinds = read_weights("kind", args.kinds, KINDS)
     return Plan(args.count, args.seed, args.split, args.layout, classes, colours, tags, kinds, args.shard_size)
-
-
-def read_names(text: str) -> list[str]:
-    """"cat, dog" -> ["cat", "dog"]."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def read_weights(kind: str, text: str, known: tuple[str, ...]) -> dict[str, float]:
-    """"draw:0.6,ask:0.3" -> {"draw": 0.667, "ask": 0.333}; a name without a weight weighs 1. Raises ValueError."""
-    weights = {}
-    for entry in read_names(text):
-        name, _, weight = entry.partition(":")
-        check_names(kind, [name], known)
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(f"{kind} {entry!r}: {weight!r} is not a number: write {name}:0.5") from None
-    if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ValueError(f"{kind} weights {text!r} must be >= 0 and not all 0: write {known[0]}:1")
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -190,9 +170,7 @@ def write_preview(path: Path, plan: Plan) -> None:
         sheet.paste(draw_scene(scene).resize((side, side), Image.Resampling.NEAREST), (x, y))
         said = [f"{m['role'][0]}: {part.get('text', '[image]')}" for m in messages for part in m["content"]]
         pen.multiline_text((x + 2, y + side), "\n".join(text[:38] for text in said), fill="black", spacing=1)
-    temporary = path.with_suffix(".tmp.png")
-    sheet.save(temporary)
-    os.replace(temporary, path)
+    write_picture(sheet, path)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from unified.files import write_text
 from unified.generation import ImageSampling
 from unified.loading import load
 from unified.page import DemoPage
+from unified.pictures import write_picture
 from unified.scenes import CLASSES, sample_scene
 from unified.showing import Query, about_scene, converse
 from unified.steps import Job
@@ -39,7 +40,7 @@ def main() -> None:
     chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
     drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     images = [steps[-1] for steps in drawn]
-    contact_sheet(images, args.prompts).save(job.out / "drawings.png")
+    write_picture(contact_sheet(images, args.prompts), job.out / "drawings.png")
     log = job.log()
     seen = max((entry.get("images_seen", 0.0) for entry in log), default=0.0)
     domain = ", ".join(args.classes) if args.classes else f"{len(CLASSES)} object classes"

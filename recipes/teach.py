@@ -29,6 +29,7 @@ from unified.files import write_text
 from unified.glyphs import NEW_OBJECTS
 from unified.jsonl import read_lines
 from unified.loading import check_weights, checkpoint_of
+from unified.pictures import read_picture
 from unified.rows import claim_folder
 from unified.scales import normalize_patch_nums
 from unified.showing import Showing, about_objects
@@ -174,7 +175,8 @@ def taught_pictures(job: Job) -> list[tuple[str, Image.Image]]:
     """Caption and picture of all that it was taught with, the objects in their own colours first."""
     folder = job.out / "objects"
     records = [record for _, record in read_lines(folder / "metadata.jsonl")]
-    return [(record["text"][0], Image.open(folder / record["file_name"]).convert("RGB")) for record in records]
+    files = [folder / record["file_name"] for record in records]
+    return [(record["text"][0], read_picture(file, str(file))) for record, file in zip(records, files, strict=True)]
 
 
 def facts(args: TeachArguments, pictures: int) -> list[str]:

@@ -3,31 +3,27 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
-
-from unified import steps
+from fake_steps import World
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "recipes/compare.py"
 TRIALS = {"slow": {}, "fast": {"learning_rate": 0.002}}
 
 
-class World:
-    """Runs no command, but leaves a training's state: `fast` learns more, and the second seed a little less."""
+class TrialsWorld(World):
+    """Leaves a training's state: `fast` learns more, and the second seed a little less."""
 
-    def __init__(self) -> None:
-        self.commands: list[list[str]] = []
+    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+        if name == "geneval":
+            Path(flags["--out"]).write_text(json.dumps({"value": 0.25}))
+        if name == "sft":
+            self.train(flags)
+        return 0
 
-    def run(self, command: list[str], **_: object) -> SimpleNamespace:
-        self.commands.append(command)
-        flags = dict(zip(command, command[1:], strict=False))
-        if "recipes/sft.py" not in command:
-            if "eval/geneval.py" in command:
-                Path(flags["--out"]).write_text(json.dumps({"value": 0.25}))
-            return SimpleNamespace(returncode=0)
+    def train(self, flags: dict[str, str]) -> None:
         out = Path(flags["--output_dir"])
         (out / "checkpoint-7").mkdir(parents=True)
         (out / "model.safetensors").touch()
@@ -35,13 +31,12 @@ class World:
         rates = [{"images_per_second": rate, "images_seen": 10.0 * rate, "step": 5} for rate in (1.0, 3.0, 2.0)]
         last = {"eval_image_loss": loss, "eval_text_loss": 0.5, "eval_scale_1_loss": 1.5, "step": 7}
         (out / "trainer_state.json").write_text(json.dumps({"log_history": [*rates, last]}))
-        return SimpleNamespace(returncode=0)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=world.run))
+    world = TrialsWorld()
+    world.take_over(monkeypatch)
     return world
 
 
@@ -66,7 +61,7 @@ def test_the_table_has_the_best_first_and_the_spread_of_seeds(
     assert "scale 1" in header and "GenEval" in header
     assert first.startswith("| fast | learning_rate 0.002 | 2 | 3.050 ± 0.050 |")
     assert second.startswith("| slow | as the run | 2 | 4.050 ± 0.050 |") and "| 20.000 ± 0.000 | 2.000" in second
-    told = world.commands[0]
+    _, _, told = world.commands[0]
     assert told[-5:] == ["--eval_files", "a", "b", "--learning_rate", "0.002"]
     assert told[told.index("--max_minutes") + 1] == "2.0"
     assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("checkpoint-*")]
@@ -75,14 +70,14 @@ def test_the_table_has_the_best_first_and_the_spread_of_seeds(
 def test_a_second_run_trains_only_what_is_new(world: World, compare: Callable[..., int]) -> None:
     assert compare() == 0 and len(world.commands) == 4
     assert compare(trials=TRIALS | {"later": {"warmup_steps": 3}}) == 0
-    assert len(world.commands) == 6 and all("later-" in " ".join(command) for command in world.commands[4:])
+    assert len(world.commands) == 6 and all("later-" in " ".join(words) for *_, words in world.commands[4:])
 
 
 def test_pictures_are_judged_where_prompts_are_asked_for(
     world: World, compare: Callable[..., int], tmp_path: Path
 ) -> None:
     assert compare(prompts=200, trials={"slow": {}}, seeds=[0], keep_weights=True) == 0
-    assert [command[-1] for command in world.commands if "eval/geneval.py" in command]
+    assert "geneval" in world.names
     assert "| 0.250 |" in (tmp_path / "out/table.md").read_text()
     assert list(tmp_path.rglob("model.safetensors"))
 

@@ -1,66 +1,59 @@
 """recipes/demo.py and recipes/show.py: the steps of the demo, and its page made by a toy; nothing is trained."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT
+from fake_steps import World
 
 from unified import steps
-from unified.arguments import parse
 
 CONFIG = ROOT / "recipes/configs/smollm2_scenes/demo.yaml"
 FULL = ROOT / "recipes/configs/smollm2_scenes/demo_full.yaml"
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What would have been run; rendered scenes appear."""
-    told: list[list[str]] = []
+class ScenesWorld(World):
+    """Rendered scenes appear."""
 
-    def run(command: list[str], **_: object) -> SimpleNamespace:
-        told.append(command[1:])
-        if "data_prep/render_scenes.py" in command:
-            folder = Path(command[command.index("--out") + 1])
+    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+        if name == "render_scenes":
+            folder = Path(flags["--out"])
             folder.mkdir(exist_ok=True)
             (folder / "00000.parquet").touch()
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=run))
-    return told
+        return 0
 
 
-def script_of(command: list[str]) -> str:
-    return next(word for word in command if word.endswith(".py") or word == "unified.cli")
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = ScenesWorld()
+    made.take_over(monkeypatch)
+    return made
+
+
+def scripts(world: World) -> list[str]:
+    return [next(w for w in words if w.endswith(".py") or w == "unified.cli") for *_, words in world.commands]
 
 
 def test_the_steps_follow_each_other_and_only_the_page_is_made_again(
-    commands: list[list[str]], run_script: Callable[..., int], tmp_path: Path
+    world: World, run_script: Callable[..., int], tmp_path: Path
 ) -> None:
     assert run_script("recipes/demo.py", "--config", FULL, "--out_dir", tmp_path) == 0
     render, encode, train = "data_prep/render_scenes.py", "data_prep/encode_images.py", "recipes/sft.py"
     order = ["data_prep/convert_smollm2.py", render, encode, render, encode, "unified.cli", train, train]
-    assert [script_of(command) for command in commands] == [*order, "recipes/show.py"]
-    models = [command[command.index("--model") + 1] for command in commands if "--model" in command]
+    assert scripts(world) == [*order, "recipes/show.py"]
+    models = [flags["--model"] for _, flags, _ in world.commands if "--model" in flags]
     assert models == [str(tmp_path / name) for name in ("extended", "1_align", "2_sft")]
-    assert commands[-2].count(steps.REPLAY) == 40
+    assert world.commands[-2][2].count(steps.REPLAY) == 40
     assert run_script("recipes/demo.py", "--config", FULL, "--out_dir", tmp_path) == 0
-    assert [script_of(command) for command in commands[9:]] == ["recipes/show.py"]
+    assert scripts(world)[9:] == ["recipes/show.py"]
 
 
 def test_every_command_is_one_its_script_understands(
-    commands: list[list[str]], run_script: Callable[..., int], tmp_path: Path
+    world: World, run_script: Callable[..., int], tmp_path: Path
 ) -> None:
     assert run_script("recipes/demo.py", "--config", CONFIG, "--out_dir", tmp_path) == 0
-    for command in commands:
-        script = script_of(command)
-        if script == "unified.cli":
-            continue
-        call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / script).read_text())
-        types = tuple(vars(load_script(script))[word] for word in re.findall(r"\w+", call[1]))
-        parse(types, command[command.index(script) + 1 :])
+    world.check_understood("extend")
 
 
 def test_the_page_of_a_toy(run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,37 +1,30 @@
 """recipes/iterate_dpo.py: the steps of its rounds, when they end, that a stopped job goes on; nothing is trained."""
 
 import json
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import load_script
+from fake_steps import World
 
 from unified import steps
-from unified.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "recipes/iterate_dpo.py"
 CONFIG = ROOT / "recipes/configs/tiny_dpo.yaml"
 
 
-class World:
-    """Runs no command, but leaves what it would leave: held-out scores from a list, adapters, merged checkpoints."""
+class RoundsWorld(World):
+    """Leaves held-out scores from a list, adapters, merged checkpoints."""
 
     def __init__(self, scores: list[float]) -> None:
-        self.scores, self.commands, self.fails_at = scores, [], ""
+        super().__init__()
+        self.scores = scores
 
-    def run(self, command: list[str], **_: object) -> SimpleNamespace:
-        command = command[1:]
-        flags = dict(zip(command, command[1:], strict=False))
-        name = next(Path(word).stem for word in command if word.endswith(".py") or word == "unified.cli")
-        if name == self.fails_at:
-            return SimpleNamespace(returncode=3)
-        self.commands.append((name, flags, command))
+    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name == "dpo":
             Path(flags["--output_dir"]).mkdir(parents=True)
             Path(flags["--output_dir"], "adapter_config.json").touch()
@@ -40,7 +33,7 @@ class World:
         if name == "geneval":
             Path(flags["--out"]).parent.mkdir(parents=True, exist_ok=True)
             Path(flags["--out"]).write_text(json.dumps({"value": self.scores.pop(0), "stderr": 0.01}))
-        return SimpleNamespace(returncode=0)
+        return 0
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def iterate(
     """Run the script in a world with these held-out scores."""
 
     def run(world: World, *changes: object) -> int:
-        monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=world.run))
+        world.take_over(monkeypatch)
         given = ["--run", CONFIG, "--model", toy_checkpoint, "--out", tmp_path / "out", "--extra", "text.jsonl"]
         return run_script(SCRIPT, *given, *changes)
 
@@ -64,7 +57,7 @@ def rounds(out: Path) -> list[dict[str, Any]]:
 def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
     iterate: Callable[..., int], tmp_path: Path, toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World([0.4, 0.5, 0.5])
+    world = RoundsWorld([0.4, 0.5, 0.5])
     assert iterate(world) == 0
     start, each = (
         ["write_prompts", "generate_images", "geneval"],
@@ -84,12 +77,12 @@ def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
 
 
 def test_rounds_are_limited(iterate: Callable[..., int], tmp_path: Path) -> None:
-    assert iterate(World([0.1, 0.2, 0.3, 0.4]), "--rounds", 2) == 0
+    assert iterate(RoundsWorld([0.1, 0.2, 0.3, 0.4]), "--rounds", 2) == 0
     assert len(rounds(tmp_path / "out")) == 3
 
 
 def test_a_stopped_job_goes_on_and_a_finished_one_does_nothing(iterate: Callable[..., int], tmp_path: Path) -> None:
-    world = World([0.4, 0.5, 0.3])
+    world = RoundsWorld([0.4, 0.5, 0.3])
     world.fails_at = "dpo"
     assert iterate(world) == 3
     before = len(world.commands)
@@ -102,22 +95,15 @@ def test_a_stopped_job_goes_on_and_a_finished_one_does_nothing(iterate: Callable
 
 
 def test_every_command_is_one_its_script_understands(iterate: Callable[..., int], tmp_path: Path) -> None:
-    world = World([0.4, 0.5, 0.3])
+    world = RoundsWorld([0.4, 0.5, 0.3])
     assert iterate(world, "--classes", "cat", "wine glass", "--colours", "red") == 0
-    for name, _, command in world.commands:
-        if name == "unified":
-            assert command[:3] == ["-m", "unified.cli", "merge"]
-            continue
-        place = next(index for index, word in enumerate(command) if Path(word).stem == name)
-        script = load_script(command[place])
-        call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / command[place]).read_text())
-        parse(tuple(vars(script)[word] for word in re.findall(r"\w+", call[1])), command[place + 1 :])
+    world.check_understood("merge")
 
 
 def test_another_job_in_the_folder_and_bad_settings_are_refused(
     iterate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert iterate(World([0.4, 0.3])) == 0
+    assert iterate(RoundsWorld([0.4, 0.3])) == 0
     bad = tmp_path / "bad.yaml"
     bad.write_text("betta: 0.1\n")
     for changes, words in (
@@ -125,17 +111,17 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
         (["--run", bad], "betta"),
         (["--rounds", 0], "at least 1"),
     ):
-        assert iterate(World([]), *changes) == 2
+        assert iterate(RoundsWorld([]), *changes) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "adapter_config.json").touch()
-    assert iterate(World([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
+    assert iterate(RoundsWorld([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
 
 
 def test_a_model_that_is_none_is_refused_before_anything_is_written(
     iterate: Callable[..., int], vq_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for model, words in ((tmp_path / "none", "none is not a folder"), (vq_dir, "a model of type 'unified_vq'")):
-        assert iterate(World([]), "--model", model) == 2
+        assert iterate(RoundsWorld([]), "--model", model) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

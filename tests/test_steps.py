@@ -2,30 +2,18 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from fake_steps import World
 
-from unified import steps
 from unified.steps import Job, fine_tune, render_and_encode
-
-
-class World:
-    """Runs nothing; `status` is what commands end with."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.commands: list[list[str]] = []
-        self.status = 0
-        monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=self.run))
-
-    def run(self, command: list[str], **_: object) -> SimpleNamespace:
-        self.commands.append(command[1:])
-        return SimpleNamespace(returncode=self.status)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
+    made = World()
+    made.take_over(monkeypatch)
+    return made
 
 
 def test_a_step_is_run_once_and_recorded_as_it_can_be_typed(
@@ -44,10 +32,10 @@ def test_a_step_is_run_once_and_recorded_as_it_can_be_typed(
 
 
 def test_a_step_that_was_stopped_is_not_done_and_its_time_counts(world: World, tmp_path: Path) -> None:
-    job, world.status = Job(tmp_path), 3
+    job, world.fails_at = Job(tmp_path), "x"
     with pytest.raises(SystemExit) as stop:
         job.run("train", ["x.py"])
-    world.status = 0
+    world.fails_at = ""
     job.run("train", ["x.py"])
     assert stop.value.code == 3 and [entry["step"] for entry in job.steps()] == ["train", "train"]
 
@@ -67,7 +55,7 @@ def test_scenes_are_rendered_encoded_and_trained_on(world: World, tmp_path: Path
     (tmp_path / "scenes_train/00000.parquet").touch()
     rows = render_and_encode(job, "train", "VQ", ["--count", "5"])
     out = fine_tune(job, "tune", "run.yaml", "MODEL", tmp_path / "tuned", [str(rows), "text.jsonl"], ["--seed", "1"])
-    render, encode, train = world.commands
+    render, encode, train = (words for *_, words in world.commands)
     assert render[-2:] == ["--count", "5"] and encode[-1] == str(tmp_path / "scenes_train/00000.parquet")
     assert encode[encode.index("--out") + 1] == str(rows) and out == tmp_path / "tuned"
     files = train.index("--train_files")

@@ -27,10 +27,11 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "page", "pictures")},
+    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
     "glyphs": "",
     "jsonl": "",
     "steps": "files",
+    "pictures": "files",
     "vq_data": "pictures",
     # data on disk and what Scenes say
     "rows": "jsonl scales",
@@ -62,8 +63,8 @@ ALLOWED = {
     "loading": "adapters configuration modeling processing vq_model",
     "drawing": "generation modeling pictures processing sampling",
     "chat": "generation layout messages modeling pictures processing",
-    "showing": "chat drawing files glyphs new_objects page scenes",
-    "trainer": "adapters arguments drawing generation image_lora loading modeling processing",
+    "showing": "chat drawing files glyphs new_objects page pictures scenes",
+    "trainer": "adapters arguments drawing generation image_lora loading modeling pictures processing",
     "answering": "files layout messages modeling processing",
     "variants": "drawing generation layout modeling processing",
     "preferences": "configuration data jsonl messages processing rows scales",

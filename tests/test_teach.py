@@ -4,22 +4,20 @@ Commands leave what they would leave without being run, but for the last test, w
 """
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from conftest import load_script
+from fake_steps import World
 from PIL import Image
 from toys import make_tokenizer, save_llm
 
 from unified import UnifiedForCausalLM, steps
-from unified.arguments import UnifiedTrainingArguments, parse
+from unified.arguments import UnifiedTrainingArguments
 from unified.extension import extend
 from unified.loading import publish
 from unified.page import Turn
@@ -42,25 +40,12 @@ def make_start(base: Path, folder: Path, name: Path) -> Path:
     return folder / "start"
 
 
-class World:
-    """Runs no command, but leaves what it would leave; `base` is what `unified extend` makes."""
+class TaughtWorld(World):
+    """`base` is what `unified extend` makes."""
 
     def __init__(self, base: Path) -> None:
-        self.base, self.fails_at = base, ""
-        self.commands: list[tuple[str, dict[str, str], list[str]]] = []
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, *_ in self.commands]
-
-    def run(self, command: list[str], **_: object) -> SimpleNamespace:
-        words = command[1:]
-        flags = dict(zip(words, words[1:], strict=False))
-        name = next(Path(word).stem for word in words if word.endswith(".py") or word == "unified.cli")
-        if name == self.fails_at:
-            return SimpleNamespace(returncode=3)
-        self.commands.append((name, flags, words))
-        return SimpleNamespace(returncode=self.leave(name, flags, words))
+        super().__init__()
+        self.base = base
 
     def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         out = Path(flags.get("--out", flags.get("--output_dir", "")))
@@ -109,8 +94,8 @@ def start(toy_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def world(toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World(toy_checkpoint)
-    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=made.run))
+    made = TaughtWorld(toy_checkpoint)
+    made.take_over(monkeypatch)
     return made
 
 
@@ -156,14 +141,7 @@ def test_a_stopped_job_goes_on_and_a_finished_one_does_nothing(world: World, tea
 
 def test_every_command_is_one_its_script_understands(world: World, teach: Teach) -> None:
     assert teach() == 0
-    for name, _, words in world.commands:
-        if name == "unified":
-            assert words[:3] == ["-m", "unified.cli", "extend"]
-            continue
-        place = next(index for index, word in enumerate(words) if Path(word).stem == name)
-        call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / words[place]).read_text())
-        script = vars(load_script(words[place]))
-        parse(tuple(script[word] for word in re.findall(r"\w+", call[1])), words[place + 1 :])
+    world.check_understood("extend")
 
 
 def test_the_page_has_both_sides(world: World, teach: Teach, tmp_path: Path) -> None:
@@ -220,7 +198,7 @@ def test_other_settings_other_weights_and_another_base_are_refused(
     assert teach() == 2 and "cut off or damaged" in capsys.readouterr().err
 
 
-class RealWorld(World):
+class RealWorld(TaughtWorld):
     """Runs the scripts in this process; SmolLM2 and the judge of new objects are faked, which take a minute."""
 
     def __init__(self, base: Path, run_script: Callable[..., int], patch: pytest.MonkeyPatch) -> None:
@@ -245,8 +223,7 @@ def test_a_toy_is_taught_by_the_real_commands(
     base = tmp_path / "toy_base"
     extend(save_llm(tmp_path / "llm", make_tokenizer()), ROOT / "weights/scenes-vq", base)
     start = make_start(base, tmp_path, tmp_path / "base")
-    world = RealWorld(base, run_script, monkeypatch)
-    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=world.run))
+    RealWorld(base, run_script, monkeypatch).take_over(monkeypatch)
     keys: dict[str, Any] = yaml.safe_load((ROOT / "recipes/configs/smollm2_scenes/teach_sft.yaml").read_text())
     run = tmp_path / "run.yaml"
     run.write_text(yaml.safe_dump(keys | {"max_steps": 2, "logging_steps": 1, "max_length": 512}))

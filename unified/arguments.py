@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from argparse import Action, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
@@ -44,7 +44,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     )
     if rest:
         name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise ValueError(f"unknown argument {rest[0]!r}; {_nearest(name, actions)}")
+        raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, actions)}")
     return tuple(parsed[: len(dataclass_types)])
 
 
@@ -73,7 +73,7 @@ def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: li
     path = finder.parse_known_args(argv)[0].config
     for key, value in ({} if path is None else _read_yaml(path)).items():
         if key not in actions:
-            raise ValueError(f"unknown key {key!r} in {path}; {_nearest(str(key), actions)}")
+            raise ValueError(f"unknown key {key!r} in {path}; {nearest(str(key), actions)}")
         parser.set_defaults(**{key: _checked(actions[key], value, path)})
         actions[key].required = False
 
@@ -82,7 +82,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         folder = Path(path).parent
         others = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise ValueError(f"config file {path} does not exist; {_nearest(path, others)}")
+        raise ValueError(f"config file {path} does not exist; {nearest(path, others)}")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -128,8 +128,10 @@ def json_value(text: str) -> Any:
     return json.loads(text)
 
 
-def _nearest(name: str, valid: Any) -> str:
-    close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """For an error's remedy: the valid names most like `name`, or all of them."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     return f"nearest: {', '.join(close)}" if close else f"valid: {', '.join(sorted(valid)) or 'none'}"
 
 

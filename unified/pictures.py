@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from unified.files import whole
+
 # what Pillow raises on a file that is missing, foreign, cut off, damaged, or large enough to fill the memory
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -25,6 +27,12 @@ def read_picture(source: str | Path | bytes, name: str) -> Image.Image:
             return image.convert("RGB")
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with whole(path) as partial:
+        image.save(partial, "PNG")
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:

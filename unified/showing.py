@@ -10,10 +10,11 @@ from PIL import Image
 
 from unified.chat import Chat
 from unified.drawing import codes_to_images
-from unified.files import whole, write_text
+from unified.files import write_text
 from unified.glyphs import CLASSES, COLOURS, NEW_OBJECTS
 from unified.new_objects import object_scene
 from unified.page import Turn
+from unified.pictures import read_picture, write_picture
 from unified.scenes import Colouring, Scene, check_names, draw_scene
 
 RECORD = "showing.json"
@@ -64,14 +65,12 @@ def _keep(image: Image.Image | None, folder: Path, names: Iterator[str]) -> str 
     if image is None:
         return None
     path = folder / next(names)
-    with whole(path) as partial:
-        image.save(partial, "PNG")
+    write_picture(image, path)
     return path.name
 
 
 def _open(name: str, folder: Path) -> Image.Image:
-    with Image.open(folder / name) as image:
-        return image.convert("RGB")
+    return read_picture(folder / name, f"{folder / name}")
 
 
 def object_named(words: str) -> Colouring:

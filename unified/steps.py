@@ -24,22 +24,21 @@ REPLAY = "data_prep/replay/smollm2_135m_instruct.jsonl"
 TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate_configs/cpu_bf16.yaml")
 
 
-def run_step(done: Path, label: str, command: Sequence[str], again: bool = False) -> float | None:
-    """Run `python command` unless the file `done` is there; its seconds, or None where it was done before.
+def run_step(done: Path, label: str, command: Sequence[str], again: bool = False) -> bool:
+    """Run `python command` unless the file `done` is there; returns whether it was run.
 
     Says so under `label`, makes `done` when it ends well, and exits with the command's status if it fails.
     """
     if done.exists() and not again:
-        return None
+        return False
     sys.stdout.write(f"[{label}] {shlex.join(command)}\n")
     sys.stdout.flush()
-    started = time.monotonic()
     status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
     if status:
         sys.exit(status)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()
-    return time.monotonic() - started
+    return True
 
 
 class Job:
@@ -50,16 +49,16 @@ class Job:
 
     def run(self, name: str, command: Sequence[str], again: bool = False) -> None:
         """Run a step unless it was done before; exits with its status if it fails."""
-        done, started = self.out / "done" / name.replace(" ", "_"), time.monotonic()
-        if done.exists() and not again:
-            sys.stdout.write(f"[{name}] done before\n")
-            return
+        started, ran = time.monotonic(), True
         try:
-            run_step(done, name, command, again)
+            ran = run_step(self.out / "done" / name.replace(" ", "_"), name, command, again)
         finally:  # a step that was stopped may go on from there, and has taken its time
-            seconds = round(time.monotonic() - started, 1)
-            steps = [*self.steps(), {"step": name, "seconds": seconds, "command": f"python {shlex.join(command)}"}]
-            write_text(self.out / "steps.json", json.dumps(steps, indent=1))
+            if ran:
+                seconds = round(time.monotonic() - started, 1)
+                step = {"step": name, "seconds": seconds, "command": f"python {shlex.join(command)}"}
+                write_text(self.out / "steps.json", json.dumps([*self.steps(), step], indent=1))
+        if not ran:
+            sys.stdout.write(f"[{name}] done before\n")
 
     def steps(self) -> list[dict[str, Any]]:
         """`{"step", "seconds", "command"}` of all that was run; a step that was stopped has an entry for every run."""

@@ -21,6 +21,7 @@ from unified.generation import ImageSampling
 from unified.image_lora import ImageLoraConfig
 from unified.loading import FROZEN, check_weights, frozen_weights
 from unified.modeling import UnifiedForCausalLM
+from unified.pictures import write_picture
 from unified.processing import UnifiedProcessor
 
 # of a new adapter; one that goes on keeps its own
@@ -208,8 +209,7 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
         images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)
         core.train(training)
     if trainer.is_world_process_zero():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(images, args.sample_prompts).save(path)
+        write_picture(contact_sheet(images, args.sample_prompts), path)
 
 
 class UnifiedTrainer(Trainer):
