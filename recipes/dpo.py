@@ -39,7 +39,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import DPOTrainer
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.adapters import acts_on_images_only, is_adapter
+from unified.adapters import refuse_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.loading import FROZEN, check_checkpoint, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
@@ -123,11 +123,7 @@ class Complete(TrainerCallback):
 
 def check(args: DpoArguments) -> None:
     """Raise ValueError for settings that cannot be honoured."""
-    if is_adapter(args.model):
-        remedy = "`unified merge` it and give the result"
-        if acts_on_images_only(Path(args.model)):
-            remedy = "give its base, as one with lora_positions image cannot be merged"
-        raise ValueError(f"--model {args.model} is an adapter, but DPO starts from a checkpoint; {remedy}")
+    refuse_adapter(args.model)
     check_checkpoint(Path(args.model))
     if not args.train_files:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")

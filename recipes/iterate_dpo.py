@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.adapters import is_adapter
+from unified.adapters import is_adapter, refuse_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
 from unified.loading import check_checkpoint
@@ -61,8 +61,7 @@ class IterateArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}; give at least 1")
-        if is_adapter(self.model):
-            raise ValueError(f"--model {self.model} is an adapter; `unified merge` it first")
+        refuse_adapter(self.model)
 
 
 def step(folder: Path, name: str, command: list[str]) -> None:

@@ -113,7 +113,7 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
     ):
         assert iterate(RoundsWorld([]), *changes) == 2
         assert words in capsys.readouterr().err
-    (tmp_path / "adapter_config.json").touch()
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert iterate(RoundsWorld([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
 
 
