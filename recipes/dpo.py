@@ -12,10 +12,10 @@ Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accel
 Pairs come from data_prep/build_preferences.py, and from JSONL or parquet in TRL's preference formats; pairs of images,
 of text, of both, and about images may be mixed in one batch. Bad ones are refused by file and row before the first
 step. Every key of TRL's `DPOConfig` can be set: `beta`; `loss_type: [sigmoid]`, `[ipo]`, or with an SFT term on the
-chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 0.2]`. The reference is the model itself: `tuning: lora` turns
-its adapter off, `full` loads a second model, or none with `precompute_ref_log_probs: true`. An adapter of SFT has to
-be merged before (`unified merge`), so one of image positions cannot be taken. `--resume True` goes on from the newest
-checkpoint.
+chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 0.2]`. The reference is the model itself: a new adapter of
+`tuning: lora` is turned off, `full` loads a second model, or none with `precompute_ref_log_probs: true`. Where `model`
+is an adapter, of sft.py or of an earlier round, `tuning: lora` trains it on, all of it, against a copy of itself: so
+is one of image positions aligned, and text stays the base's. `--resume True` goes on from the newest checkpoint.
 
 Evaluation reports every modality apart: `eval_image_loss`, `eval_image_rewards/margins`, `..._rewards/accuracies`, and
 `eval_image_kl`: KL(policy || reference) in nats per token along the chosen answers; so for text, understanding, mixed.
@@ -26,24 +26,35 @@ allows is `num_scales: 2`: only the codes of the two coarsest scales count.
 
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from trl import DPOTrainer
+from trl.trainer.utils import use_adapter
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.adapters import refuse_adapter
+from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
-from unified.loading import FROZEN, check_checkpoint, frozen_weights
+from unified.loading import FROZEN, checkpoint_of, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import lora_config, newest_checkpoint, prepare_full, write_samples
+from unified.trainer import (
+    check_continuing,
+    continue_lora,
+    lora_config,
+    newest_checkpoint,
+    prepare_full,
+    write_samples,
+)
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -84,14 +95,19 @@ class Report(TrainerCallback):
 
     def log_probs(self, inputs: dict[str, Tensor], of_reference: bool) -> Tensor:
         """Log-probs (n, V) of policy or reference at the positions `logits_to_keep`."""
-        trainer, adapter_off = self.trainer, nullcontext()
+        trainer, adapter = self.trainer, nullcontext()
         model = trainer.model
         if of_reference and isinstance(model, PeftModel):
-            adapter_off = model.disable_adapter()
+            adapter = reference_adapter(model)
         elif of_reference:
             model = trainer.ref_model
-        with adapter_off, trainer.accelerator.autocast():
+        with adapter, trainer.accelerator.autocast():
             return model(**inputs, use_cache=False).logits[0].float().log_softmax(dim=-1)
+
+
+def reference_adapter(model: PeftModel) -> AbstractContextManager[None]:
+    """The reference inside: TRL's copy of an adapter that goes on, or none where the adapter is new."""
+    return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 
 
 def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
@@ -113,18 +129,19 @@ def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
 class Complete(TrainerCallback):
     """`complete` for every checkpoint."""
 
-    def __init__(self, processor: UnifiedProcessor) -> None:
-        self.processor = processor
+    def __init__(self, source: Path, processor: UnifiedProcessor) -> None:
+        self.source, self.processor = source, processor
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if state.is_world_process_zero:
-            complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", Path(args.model), self.processor)
+            complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.source, self.processor)
 
 
-def check(args: DpoArguments) -> None:
-    """Raise ValueError for settings that cannot be honoured."""
-    refuse_adapter(args.model)
-    check_checkpoint(Path(args.model))
+def check(args: DpoArguments) -> Path:
+    """The checkpoint that is trained or whose adapter is; ValueError for settings that cannot be honoured."""
+    if is_adapter(args.model):
+        check_continuing(Path(args.model), args)
+    checkpoint = checkpoint_of(args.model)
     if not args.train_files:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
     if args.eval_files and args.held_out_share:
@@ -134,19 +151,53 @@ def check(args: DpoArguments) -> None:
             f"kl_pairs {args.kl_pairs} needs the reference, which full tuning with precompute_ref_log_probs does not "
             "keep; set kl_pairs 0"
         )
-    context = UnifiedConfig.from_pretrained(args.model).text_config.max_position_embeddings
+    context = UnifiedConfig.from_pretrained(checkpoint).text_config.max_position_embeddings
     if args.max_length > context:
         raise ValueError(f"max_length {args.max_length} is beyond the backbone's context of {context}; lower it")
+    return checkpoint
 
 
-def load_model(args: DpoArguments) -> UnifiedForCausalLM:
-    """The checkpoint, as policy or as reference."""
-    return UnifiedForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+def build_trainer(
+    args: DpoArguments, checkpoint: Path, data: dict[str, Any], report: Report, processor: UnifiedProcessor
+) -> DPOTrainer:
+    """TRL's trainer for what `args.tuning` says: of all weights, of a new adapter, of the one that `args.model` is."""
+
+    def load() -> UnifiedForCausalLM:
+        return UnifiedForCausalLM.from_pretrained(checkpoint, dtype=args.dtype)
+
+    model: nn.Module = load()
+    given: dict[str, Any] = {}
+    if is_adapter(args.model):
+        model = continue_lora(model, args, Path(args.model))
+        put_rows_into_base(model)
+    elif args.tuning == "lora":
+        given["peft_config"] = lora_config(model, args)  # of the backbone alone
+    else:
+        model = prepare_full(model, args.train_text_rows)
+        given["ref_model"] = None if args.precompute_ref_log_probs else load()
+    trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, Complete(checkpoint, processor)])
+    report.trainer = trainer
+    return trainer
 
 
-def load_data(args: DpoArguments, collator: PairCollator) -> tuple[Dataset, dict[str, Dataset]]:
+@torch.no_grad()
+def put_rows_into_base(adapted: PeftModel) -> None:
+    """Write an adapter's rows of tokens into its base, where they change nothing: the adapter replaces them.
+
+    TRL makes its reference as a new adapter of that base and copies what has `.default.` inside its name, which rows
+    have not.
+    """
+    for layer in adapted.modules():
+        if isinstance(layer, TrainableTokensLayer) and layer.tied_adapter is None:
+            weight = layer.get_base_layer().weight
+            rows = torch.as_tensor(layer.token_indices["default"], device=weight.device)
+            with gather_params_ctx(weight):
+                weight.index_copy_(0, rows, layer.trainable_tokens_delta["default"].to(weight))
+
+
+def load_data(args: DpoArguments, checkpoint: Path, collator: PairCollator) -> tuple[Dataset, dict[str, Dataset]]:
     """Checked pairs for training, and for evaluation by modality."""
-    config = UnifiedConfig.from_pretrained(args.model)
+    config = UnifiedConfig.from_pretrained(checkpoint)
     train, held_out = split_held_out(load_pairs(args.train_files, config), args.held_out_share)
     if args.eval_files:
         held_out = load_pairs(args.eval_files, config)
@@ -172,30 +223,24 @@ def shaped(pairs: Dataset, name: str, args: DpoArguments) -> Dataset:
 def main() -> None:
     (args,) = parse((DpoArguments,))
     set_seed(args.seed)
-    check(args)
-    processor = UnifiedProcessor.from_pretrained(args.model)
+    checkpoint = check(args)
+    processor = UnifiedProcessor.from_pretrained(checkpoint)
     collator = PairCollator(processor, args.max_length, args.num_scales)
-    train, held_out = load_data(args, collator)
-    model, full = load_model(args), args.tuning == "full"
-    report = Report(held_out, collator, processor)
-    trainer = DPOTrainer(
-        model=prepare_full(model, args.train_text_rows) if full else model,
-        ref_model=load_model(args) if full and not args.precompute_ref_log_probs else None,
-        args=args,
-        train_dataset=shaped(train, "train", args),
-        eval_dataset={name: shaped(pairs, name, args) for name, pairs in held_out.items()} or None,
-        data_collator=collator,
+    train, held_out = load_data(args, checkpoint, collator)
+    data = {
+        "train_dataset": shaped(train, "train", args),
+        "eval_dataset": {name: shaped(pairs, name, args) for name, pairs in held_out.items()} or None,
+        "data_collator": collator,
         # TRL has text to tokenize when it precomputes: see `for_trl`
-        processing_class=processor.tokenizer if args.precompute_ref_log_probs else processor,
-        callbacks=[report, Complete(processor)],
-        peft_config=None if full else lora_config(model, args),  # of the backbone alone
-    )
-    report.trainer = trainer
+        "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
+    }
+    trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     trainer.train(resume_from_checkpoint=newest_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        complete(Path(args.output_dir), Path(args.model), processor)
+        complete(Path(args.output_dir), checkpoint, processor)
+        shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
     trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
     trainer.accelerator.end_training()
 

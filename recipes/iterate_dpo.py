@@ -4,6 +4,7 @@
         --out out/smollm2_scenes/dpo
 
 --run is a YAML of recipes/dpo.py and says how each round trains; its model, train_files and output_dir are filled in.
+With `tuning: lora` the first round leaves an adapter, or trains --model on if it is one; the others go on with it.
 Every round draws for prompts of its own (eval/write_prompts.py, split train, another seed each round). What is
 measured is GenEval's overall score by --detector on one fixed set of prompts that ask for combinations no training
 scene shows (split heldout), or on --heldout FILE; round 0 is the model it starts from. The rounds end when one did not
@@ -20,19 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.adapters import is_adapter, refuse_adapter
+from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
-from unified.loading import check_checkpoint
+from unified.loading import checkpoint_of
 from unified.rows import claim_folder
 from unified.steps import run_step
+from unified.trainer import check_continuing
 
 
 @dataclass
 class IterateArguments:
     """What the rounds draw, train and measure."""
 
-    model: str = field(metadata={"help": "checkpoint to start from; merge an adapter first"})
+    model: str = field(metadata={"help": "checkpoint or adapter to start from"})
     out: str = field(metadata={"help": "folder for everything"})
     run: str = field(metadata={"help": "YAML of recipes/dpo.py"})
     rounds: int = field(default=4, metadata={"help": "rounds at most"})
@@ -61,7 +63,6 @@ class IterateArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}; give at least 1")
-        refuse_adapter(self.model)
 
 
 def step(folder: Path, name: str, command: list[str]) -> None:
@@ -93,16 +94,12 @@ def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -
 
 
 def train(args: IterateArguments, folder: Path, model: str, pairs: Path) -> str:
-    """A round's training; returns the folder of a full checkpoint."""
-    tuned, merged = folder / "dpo", folder / "merged"
+    """A round's training; returns the folder of what it leaves, a checkpoint or an adapter."""
+    tuned = folder / "dpo"
     command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/dpo.py"]
     command += ["--config", args.run, "--model", model, "--output_dir", str(tuned), "--resume", "True"]
     step(folder, "train", [*command, "--train_files", str(pairs), *args.extra])
-    if not is_adapter(tuned):
-        return str(tuned)
-    if not merged.exists():  # it appears when it is whole
-        step(folder, "merge", ["-m", "unified.cli", "merge", "--model", str(tuned), "--out", str(merged)])
-    return str(merged)
+    return str(tuned)
 
 
 def measure(args: IterateArguments, folder: Path, model: str, prompts: Path) -> dict[str, Any]:
@@ -131,8 +128,10 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 
 def main() -> None:
     (args,) = parse((IterateArguments,))
-    parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
-    check_checkpoint(Path(args.model))
+    (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
+    checkpoint_of(args.model)
+    if is_adapter(args.model):
+        check_continuing(Path(args.model), run)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

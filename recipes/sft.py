@@ -11,6 +11,9 @@ Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resu
 in output_dir along the trajectory the run would have had, or starts where there is none. The result in output_dir is
 a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
 
+`--speed_steps 20` trains so many steps and leaves nothing but output_dir/speed.json (unified/speed.py):
+pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
+
 Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, its rows and its image embedding.
 Its rank, alpha, layers and positions are what it was made with; a run that names others is refused. `unified publish`
 makes an adapter small enough to ship.
@@ -22,12 +25,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast
 from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.adapters import is_adapter
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.loading import checkpoint_of
+from unified.speed import WARM_UP, Speed
 from unified.trainer import UnifiedTrainer, check_continuing, newest_checkpoint, prepare
 
 
@@ -63,8 +68,10 @@ def load_model(checkpoint: Path, model_args: ModelArguments, max_length: int) ->
     )
 
 
-def main() -> None:
-    model_args, data_args, args = parse((ModelArguments, DataArguments, UnifiedTrainingArguments))
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments
+) -> UnifiedTrainer:
+    """The trainer of a run; ValueError for what cannot be trained on, before the first step."""
     set_seed(args.seed)
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
@@ -81,7 +88,7 @@ def main() -> None:
         datasets.append(ChatDataset(rows, processor, caption_dropout=dropout, seed=args.seed) if files else None)
         if datasets[-1] is not None:
             datasets[-1].check_lengths(data_args.max_length, fraction)
-    trainer = UnifiedTrainer(
+    return UnifiedTrainer(
         model=prepare(model, args, adapter),
         args=args,
         train_dataset=datasets[0],
@@ -90,11 +97,28 @@ def main() -> None:
         processing_class=processor,
         callbacks=[StopAfter(args.max_minutes)] if args.max_minutes else None,
     )
+
+
+def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> None:
+    """Train a few steps for output_dir/speed.json alone."""
+    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    args.max_steps = WARM_UP + args.speed_steps
+    trainer = build_trainer(model_args, data_args, args)
+    trainer.add_callback(Speed(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps))
+    trainer.train()
+
+
+def main() -> None:
+    model_args, data_args, args = parse((ModelArguments, DataArguments, UnifiedTrainingArguments))
+    if args.speed_steps:
+        return measure_speed(model_args, data_args, args)
+    trainer = build_trainer(model_args, data_args, args)
     trainer.train(resume_from_checkpoint=newest_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
     trainer.accelerator.end_training()
+    return None
 
 
 if __name__ == "__main__":

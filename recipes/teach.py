@@ -2,12 +2,11 @@
 
 make teach       .venv/bin/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
 
-It starts from a LoRA adapter, by default weights/scenes-smollm2 (not in the repository yet: 2_lora.yaml trains one),
-and makes the adapter's base where that is missing. Before and after, the model is asked, draws fixed prompts scale by
-scale, and is scored on what it is to learn (eval/nearest_object.py) and on what it knew (eval/geneval.py on held-out
-combinations of Scenes). In between
-it learns from a folder of pictures with captions, the form in which people bring their own, mixed with Scenes and text
-so that it does not forget. `out_dir/index.html` shows all of it side by side.
+It starts from a LoRA adapter, by default weights/scenes-smollm2, and makes the adapter's base where that is missing.
+Before and after, the model is asked, draws fixed prompts scale by scale, and is scored on what it is to learn
+(eval/nearest_object.py) and on what it knew (eval/geneval.py on held-out combinations of Scenes). In between it learns
+from a folder of pictures with captions, the form in which people bring their own, mixed with Scenes and text so that
+it does not forget. `out_dir/index.html` shows all of it side by side.
 
 Every step is one of the project's own commands and is printed before it runs. A step that is done is not done again,
 and a training that was stopped goes on from its newest checkpoint: start the same line again.

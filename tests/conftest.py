@@ -91,3 +91,19 @@ def toy_rows(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     fingerprint = UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint
     folder = tmp_path_factory.mktemp("rows")
     return lambda kinds: write_toy_rows(folder / f"{kinds}.parquet", kinds, fingerprint)
+
+
+@pytest.fixture(scope="session")
+def image_adapter(
+    toy_checkpoint: Path, toy_rows: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Adapter of image positions that recipes/sft.py has trained on `toy_checkpoint` for two steps. Do not write."""
+    out = tmp_path_factory.mktemp("sft") / "adapter"
+    command = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--model", toy_checkpoint]
+    command += ["--train_files", toy_rows("ddat"), "--max_steps", 2, "--output_dir", out, "--save_strategy", "no"]
+    command += ["--tuning", "lora", "--lora_positions", "image", "--learning_rate", 0.05]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(sys, "argv", list(map(str, command)))
+        load_script("recipes/sft.py").main()
+    return out

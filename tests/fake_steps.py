@@ -38,7 +38,7 @@ class World:
         """Make what the command would make; its exit status."""
         return 0
 
-    def check_understood(self, cli_command: str) -> None:
+    def check_understood(self, cli_command: str = "") -> None:
         """Every script's own arguments must take what it was told; `unified` was asked for `cli_command` alone."""
         for name, _, words in self.commands:
             if name == "unified":

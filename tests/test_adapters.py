@@ -158,9 +158,9 @@ def test_full_tuning_and_dpo_say_what_can_be_done(
     remedies = {"all": "`unified merge` it", "image": "with lora_positions image cannot be merged"}
     with pytest.raises(ValueError, match=remedies[kind_of(trained)]):
         sft("--model", trained, "--tuning", "full")
-    assert run_script("recipes/dpo.py", "--model", trained) == 2
+    assert run_script("recipes/dpo.py", "--model", trained, "--tuning", "full") == 2
     line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: --model") and remedies[kind_of(trained)] in line
+    assert line.startswith("error: tuning full needs a checkpoint") and remedies[kind_of(trained)] in line
 
 
 def test_a_published_adapter_is_whole_and_small(trained: Path, published: Path, toy_checkpoint: Path) -> None:

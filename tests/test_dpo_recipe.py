@@ -172,6 +172,37 @@ def test_updates_of_image_positions_leave_text_alone(dpo: Dpo, toy_checkpoint: P
     assert torch.equal(model(ids).logits, before(ids).logits)
 
 
+def test_an_adapter_of_sft_goes_on_against_its_copy(
+    dpo: Dpo, pairs: Callable[..., Path], image_adapter: Path, tmp_path: Path
+) -> None:
+    steps = ["--tuning", "lora", "--model", image_adapter, "--max_steps", 4, "--learning_rate", 1e-2]
+    steps += ["--eval_strategy", "steps", "--eval_steps", 4, "--eval_files", pairs("imut" * 2)]
+    whole = dpo("imutimut", *steps, out="whole")
+    assert whole[0]["loss"] == pytest.approx(LN2, abs=1e-4) and whole[-1]["loss"] < LN2 - 1e-3
+    entries = json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
+    assert next(entry["eval_image_kl"] for entry in entries if "eval_image_kl" in entry) > 1e-5
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "out/checkpoint-2")
+    again = dpo("imutimut", *steps, "--resume", True)
+    assert [entry["loss"] for entry in again] == [entry["loss"] for entry in whole]  # with the reference it had
+    before, after, resumed = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (image_adapter, tmp_path / "whole", tmp_path / "out")
+    )
+    assert before.keys() == after.keys() and all(torch.equal(after[name], resumed[name]) for name in after)
+    assert any(not torch.equal(before[name], after[name]) for name in before if "lora_B" in name)
+    assert not (tmp_path / "whole/ref").exists()
+    model, processor = load(tmp_path / "whole", device="cpu")
+    assert draw(model, processor, ["two cats"], seed=1)[0].size == (16, 16)
+    third = dpo("imut", *steps[:4], "--max_steps", 1, "--model", tmp_path / "whole", out="third")
+    assert third[0]["loss"] == pytest.approx(LN2, abs=1e-4)
+
+
+def test_precomputed_log_probs_of_an_adapter_are_those_of_its_copy(dpo: Dpo, image_adapter: Path) -> None:
+    steps = ["--tuning", "lora", "--model", image_adapter, "--train_sampling_strategy", "sequential"]
+    computed, before = (dpo("imut", *steps, "--precompute_ref_log_probs", flag) for flag in (False, True))
+    assert reference(before) == pytest.approx(reference(computed), rel=1e-5, abs=1e-4)
+
+
 def test_a_rounded_tokenizer_is_put_back(toy_checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_checkpoint, tmp_path / "saved")
     path = tmp_path / "saved/model.safetensors"
@@ -219,6 +250,7 @@ def test_bad_pairs_and_adapters_are_refused_before_training(
     dpo: Dpo,
     run_script: Callable[..., int],
     toy_checkpoint: Path,
+    image_adapter: Path,
     pairs: Callable[..., Path],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -227,9 +259,12 @@ def test_bad_pairs_and_adapters_are_refused_before_training(
     given = ["--config", CONFIG, "--model", toy_checkpoint, "--train_files", bad, "--output_dir", tmp_path / "out"]
     assert run_script("recipes/dpo.py", *given) == 2
     assert f"1 bad pairs: {bad}:2: 1 image parts in chosen but" in capfd.readouterr().err
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert run_script("recipes/dpo.py", *given, "--model", tmp_path) == 2
-    assert "is an adapter" in capfd.readouterr().err
+    given[5] = pairs("ti")
+    assert run_script("recipes/dpo.py", *given, "--model", image_adapter, "--tuning", "full") == 2
+    assert "tuning full needs a checkpoint but" in capfd.readouterr().err
+    assert run_script("recipes/dpo.py", *given, "--model", image_adapter, "--tuning", "lora", "--lora_rank", 3) == 2
+    assert "lora_rank 3 is not that of the adapter" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("stage", "tuning"), [(3, "full"), (2, "lora")])

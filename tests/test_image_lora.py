@@ -1,14 +1,12 @@
 """LoRA on image positions: text is the base model's bit for bit, images are not, everywhere the model is used."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import load_script
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from test_generation import answer_uncached, generate, without_padding
@@ -182,32 +180,19 @@ def test_trl_scores_through_the_adapter_and_trains_its_rows(positions: str) -> N
         assert any(grad is not None and grad.abs().max() > 0 for name, grad in grads.items() if part in name), part
 
 
-@pytest.fixture(scope="module")
-def trained(toy_checkpoint: Path, toy_rows: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an adapter that recipes/sft.py has trained for two steps."""
-    out = tmp_path_factory.mktemp("sft") / "adapter"
-    command = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--model", toy_checkpoint]
-    command += ["--train_files", toy_rows("ddat"), "--max_steps", 2, "--output_dir", out, "--save_strategy", "no"]
-    command += ["--tuning", "lora", "--lora_positions", "image", "--learning_rate", 0.05]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        patch.setattr(sys, "argv", list(map(str, command)))
-        load_script("recipes/sft.py").main()
-    return out
-
-
-def test_a_trained_adapter_is_the_same_however_it_is_loaded(trained: Path, toy_checkpoint: Path) -> None:
+def test_a_trained_adapter_is_the_same_however_it_is_loaded(image_adapter: Path, toy_checkpoint: Path) -> None:
     base = UnifiedForCausalLM.from_pretrained(toy_checkpoint).eval()
     config = base.config
     image = torch.arange(config.image_length) + config.image_token_offset
     prompt = torch.tensor([4, 5, 6])
     ids = torch.cat([prompt, torch.tensor([config.boi_token_id]), image, torch.tensor([config.eoi_token_id])])[None]
     expected = logits_of(base, input_ids=ids)
-    ours = load(trained, device="cpu")[0]
+    ours = load(image_adapter, device="cpu")[0]
     assert type(ours) is UnifiedForCausalLM
-    stock = PeftModel.from_pretrained(UnifiedForCausalLM.from_pretrained(toy_checkpoint), trained).eval()
+    stock = PeftModel.from_pretrained(UnifiedForCausalLM.from_pretrained(toy_checkpoint), image_adapter).eval()
     found = [
-        logits_of(model, input_ids=ids) for model in (ours, stock, AutoPeftModelForCausalLM.from_pretrained(trained))
+        logits_of(model, input_ids=ids)
+        for model in (ours, stock, AutoPeftModelForCausalLM.from_pretrained(image_adapter))
     ]
     assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
     changed = (found[0] - expected).abs()[0, :, : config.boi_token_id].amax(dim=-1)
@@ -215,21 +200,21 @@ def test_a_trained_adapter_is_the_same_however_it_is_loaded(trained: Path, toy_c
     assert isinstance(stock.peft_config["default"], ImageLoraConfig)
 
 
-def test_an_adapter_of_image_positions_cannot_be_merged(trained: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_image_positions_cannot_be_merged(image_adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lora_positions image: .* use the folder as it is"):
-        merge(trained, tmp_path / "merged")
+        merge(image_adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     with pytest.raises(ValueError, match="cannot be merged"):
-        AutoPeftModelForCausalLM.from_pretrained(trained).merge_and_unload()
+        AutoPeftModelForCausalLM.from_pretrained(image_adapter).merge_and_unload()
 
 
-def test_peft_alone_refuses_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peft_alone_refuses_it(image_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this package's room it would update text as well, so it must not load at all."""
-    assert json.loads((trained / "adapter_config.json").read_text())["peft_type"] == IMAGE_LORA
-    assert isinstance(PeftConfig.from_pretrained(trained), ImageLoraConfig)
+    assert json.loads((image_adapter / "adapter_config.json").read_text())["peft_type"] == IMAGE_LORA
+    assert isinstance(PeftConfig.from_pretrained(image_adapter), ImageLoraConfig)
     monkeypatch.delitem(PEFT_TYPE_TO_CONFIG_MAPPING, IMAGE_LORA)
     with pytest.raises(KeyError, match=IMAGE_LORA):
-        PeftConfig.from_pretrained(trained)
+        PeftConfig.from_pretrained(image_adapter)
 
 
 def test_what_cannot_be_kept_to_images_is_refused() -> None:

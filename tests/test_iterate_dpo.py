@@ -18,7 +18,7 @@ CONFIG = ROOT / "recipes/configs/tiny_dpo.yaml"
 
 
 class RoundsWorld(World):
-    """Leaves held-out scores from a list, adapters, merged checkpoints."""
+    """Leaves held-out scores from a list, and adapters."""
 
     def __init__(self, scores: list[float]) -> None:
         super().__init__()
@@ -28,8 +28,6 @@ class RoundsWorld(World):
         if name == "dpo":
             Path(flags["--output_dir"]).mkdir(parents=True)
             Path(flags["--output_dir"], "adapter_config.json").touch()
-        if name == "unified":
-            Path(flags["--out"]).mkdir(parents=True)
         if name == "geneval":
             Path(flags["--out"]).parent.mkdir(parents=True, exist_ok=True)
             Path(flags["--out"]).write_text(json.dumps({"value": self.scores.pop(0), "stderr": 0.01}))
@@ -59,21 +57,18 @@ def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
 ) -> None:
     world = RoundsWorld([0.4, 0.5, 0.5])
     assert iterate(world) == 0
-    start, each = (
-        ["write_prompts", "generate_images", "geneval"],
-        ["write_prompts", "build_preferences", "dpo", "unified"],
-    )
+    start, each = ["write_prompts", "generate_images", "geneval"], ["write_prompts", "build_preferences", "dpo"]
     assert [name for name, *_ in world.commands] == start + 2 * [*each, "generate_images", "geneval"]
     drawn = [flags["--model"] for name, flags, _ in world.commands if name == "generate_images"]
-    merged = [str(tmp_path / f"out/round_{number}/merged") for number in (1, 2)]
-    assert drawn == [str(toy_checkpoint), *merged]
+    tuned = [str(tmp_path / f"out/round_{number}/dpo") for number in (1, 2)]
+    assert drawn == [str(toy_checkpoint), *tuned]
     trained = [flags["--model"] for name, flags, _ in world.commands if name == "dpo"]
-    assert trained == [str(toy_checkpoint), merged[0]]
+    assert trained == [str(toy_checkpoint), tuned[0]]
     seeds = [flags["--seed"] for name, flags, _ in world.commands if name == "write_prompts"]
     assert len(set(seeds)) == 3  # held out, and every round its own
     assert [entry["value"] for entry in rounds(tmp_path / "out")] == [0.4, 0.5, 0.5]
     best = json.loads(capsys.readouterr().out.splitlines()[-1])["best"]
-    assert (best["round"], best["model"]) == (1, merged[0])
+    assert (best["round"], best["model"]) == (1, tuned[0])
 
 
 def test_rounds_are_limited(iterate: Callable[..., int], tmp_path: Path) -> None:
@@ -97,11 +92,11 @@ def test_a_stopped_job_goes_on_and_a_finished_one_does_nothing(iterate: Callable
 def test_every_command_is_one_its_script_understands(iterate: Callable[..., int], tmp_path: Path) -> None:
     world = RoundsWorld([0.4, 0.5, 0.3])
     assert iterate(world, "--classes", "cat", "wine glass", "--colours", "red") == 0
-    world.check_understood("merge")
+    world.check_understood()
 
 
 def test_another_job_in_the_folder_and_bad_settings_are_refused(
-    iterate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    iterate: Callable[..., int], image_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert iterate(RoundsWorld([0.4, 0.3])) == 0
     bad = tmp_path / "bad.yaml"
@@ -113,8 +108,16 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
     ):
         assert iterate(RoundsWorld([]), *changes) == 2
         assert words in capsys.readouterr().err
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert iterate(RoundsWorld([]), "--model", tmp_path) == 2 and "`unified merge`" in capsys.readouterr().err
+    assert iterate(RoundsWorld([]), "--model", image_adapter) == 2  # the configuration says full
+    assert "tuning full needs a checkpoint but" in capsys.readouterr().err
+
+
+def test_rounds_may_start_from_an_adapter(iterate: Callable[..., int], image_adapter: Path, tmp_path: Path) -> None:
+    world, run = RoundsWorld([0.4, 0.3]), tmp_path / "lora.yaml"
+    run.write_text("tuning: lora\n")
+    assert iterate(world, "--model", image_adapter, "--run", run) == 0
+    trained = [flags["--model"] for name, flags, _ in world.commands if name == "dpo"]
+    assert trained == [str(image_adapter)]
 
 
 def test_a_model_that_is_none_is_refused_before_anything_is_written(

@@ -28,6 +28,7 @@ ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
     **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
+    "power_law": "",
     "glyphs": "",
     "jsonl": "",
     "steps": "files",
@@ -64,6 +65,7 @@ ALLOWED = {
     "drawing": "generation modeling pictures processing sampling",
     "chat": "generation layout messages modeling pictures processing",
     "showing": "chat drawing files glyphs new_objects page pictures scenes",
+    "speed": "modeling results",
     "trainer": "adapters arguments drawing generation image_lora loading modeling pictures processing",
     "answering": "files layout messages modeling processing",
     "variants": "drawing generation layout modeling processing",

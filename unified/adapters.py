@@ -32,16 +32,6 @@ def acts_on_images_only(adapter: Path) -> bool:
     return read_adapter_config(adapter).get("peft_type") == IMAGE_LORA
 
 
-def refuse_adapter(model_dir: str | os.PathLike) -> None:
-    """Raise ValueError where `model_dir` holds an adapter, for DPO, which starts from a checkpoint."""
-    if not is_adapter(model_dir):
-        return
-    remedy = "`unified merge` it and give the result"
-    if acts_on_images_only(Path(model_dir)):
-        remedy = "give its base, as one with lora_positions image cannot be merged"
-    raise ValueError(f"--model {model_dir} is an adapter, but DPO starts from a checkpoint; {remedy}")
-
-
 def base_of(adapter: Path) -> Path:
     """Checkpoint that an adapter was trained on; a relative path starts at the current folder, as PEFT reads it.
 

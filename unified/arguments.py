@@ -242,6 +242,7 @@ class TuningArguments:
     lora_target_modules: list[str] | None = _arg(
         None, "linear layers by name's ending; None: as the adapter `model`, else all of attention and MLP"
     )
+    lora_dropout: float = _arg(0.0, "dropout in front of the updates; also of an adapter that goes on")
     resume: bool = _arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
     sample_prompts: list[str] = _arg([], "prompts drawn at every evaluation")
     sample_temperature: float = _arg(1.0, "temperature of these pictures")
@@ -259,8 +260,8 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
     )
     new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
-    lora_dropout: float = _arg(0.0, "dropout in front of the updates; also of an adapter that goes on")
     max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
+    speed_steps: int = _arg(0, "above 0: measure the speed of so many steps, write speed.json and train no further")
     label_names: list[str] | None = _arg(["labels"], "HF's; PEFT hides the model's own")
     report_to: str = _arg("tensorboard", "HF's; one tracker or none")
 
@@ -330,7 +331,7 @@ class DpoArguments(TuningArguments, DPOConfig):
     """One run of recipes/dpo.py: TRL's DPOConfig and what ours add; see trl for the inherited ones."""
 
     output_dir: str = _arg("out/dpo", "where checkpoints, logs, samples and the result go")
-    model: str = _arg("out/sft", "checkpoint to improve, which is the reference too; merge an adapter first")
+    model: str = _arg("out/sft", "checkpoint or adapter to improve; as it is now, it is the reference too")
     dtype: Literal["auto", "float32", "bfloat16"] = _arg("float32", "dtype of the weights, see recipes/sft.py")
     train_files: list[str] = _arg([], "pairs of data_prep/build_preferences.py, or in TRL's formats; files or folders")
     eval_files: list[str] = _arg([], "the same, held out")

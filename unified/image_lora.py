@@ -59,8 +59,9 @@ class ImageVariant(LoraVariant):
         """`result` (B, T, out) of the base plus the update of `x` (B, T, in); plus exact zeros outside images."""
         inside: Tensor = module.get_base_layer().image_gate.inside
         assert inside.shape[:2] == x.shape[:2], f"gate of {tuple(inside.shape)} for states {tuple(x.shape)}"
-        low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x)) * inside
-        return result + module.lora_B[active_adapter](low_rank) * module.scaling[active_adapter]
+        low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        gate = inside * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
+        return result + module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype))
 
     @staticmethod
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:

@@ -82,7 +82,7 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
         raise ValueError("lora_positions image needs images in blocks, which image_order raster has not; use all")
     layers = backbone_layers(model, chosen["lora_target_modules"])
     kind = ImageLoraConfig if on_images else LoraConfig
-    sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"]}
+    sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
     return kind(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
 
 
@@ -98,14 +98,13 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> P
     config = lora_config(
         model,
         args,
-        lora_dropout=args.lora_dropout,
         trainable_token_indices=token_rows,
         modules_to_save=["image_embedding"],
     )
     return get_peft_model(model, config)
 
 
-def check_continuing(adapter: Path, args: UnifiedTrainingArguments) -> None:
+def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:
     """Raise ValueError unless a run with `args` can go on with `adapter`; `continue_lora` compares its layers."""
     config, on_images = read_adapter_config(adapter), acts_on_images_only(adapter)
     if args.tuning != "lora":
@@ -125,7 +124,9 @@ def check_continuing(adapter: Path, args: UnifiedTrainingArguments) -> None:
             )
 
 
-def continue_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path) -> PeftModel:
+def continue_lora(
+    model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, adapter: Path
+) -> PeftModel:
     """`model` with its adapter, all of which goes on learning: updates and rows in float32, whatever the file holds.
 
     Raises ValueError where `args` names other layers than the adapter's.

@@ -1,0 +1,136 @@
+"""What a training has learnt by pictures seen: its curve, the power law through it, and the hours to a goal.
+
+    python eval/learning_curve.py --runs out/scenes-lora --goal 1.0 --out results/curve.json
+    python eval/learning_curve.py --runs out/stage1 out/stage2 --out results/curve.json \\
+        --scores 2000=results/geneval_2000.json 4000=results/geneval_4000.json --score_goal 0.9
+
+--runs are output folders (or checkpoints) of recipes/sft.py in the order in which they went on from each other; their
+image losses come from trainer_state.json. --scores are results of eval/ (GenEval, understanding) by the pictures a
+checkpoint had seen: their errors 1 - value get a power law of their own, without a floor. Hours are those of pictures
+at the median speed in the log. A power law says where a curve goes if it goes on like that, and nothing of what a
+lower learning rate at the end will give: points of a decay are left out with --until.
+
+Written are --out (JSON, also printed) and its picture, the same name with .png.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from unified.arguments import check_least, parse, run_main
+from unified.power_law import PowerLaw, fit_power_law
+from unified.results import read_headline, write_result
+
+STATE = "trainer_state.json"
+
+
+@dataclass
+class CurveArguments:
+    """Which curve, and where it is to lead."""
+
+    runs: list[str] = field(metadata={"help": "folders of recipes/sft.py, each going on from the one before"})
+    out: str = field(metadata={"help": "JSON to write; the picture lies beside it"})
+    scores: list[str] = field(default_factory=list, metadata={"help": "PICTURES=RESULT.json, of eval/"})
+    goal: float = field(default=1.0, metadata={"help": "image loss to reach, nats a code"})
+    score_goal: float = field(default=0.9, metadata={"help": "score to reach"})
+    skip: float = field(default=0.1, metadata={"help": "share of the pictures at the start that the law leaves out"})
+    until: float = field(default=0.0, metadata={"help": "pictures behind which it leaves points out; 0: none"})
+
+    def __post_init__(self) -> None:
+        check_least(self, goal=0, score_goal=0, skip=0, until=0)
+        if not self.out.endswith(".json"):
+            raise ValueError(f"--out {self.out} is no JSON; end it with .json")
+
+
+def read_log(run: str) -> list[dict[str, Any]]:
+    """The log of a run, finished or not; ValueError where there is none."""
+    folder = Path(run)
+    newest = get_last_checkpoint(run) if folder.is_dir() else None
+    path = next((p for p in (folder / STATE, Path(newest or run) / STATE) if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"{run} has no {STATE} and no checkpoint; give output folders of recipes/sft.py")
+    return json.loads(path.read_text(encoding="utf-8"))["log_history"]
+
+
+def read_losses(runs: list[str]) -> tuple[list[tuple[float, float]], float]:
+    """(pictures, image loss) of all runs one behind the other, and the median of pictures a second."""
+    points, rates, before = [], [], 0.0
+    for run in runs:
+        seen = [entry for entry in read_log(run) if "images_seen" in entry and "image_loss" in entry]
+        points += [(before + entry["images_seen"], entry["image_loss"]) for entry in seen]
+        rates += [entry["images_per_second"] for entry in seen]
+        before = points[-1][0] if points else 0.0
+    if not points:
+        raise ValueError(f"{', '.join(runs)}: no image losses in the log; train on drawings first")
+    return points, statistics.median(rates)
+
+
+def read_score(given: str) -> tuple[str, list[float]]:
+    """Metric, and pictures seen, value and standard error of `PICTURES=RESULT.json`."""
+    count, _, path = given.partition("=")
+    if not count.replace(".", "", 1).isdigit() or not Path(path).is_file():
+        raise ValueError(f"--scores {given}: give PICTURES=RESULT.json, the file being one of eval/'s")
+    metric, *found = read_headline(Path(path))
+    return metric, [float(count), *found]
+
+
+def outlook(law: PowerLaw, goal: float, seen: float, rate: float) -> dict[str, Any]:
+    """The law, and the pictures and hours from `seen` to `goal` by it."""
+    images = law.reaches(goal)
+    hours = None if images is None else max(0.0, images - seen) / rate / 3600
+    return asdict(law) | {"goal": goal, "images_at_goal": images, "hours_to_goal": hours}
+
+
+def draw(path: Path, losses: list[tuple[float, float]], law: PowerLaw, scores: dict[str, list[list[float]]]) -> None:
+    """Losses and scores over pictures seen, on logarithmic axes of pictures."""
+    import matplotlib.figure  # of the `demo` extra
+
+    figure = matplotlib.figure.Figure(figsize=(10, 3.8), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    xs = [x for x, _ in losses]
+    left.plot(*zip(*losses, strict=True), ".", label="training")
+    left.plot(xs, [law.at(x) for x in xs], label="power law")
+    left.set(xscale="log", xlabel="pictures seen", ylabel="image loss (nats a code)")
+    for name, points in scores.items():
+        count, value, error = zip(*points, strict=True)
+        right.errorbar(count, value, yerr=error, marker="o", label=name)
+    right.set(xlabel="pictures seen", ylabel="score", ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    (args,) = parse((CurveArguments,))
+    started = time.perf_counter()
+    losses, rate = read_losses(args.runs)
+    seen = losses[-1][0]
+    used = [point for point in losses if args.skip * seen <= point[0] <= (args.until or seen)]
+    law = fit_power_law(*zip(*used, strict=True)) if used else fit_power_law([], [])
+    found: dict[str, Any] = {"images_seen": seen, "images_per_second": rate}
+    found["law"] = outlook(law, args.goal, seen, rate) | {"points": losses}
+    scores: dict[str, list[list[float]]] = {}
+    for metric, point in map(read_score, args.scores):
+        scores.setdefault(metric, []).append(point)
+    for name, points in scores.items():
+        found[name] = {"points": sorted(points)}
+        if len({count for count, *_ in points}) > 1:
+            errors = fit_power_law([p[0] for p in points], [1 - p[1] for p in points], floor=0.0)
+            found[name] |= outlook(errors, 1 - args.score_goal, seen, rate) | {"goal": args.score_goal}
+    draw(Path(args.out).with_suffix(".png"), losses, law, {name: sorted(points) for name, points in scores.items()})
+    config = {name: value for name, value in asdict(args).items() if name != "out"}
+    whose = {"stderr": None, "tokenizer": None, "prompts_sha256": None, "seed": None}
+    found |= whose | {"seconds": time.perf_counter() - started}
+    record = write_result(Path(args.out), "image_loss", losses[-1][1], len(losses), args.runs[-1], config, **found)
+    print(json.dumps(record | {"law": {name: value for name, value in record["law"].items() if name != "points"}}))
+
+
+if __name__ == "__main__":
+    run_main(main)

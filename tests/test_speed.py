@@ -1,0 +1,68 @@
+"""The speed record of a training: what was counted is what a step does, and nothing else is left behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unified import UnifiedForCausalLM
+from unified.speed import gemm_rate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def measure(
+    run_script: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    toy_checkpoint: Path,
+    toy_rows: Callable[[str], Path],
+    tmp_path: Path,
+) -> Callable[..., dict[str, Any]]:
+    """The record of recipes/sft.py on a toy."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def run(kinds: str, *changes: object, steps: int = 4) -> dict[str, Any]:
+        out = tmp_path / "out"
+        command = ["--config", ROOT / "recipes/configs/tiny.yaml", "--model", toy_checkpoint, "--output_dir", out]
+        command += ["--train_files", toy_rows(kinds), "--speed_steps", steps]
+        assert run_script("recipes/sft.py", *command, *changes) == 0
+        assert not list(out.glob("checkpoint-*")) and not list(out.glob("*.safetensors"))
+        return json.loads((out / "speed.json").read_text())
+
+    return run
+
+
+def flop_per_position(record: dict[str, Any]) -> float:
+    return record["gflops"] * 1e9 / record["positions_per_second"]
+
+
+def test_operations_are_those_of_the_weights(measure: Callable[..., dict[str, Any]], toy_checkpoint: Path) -> None:
+    backbone = UnifiedForCausalLM.from_pretrained(toy_checkpoint).model.language_model
+    weights = sum(layer.weight.numel() for layer in backbone.modules() if isinstance(layer, nn.Linear))
+    full = measure("dddd" * 4, "--tuning", "full")
+    assert 6 * weights < flop_per_position(full) < 12 * weights  # forward, both gradients; head and attention
+    align = measure("dddd" * 4, "--tuning", "align")  # no gradients of weights
+    assert 4 * weights < flop_per_position(align) < flop_per_position(full) - weights
+    assert full["n"] == align["n"] == 2 and full["metric"] == "images_per_second"
+    assert full["value"] > 0 and full["gemm_gflops"] > 0
+    assert full["share_of_gemm"] == pytest.approx(full["gflops"] / full["gemm_gflops"])
+
+
+def test_images_that_are_learnt_and_positions_that_run_are_counted(measure: Callable[..., dict[str, Any]]) -> None:
+    drawn = measure("dddd" * 4, steps=2)
+    assert drawn["value"] * drawn["step_seconds"] == pytest.approx(4)  # the configuration's batch
+    assert measure("aaaa" * 4, steps=2)["value"] == 0  # images are read, answers learnt
+    positions = []
+    for fraction in (0.5, 1.0):
+        record = measure("dddd" * 4, "--last_scale_fraction", fraction, "--caption_dropout", 0, steps=2)
+        positions.append(record["positions_per_second"] * record["step_seconds"])
+    assert positions[1] - positions[0] == pytest.approx(4 * 2)  # two of an image's four last codes
+
+
+def test_products_have_a_rate() -> None:
+    assert gemm_rate(64, 32, 48, torch.float32, torch.device("cpu")) > 1e6
