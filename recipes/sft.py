@@ -104,7 +104,9 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     args.max_steps = WARM_UP + args.speed_steps
     trainer = build_trainer(model_args, data_args, args)
-    trainer.add_callback(Speed(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps))
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = halves.get(trainer.accelerator.mixed_precision, trainer.core.dtype)
+    trainer.add_callback(Speed(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps, dtype))
     trainer.train()
 
 

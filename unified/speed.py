@@ -63,6 +63,7 @@ class Speed(TrainerCallback):
     name: str
     folder: Path
     steps: int
+    dtype: torch.dtype  # of the training's products, which `accelerate launch` may have set
     work: list[Work] = field(default_factory=list)
     gemms: list[float] = field(default_factory=list)
 
@@ -110,8 +111,7 @@ class Speed(TrainerCallback):
     def products(self, args: TrainingArguments, rows: int) -> float:
         """FLOP/s of the backbone's widest products at so many rows, in the training's precision."""
         config = self.core.config.text_config
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else self.core.dtype
-        return gemm_rate(rows, config.hidden_size, config.intermediate_size, dtype, args.device)
+        return gemm_rate(rows, config.hidden_size, config.intermediate_size, self.dtype, args.device)
 
     def write(self, args: TrainingArguments) -> dict[str, Any]:
         """Write and return the record."""
@@ -125,7 +125,7 @@ class Speed(TrainerCallback):
         found |= {"positions_per_second": positions / seconds, "gflops": rate / 1e9, "gemm_gflops": gemm / 1e9}
         batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         config: dict[str, Any] = {"batch": batch, "accumulation": accumulated}
-        config |= {"bf16": args.bf16, "device": str(args.device), "threads": torch.get_num_threads()}
+        config |= {"dtype": str(self.dtype), "device": str(args.device), "threads": torch.get_num_threads()}
         return write_result(
             self.folder / "speed.json",
             "images_per_second",
