@@ -20,13 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from unified.arguments import check_least, parse, run_main
+from unified.files import whole
 from unified.power_law import PowerLaw, fit_power_law
-from unified.results import read_headline, write_result
-
-STATE = "trainer_state.json"
+from unified.report import read_results
+from unified.results import write_result
+from unified.training_log import STATE, read_logs
 
 
 @dataclass
@@ -47,27 +46,20 @@ class CurveArguments:
             raise ValueError(f"--out {self.out} is no JSON; end it with .json")
 
 
-def read_log(run: str) -> list[dict[str, Any]]:
-    """The log of a run, finished or not; ValueError where there is none."""
-    folder = Path(run)
-    newest = get_last_checkpoint(run) if folder.is_dir() else None
-    path = next((p for p in (folder / STATE, Path(newest or run) / STATE) if p.is_file()), None)
-    if path is None:
-        raise ValueError(f"{run} has no {STATE} and no checkpoint; give output folders of recipes/sft.py")
-    return json.loads(path.read_text(encoding="utf-8"))["log_history"]
-
-
 def read_losses(runs: list[str]) -> tuple[list[tuple[float, float]], float]:
-    """(pictures, image loss) of all runs one behind the other, and the median of pictures a second."""
-    points, rates, before = [], [], 0.0
+    """(pictures, image loss) of all runs one behind the other, and the median of pictures a second.
+
+    Raises ValueError where a run has no log, or none of them has drawn.
+    """
     for run in runs:
-        seen = [entry for entry in read_log(run) if "images_seen" in entry and "image_loss" in entry]
-        points += [(before + entry["images_seen"], entry["image_loss"]) for entry in seen]
-        rates += [entry["images_per_second"] for entry in seen]
-        before = points[-1][0] if points else 0.0
-    if not points:
+        if not read_logs([Path(run)]):
+            raise ValueError(f"{run} has no {STATE} and no checkpoint; give output folders of recipes/sft.py")
+    log = read_logs(map(Path, runs))
+    seen = [entry for entry in log if "images_seen" in entry and "image_loss" in entry]
+    if not seen:
         raise ValueError(f"{', '.join(runs)}: no image losses in the log; train on drawings first")
-    return points, statistics.median(rates)
+    rate = statistics.median(entry["images_per_second"] for entry in seen)
+    return [(entry["images_seen"], entry["image_loss"]) for entry in seen], rate
 
 
 def read_score(given: str) -> tuple[str, list[float]]:
@@ -75,8 +67,8 @@ def read_score(given: str) -> tuple[str, list[float]]:
     count, _, path = given.partition("=")
     if not count.replace(".", "", 1).isdigit() or not Path(path).is_file():
         raise ValueError(f"--scores {given}: give PICTURES=RESULT.json, the file being one of eval/'s")
-    metric, *found = read_headline(Path(path))
-    return metric, [float(count), *found]
+    (result,) = read_results([Path(path)])
+    return result.metric, [float(count), result.value, result.details.get("stderr") or 0.0]
 
 
 def outlook(law: PowerLaw, goal: float, seen: float, rate: float) -> dict[str, Any]:
@@ -104,7 +96,8 @@ def draw(path: Path, losses: list[tuple[float, float]], law: PowerLaw, scores: d
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.savefig(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArgu
 from unified.files import write_text
 from unified.rows import claim_folder
 from unified.steps import run_step
+from unified.training_log import read_logs
 
 COLUMNS = {
     "eval_image_loss": "image loss",
@@ -93,7 +94,7 @@ def run_trial(args: CompareArguments, name: str, seed: int) -> dict[str, Any]:
     told = training_flags(args, name, seed, trained)
     command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/sft.py", *told]
     run_step(folder / "done" / "train", folder.name, command, again=True)
-    history = json.loads((trained / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    history = read_logs([trained])
     last = {key: value for entry in history for key, value in entry.items()}
     rates = sorted(entry["images_per_second"] for entry in history if "images_per_second" in entry)
     kept = {key: value for key, value in last.items() if key.startswith("eval_") and key.endswith("_loss")}

@@ -45,16 +45,9 @@ from trl.trainer.utils import use_adapter
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
-from unified.loading import FROZEN, checkpoint_of, frozen_weights
+from unified.loading import FROZEN, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import (
-    check_continuing,
-    continue_lora,
-    lora_config,
-    newest_checkpoint,
-    prepare_full,
-    write_samples,
-)
+from unified.trainer import continue_lora, lora_config, newest_checkpoint, prepare_full, start_of, write_samples
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -139,9 +132,7 @@ class Complete(TrainerCallback):
 
 def check(args: DpoArguments) -> Path:
     """The checkpoint that is trained or whose adapter is; ValueError for settings that cannot be honoured."""
-    if is_adapter(args.model):
-        check_continuing(Path(args.model), args)
-    checkpoint = checkpoint_of(args.model)
+    checkpoint = start_of(args.model, args)
     if not args.train_files:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
     if args.eval_files and args.held_out_share:

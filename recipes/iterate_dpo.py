@@ -21,13 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
-from unified.loading import checkpoint_of
 from unified.rows import claim_folder
 from unified.steps import run_step
-from unified.trainer import check_continuing
+from unified.trainer import start_of
 
 
 @dataclass
@@ -129,9 +127,7 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
-    checkpoint_of(args.model)
-    if is_adapter(args.model):
-        check_continuing(Path(args.model), run)
+    start_of(args.model, run)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

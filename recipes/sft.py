@@ -31,9 +31,8 @@ from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.adapters import is_adapter
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
-from unified.loading import checkpoint_of
 from unified.speed import WARM_UP, Speed
-from unified.trainer import UnifiedTrainer, check_continuing, newest_checkpoint, prepare
+from unified.trainer import UnifiedTrainer, newest_checkpoint, prepare, start_of
 
 
 class StopAfter(TrainerCallback):
@@ -75,10 +74,7 @@ def build_trainer(
     set_seed(args.seed)
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
-    adapter = Path(model_args.model) if is_adapter(model_args.model) else None
-    if adapter is not None:
-        check_continuing(adapter, args)
-    checkpoint = checkpoint_of(model_args.model)
+    checkpoint = start_of(model_args.model, args)
     model = load_model(checkpoint, model_args, data_args.max_length)
     processor = AutoProcessor.from_pretrained(checkpoint)
     fraction = data_args.last_scale_fraction
@@ -89,7 +85,7 @@ def build_trainer(
         if datasets[-1] is not None:
             datasets[-1].check_lengths(data_args.max_length, fraction)
     return UnifiedTrainer(
-        model=prepare(model, args, adapter),
+        model=prepare(model, args, Path(model_args.model) if is_adapter(model_args.model) else None),
         args=args,
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
@@ -113,14 +109,14 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
 def main() -> None:
     model_args, data_args, args = parse((ModelArguments, DataArguments, UnifiedTrainingArguments))
     if args.speed_steps:
-        return measure_speed(model_args, data_args, args)
+        measure_speed(model_args, data_args, args)
+        return
     trainer = build_trainer(model_args, data_args, args)
     trainer.train(resume_from_checkpoint=newest_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
     trainer.accelerator.end_training()
-    return None
 
 
 if __name__ == "__main__":

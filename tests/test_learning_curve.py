@@ -23,7 +23,8 @@ def write_run(folder: Path, start: int, count: int, finished: bool) -> Path:
 
 
 def write_score(path: Path, value: float) -> Path:
-    path.write_text(json.dumps({"metric": "geneval", "value": value, "stderr": 0.02}))
+    record = {"metric": "geneval", "value": value, "n": 240, "stderr": 0.02, "model": "out/a", "config": {}}
+    path.write_text(json.dumps(record))
     return path
 
 
@@ -70,7 +71,7 @@ def test_scores_have_their_own_law(curve: Callable[..., dict[str, Any]], tmp_pat
     ("changes", "words"),
     [
         (["--runs", "/nowhere"], "/nowhere has no trainer_state.json"),
-        (["--scores", f"10={__file__}"], "is no record of eval/"),
+        (["--scores", f"10={__file__}"], "test_learning_curve.py is not JSON"),
         (["--scores", "many=x.json"], "many=x.json: give PICTURES=RESULT.json"),
         (["--out", "curve.txt"], "end it with .json"),
         (["--skip", "1.5"], "too few for a power law"),

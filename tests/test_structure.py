@@ -28,10 +28,10 @@ ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
     **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
-    "power_law": "",
+    **{room: "" for room in ("power_law", "training_log")},
     "glyphs": "",
     "jsonl": "",
-    "steps": "files",
+    "steps": "files training_log",
     "pictures": "files",
     "vq_data": "pictures",
     # data on disk and what Scenes say

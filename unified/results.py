@@ -39,15 +39,6 @@ def share_stderr(share: float, n: int) -> float:
     return (share * (1 - share) / n) ** 0.5
 
 
-def read_headline(path: Path) -> tuple[str, float, float]:
-    """Metric, value and standard error (0 where it has none) of a record; ValueError where `path` is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record["metric"], float(record["value"]), float(record["stderr"] or 0.0)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no record of eval/; give one that a script there has written") from None
-
-
 def write_result(
     path: Path | None,
     metric: str,

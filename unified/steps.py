@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from unified.files import write_text
+from unified.training_log import read_logs
 
 # glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -67,18 +66,7 @@ class Job:
 
     def log(self) -> list[dict[str, float]]:
         """HF's `log_history` of all trainings in the folder, images seen counted on from one to the next."""
-        entries: list[dict[str, float]] = []
-        for stage in sorted(path for path in self.out.iterdir() if path.is_dir()):
-            path = stage / "trainer_state.json"
-            if not path.exists():  # a stage that was stopped: what its newest checkpoint knows
-                path = Path(get_last_checkpoint(stage) or stage) / "trainer_state.json"
-            if not path.exists():
-                continue
-            before = max((entry.get("images_seen", 0.0) for entry in entries), default=0.0)
-            for entry in json.loads(path.read_text(encoding="utf-8"))["log_history"]:
-                shifted = {"images_seen": entry["images_seen"] + before} if "images_seen" in entry else {}
-                entries.append(entry | shifted)
-        return entries
+        return read_logs(sorted(path for path in self.out.iterdir() if path.is_dir()))
 
 
 def render_and_encode(job: Job, name: str, vq: str, flags: Sequence[str]) -> Path:

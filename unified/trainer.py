@@ -14,12 +14,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
-from unified.adapters import acts_on_images_only, read_adapter_config
+from unified.adapters import acts_on_images_only, is_adapter, read_adapter_config
 from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
 from unified.image_lora import ImageLoraConfig
-from unified.loading import FROZEN, check_weights, frozen_weights
+from unified.loading import FROZEN, check_weights, checkpoint_of, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.pictures import write_picture
 from unified.processing import UnifiedProcessor
@@ -102,6 +102,16 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> P
         modules_to_save=["image_embedding"],
     )
     return get_peft_model(model, config)
+
+
+def start_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
+    """The checkpoint that a run from `model` loads, which is its base where it is an adapter.
+
+    Raises ValueError as `checkpoint_of`, and for an adapter with which a run with `args` cannot go on.
+    """
+    if is_adapter(model):
+        check_continuing(Path(model), args)
+    return checkpoint_of(model)
 
 
 def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:

@@ -1,0 +1,29 @@
+"""What trainings have logged, finished or not, as one log."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+STATE = "trainer_state.json"
+
+
+def read_logs(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """HF's `log_history` of these trainings, images seen counted on from one to the next; nothing of a folder without.
+
+    Of a training that was stopped it is what its newest checkpoint knows.
+    """
+    entries: list[dict[str, Any]] = []
+    for folder in folders:
+        path = folder / STATE
+        if not path.exists() and folder.is_dir():
+            path = Path(get_last_checkpoint(folder) or folder) / STATE
+        if not path.exists():
+            continue
+        before = max((entry.get("images_seen", 0.0) for entry in entries), default=0.0)
+        for entry in json.loads(path.read_text(encoding="utf-8"))["log_history"]:
+            shifted = {"images_seen": entry["images_seen"] + before} if "images_seen" in entry else {}
+            entries.append(entry | shifted)
+    return entries
