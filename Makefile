@@ -1,9 +1,9 @@
-# make venv, test, lint, demo, demo-full, teach: each makes .venv first where it is missing or outdated.
+# make venv, test, lint, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: venv test lint demo demo-full teach
+.PHONY: venv test lint demo demo-scratch demo-full
 
 venv: $(STAMP)
 
@@ -30,10 +30,10 @@ lint: venv
 	$(BIN)/mypy
 
 demo: venv
-	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo.yaml
+	$(BIN)/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
+
+demo-scratch: venv
+	$(BIN)/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch.yaml
 
 demo-full: venv
-	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_full.yaml
-
-teach: venv
-	$(BIN)/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
+	$(BIN)/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch_full.yaml

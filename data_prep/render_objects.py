@@ -1,4 +1,4 @@
-"""Render the demo's "your own pictures": objects that no model trained on Scenes has seen, with captions.
+"""Render `make demo`'s "your own pictures": objects that no model trained on Scenes has seen, with captions.
 
     python data_prep/render_objects.py --out data/objects
     python data_prep/render_objects.py --out data/objects --colours red,blue --no_pairs --prompts data/objects.jsonl

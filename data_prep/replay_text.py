@@ -6,7 +6,7 @@ Greedy, in bf16, left-padded batches, the recipes' own system prompt. Of the pro
 out: `--split heldout` answers those. Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits
 every image tokenizer); a run that was stopped goes on after the last. An answer that --max-new-tokens cuts off is
 shortened to its last whole sentence and dropped when there is none: the model must not learn to stop half-way.
-The demo reads the JSONL file in the repository instead of running this.
+data_prep/replay/ holds what it wrote for SmolLM2; the recipes read that instead of running this.
 """
 
 import json

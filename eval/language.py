@@ -1,6 +1,6 @@
 """How far has a tuned model's language moved from its base? Mean KL per token and greedy agreement on held-out chats.
 
-    python eval/language.py --base out/smollm2 --model out/demo/demo_sft --out results/language.json
+    python eval/language.py --base out/smollm2 --model weights/scenes-smollm2 --out results/language.json
     python eval/language.py --base MY_LLM --model out/mine --chats my_heldout.jsonl --limit 200
 
 Chats are JSONL rows of messages that end with an assistant's answer (data_prep/replay_text.py --split heldout makes
@@ -41,7 +41,7 @@ class LanguageArguments:
     """What is compared."""
 
     base: str = field(default="out/smollm2", metadata={"help": "text model before it was extended"})
-    model: str = field(default="out/demo/demo_sft", metadata={"help": "tuned checkpoint or adapter"})
+    model: str = field(default="weights/scenes-smollm2", metadata={"help": "tuned checkpoint or adapter"})
     chats: str = field(default="data_prep/replay/smollm2_heldout.jsonl", metadata={"help": "JSONL of held-out chats"})
     limit: int = field(default=50, metadata={"help": "chats that are compared, the file's first"})
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})

@@ -1,6 +1,6 @@
 """Seconds per image: scale by scale on one cache, against the same backbone writing as many codes one by one.
 
-    python eval/sampling_speed.py --model out/demo/demo_sft --out results/speed.json
+    python eval/sampling_speed.py --model weights/scenes-smollm2 --out results/speed.json
 
 Both in one run, in turns, medians of --repeats. The raster twin is the same backbone with the same union vocabulary
 and weights, run by Hugging Face's own `generate` with its sampling restricted to image ids; what it writes is no
@@ -32,7 +32,7 @@ from unified.results import prompts_digest, write_result
 class SpeedArguments:
     """What is timed."""
 
-    model: str = field(default="out/demo/demo_sft", metadata={"help": "checkpoint or adapter"})
+    model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
     prompt: str = field(default="a photo of a red apple", metadata={"help": "drawn again and again"})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "images drawn at once"})
     repeats: int = field(default=5, metadata={"help": "runs per setting, of which the median counts"})

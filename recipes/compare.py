@@ -137,7 +137,11 @@ def main() -> None:
     if not args.trials:
         raise ValueError("trials is empty; name at least one, for instance {as_it_is: {}}")
     for name in args.trials:  # a mistake in the last one is found now, not after hours of the others
-        parse((ModelArguments, DataArguments, UnifiedTrainingArguments), training_flags(args, name, 0, Path(args.out)))
+        told = training_flags(args, name, 0, Path(args.out))
+        try:
+            parse((ModelArguments, DataArguments, UnifiedTrainingArguments), told)
+        except ValueError as error:
+            raise ValueError(f"trial {name!r}: {error}") from None
     results = []
     for seed in args.seeds:
         for name in args.trials:

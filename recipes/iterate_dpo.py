@@ -17,6 +17,7 @@ error; the best model's folder is printed at the end.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ class IterateArguments:
     run: str = field(metadata={"help": "YAML of recipes/dpo.py"})
     rounds: int = field(default=4, metadata={"help": "rounds at most"})
     prompts: int = field(default=360, metadata={"help": "prompts a round draws for"})
+    tags: list[str] = field(default_factory=list, metadata={"help": "tasks of these prompts; empty: all six"})
     classes: list[str] = field(default_factory=list, metadata={"help": "objects in prompts; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours in prompts; empty: all ten"})
     samples: int = field(default=8, metadata={"help": "pictures for each of them"})
@@ -68,11 +70,14 @@ def step(folder: Path, name: str, command: list[str]) -> None:
     run_step(folder / "done" / name, f"{folder.name} {name}", command)
 
 
-def write_prompts(args: IterateArguments, folder: Path, split: str, count: int, seed: int) -> Path:
+def write_prompts(
+    args: IterateArguments, folder: Path, split: str, count: int, seed: int, tags: Sequence[str] = ()
+) -> Path:
     """A prompt set of a split; returns its file."""
     path = folder / f"{split}.jsonl"
     command = ["eval/write_prompts.py", "--out", str(path), "--count", str(count), "--seed", str(seed)]
     command += ["--split", split]
+    command += ["--tags", *tags] if tags else []
     command += ["--classes", *args.classes] if args.classes else []
     command += ["--colours", *args.colours] if args.colours else []
     step(folder, f"prompts_{split}", command)
@@ -81,7 +86,7 @@ def write_prompts(args: IterateArguments, folder: Path, split: str, count: int, 
 
 def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -> Path:
     """Pairs of pictures the model draws; returns their folder."""
-    prompts = write_prompts(args, folder, "train", args.prompts, args.seed + number)
+    prompts = write_prompts(args, folder, "train", args.prompts, args.seed + number, args.tags)
     command = ["data_prep/build_preferences.py", "--model", model, "--prompts", str(prompts)]
     command += ["--out", str(folder / "pairs"), "--samples", str(args.samples), "--scorer", args.scorer]
     command += ["--max_pairs", str(args.max_pairs), "--min_gap", str(args.min_gap), "--detector", args.detector]

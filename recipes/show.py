@@ -1,21 +1,21 @@
 """Ask a trained Scenes model in text, about a picture and for pictures, and write `out_dir/index.html`.
 
-python recipes/show.py --config recipes/configs/smollm2_scenes/demo.yaml --model out/demo/demo_sft
+python recipes/show.py --config recipes/configs/smollm2_scenes/scratch.yaml --model out/demo-scratch/scratch_sft
 
-Called by recipes/demo.py as its last step; alone it makes the page of any checkpoint, also of a training that was
+Called by recipes/scratch.py as its last step; alone it makes the page of any checkpoint, also of a training that was
 stopped: `--model out/demo-full/2_sft/checkpoint-300`.
 """
 
 import numpy as np
 
-from unified.arguments import DemoArguments, ModelArguments, parse, run_main
+from unified.arguments import ModelArguments, ScratchArguments, parse, run_main
 from unified.arrangement import tidy
 from unified.chat import Chat
 from unified.drawing import contact_sheet, draw_by_scale
 from unified.files import write_text
 from unified.generation import ImageSampling
 from unified.loading import load
-from unified.page import DemoPage
+from unified.page import ModelPage
 from unified.pictures import write_picture
 from unified.scenes import CLASSES, sample_scene
 from unified.showing import Query, about_scene, converse
@@ -24,7 +24,7 @@ from unified.steps import Job
 STRIPS = 8  # prompts whose pictures are shown scale by scale
 
 
-def queries(args: DemoArguments) -> list[Query]:
+def queries(args: ScratchArguments) -> list[Query]:
     """A text question, then one about a picture that is rendered for it."""
     rng = np.random.default_rng(args.seed)
     subject = next(name for name in args.classes or CLASSES if name in args.image_question)
@@ -33,7 +33,7 @@ def queries(args: DemoArguments) -> list[Query]:
 
 
 def main() -> None:
-    args, model_args = parse((DemoArguments, ModelArguments))
+    args, model_args = parse((ScratchArguments, ModelArguments))
     job = Job(args.out_dir)
     model, processor = load(model_args.model)
     sampling = ImageSampling(temperature=args.temperature, top_k=args.top_k, guidance=args.guidance)
@@ -44,7 +44,7 @@ def main() -> None:
     log = job.log()
     seen = max((entry.get("images_seen", 0.0) for entry in log), default=0.0)
     domain = ", ".join(args.classes) if args.classes else f"{len(CLASSES)} object classes"
-    page = DemoPage(
+    page = ModelPage(
         title="A language model that has learnt to paint",
         facts=[
             f"SmolLM2-135M-Instruct, fine-tuned on {int(seen)} rendered pictures on this machine's CPU.",

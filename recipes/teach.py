@@ -1,6 +1,6 @@
 """Teach a trained model more: objects it has never seen, in about ten minutes, and what it knew is measured again.
 
-make teach       .venv/bin/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
+make demo        .venv/bin/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
 
 It starts from a LoRA adapter, by default weights/scenes-smollm2, and makes the adapter's base where that is missing.
 Before and after, the model is asked, draws fixed prompts scale by scale, and is scored on what it is to learn
@@ -46,7 +46,7 @@ class TeachArguments:
     """What is taught to whom, and what is asked before and after."""
 
     start: str = field(default="weights/scenes-smollm2", metadata={"help": "LoRA adapter that goes on learning"})
-    out_dir: str = field(default="out/teach", metadata={"help": "folder for everything; a second run goes on there"})
+    out_dir: str = field(default="out/demo", metadata={"help": "folder for everything; a second run goes on there"})
     llm: str = field(default="out/smollm2", metadata={"help": "where SmolLM2 lies or is put, if a base is to be made"})
     vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer, of the base too"})
     run: str = field(

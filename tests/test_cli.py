@@ -222,7 +222,7 @@ def test_readme_snippet_runs_and_its_tree_is_whole(
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
-    exec(snippet.replace("out/demo/demo_sft", str(model_dir)), {})
+    exec(snippet.replace("weights/scenes-smollm2", str(model_dir)), {})
     assert Image.open(tmp_path / "cat.png").size == (16, 16)
     rooms = re.findall(r"^  (\w+\.py) ", readme, re.MULTILINE)
     assert sorted(rooms) == sorted(path.name for path in (ROOT / "unified").glob("[!_]*.py"))

@@ -71,6 +71,15 @@ def test_rounds_go_on_from_the_better_model_until_one_does_not_help(
     assert (best["round"], best["model"]) == (1, tuned[0])
 
 
+def test_tasks_are_those_of_the_rounds_and_not_of_what_is_measured(iterate: Callable[..., int]) -> None:
+    world = RoundsWorld([0.4, 0.4])
+    assert iterate(world, "--tags", "colors", "position") == 0
+    held_out, drawn_for = (words for name, _, words in world.commands if name == "write_prompts")
+    assert "--tags" not in held_out
+    place = drawn_for.index("--tags")
+    assert drawn_for[place + 1 : place + 3] == ["colors", "position"]
+
+
 def test_rounds_are_limited(iterate: Callable[..., int], tmp_path: Path) -> None:
     assert iterate(RoundsWorld([0.1, 0.2, 0.3, 0.4]), "--rounds", 2) == 0
     assert len(rounds(tmp_path / "out")) == 3

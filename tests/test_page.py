@@ -1,8 +1,8 @@
-"""The demo's page: what goes in can be found on it, and nothing in it runs."""
+"""A model's page: what goes in can be found on it, and nothing in it runs."""
 
 from PIL import Image
 
-from unified.page import DemoPage, Turn
+from unified.page import ModelPage, Turn
 
 
 def page(**changes: object) -> str:
@@ -17,7 +17,7 @@ def page(**changes: object) -> str:
         "log": log,
         "steps": [{"step": "encode", "seconds": 3.5, "command": "python x.py"}],
     }
-    return DemoPage(**(settings | changes)).html()
+    return ModelPage(**(settings | changes)).html()
 
 
 def test_everything_is_on_the_page() -> None:

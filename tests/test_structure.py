@@ -28,7 +28,7 @@ ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
     **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
-    **{room: "" for room in ("power_law", "training_log")},
+    **{room: "" for room in ("power_law", "training_log", "diversity")},
     "glyphs": "",
     "jsonl": "",
     "steps": "files training_log",
@@ -66,6 +66,7 @@ ALLOWED = {
     "chat": "generation layout messages modeling pictures processing",
     "showing": "chat drawing files glyphs new_objects page pictures scenes",
     "speed": "modeling results",
+    "modality": "modeling processing vocabulary",
     "trainer": "adapters arguments drawing generation image_lora loading modeling pictures processing",
     "answering": "files layout messages modeling processing",
     "variants": "drawing generation layout modeling processing",

@@ -267,10 +267,10 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
 
 
 @dataclass
-class DemoArguments:
-    """One run of recipes/demo.py: which scenes are rendered, how they are trained on, what is asked at the end."""
+class ScratchArguments:
+    """One run of recipes/scratch.py: which scenes are rendered, how they are trained on, what is asked at the end."""
 
-    out_dir: str = _arg("out/demo", "everything the demo makes; a second run continues where the first one stopped")
+    out_dir: str = _arg("out/demo-scratch", "folder for everything; a second run continues where the first stopped")
     llm: str = _arg("out/smollm2", "where the converted SmolLM2 lies or is put")
     vq: str = _arg("weights/scenes-vq", "image tokenizer")
     classes: list[str] = _arg([], "object classes of the scenes; empty: all 68")
@@ -283,7 +283,7 @@ class DemoArguments:
     eval_scenes: int = _arg(128, "scenes rendered for evaluation, with other seeds")
     sft_configs: list[str] = _arg([], "YAMLs of recipes/sft.py, run one after the other, each from the one before")
     question: str = _arg("What is the capital of France?", "text question asked at the end")
-    image_question: str = _arg("What color is the apple?", "question about a picture that the demo renders")
+    image_question: str = _arg("What color is the apple?", "question about a picture that is rendered for it")
     prompts: list[str] = _arg([], "prompts drawn at the end")
     guidance: float = _arg(3.0, "classifier-free guidance of these pictures")
     temperature: float = _arg(0.7, "temperature of these pictures")

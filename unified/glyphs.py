@@ -28,8 +28,8 @@ CLASSES: dict[str, str] = {
     "toilet": "🚽", "toothbrush": "🪥", "traffic light": "🚦", "train": "🚂", "truck": "🚛", "tv": "📺",
     "umbrella": "☂", "vase": "🏺", "wine glass": "🍷", "zebra": "🦓",
 }  # fmt: skip
-# Not in Scenes, so that no model trained on Scenes has seen them: the demo's "your own pictures". Of the 67 that were
-# looked at, these are among the best recognised behind the Scenes tokenizer, which has not seen them either.
+# Not in Scenes, so that no model trained on Scenes has seen them: "your own pictures" of `make demo`. Of the 67 that
+# were looked at, these are among the best recognised behind the Scenes tokenizer, which has not seen them either.
 NEW_OBJECTS: dict[str, str] = {"star": "⭐", "heart": "❤", "key": "🔑", "flag": "🚩", "sock": "🧦", "leaf": "🍁"}
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 35), "orange": (255, 140, 0), "yellow": (255, 228, 30), "green": (40, 165, 60),

@@ -1,4 +1,4 @@
-"""The demo's page: pictures with prompts, the chat, loss curves and timings in one self-contained HTML file."""
+"""The page of a model: pictures with prompts, the chat, loss curves and timings in one self-contained HTML file."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class DemoPage:
+class ModelPage:
     """What the page shows.
 
     drawings: (prompt, picture); strips: (prompt, its picture after each scale); log: HF's `log_history` of all stages;

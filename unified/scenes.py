@@ -175,8 +175,9 @@ def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) if len(known) > 10 else known
-            raise ValueError(f"unknown {kind} {name!r} in this split: take one of {', '.join(near or known)}")
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) if len(known) > 10 else []
+            valid = f"the nearest of {len(known)} are {', '.join(near)}" if near else f"take one of {', '.join(known)}"
+            raise ValueError(f"unknown {kind} {name!r} in this split: {valid}")
 
 
 def pick(rng: Rng, choices: Sequence[Item], what: str) -> Item:

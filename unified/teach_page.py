@@ -71,7 +71,7 @@ class TeachPage:
     summary: one sentence below the title; facts: small print; shown: (caption, picture) of what it was taught with;
     new, known: drawings of what it was taught, and of what it knew; strips: (prompt, its picture after each scale);
     scales: their sizes in words; new_scores, known_scores: the headline first, then its parts; log, steps: as for
-    `page.DemoPage`.
+    `page.ModelPage`.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""recipes/demo.py and recipes/show.py: the steps of the demo, and its page made by a toy; nothing is trained."""
+"""recipes/scratch.py and recipes/show.py: the steps from nothing, and the page made by a toy; nothing is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ from fake_steps import World
 
 from unified import steps
 
-CONFIG = ROOT / "recipes/configs/smollm2_scenes/demo.yaml"
-FULL = ROOT / "recipes/configs/smollm2_scenes/demo_full.yaml"
+CONFIG = ROOT / "recipes/configs/smollm2_scenes/scratch.yaml"
+FULL = ROOT / "recipes/configs/smollm2_scenes/scratch_full.yaml"
 
 
 class ScenesWorld(World):
@@ -38,21 +38,21 @@ def scripts(world: World) -> list[str]:
 def test_the_steps_follow_each_other_and_only_the_page_is_made_again(
     world: World, run_script: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert run_script("recipes/demo.py", "--config", FULL, "--out_dir", tmp_path) == 0
+    assert run_script("recipes/scratch.py", "--config", FULL, "--out_dir", tmp_path) == 0
     render, encode, train = "data_prep/render_scenes.py", "data_prep/encode_images.py", "recipes/sft.py"
     order = ["data_prep/convert_smollm2.py", render, encode, render, encode, "unified.cli", train, train]
     assert scripts(world) == [*order, "recipes/show.py"]
     models = [flags["--model"] for _, flags, _ in world.commands if "--model" in flags]
     assert models == [str(tmp_path / name) for name in ("extended", "1_align", "2_sft")]
     assert world.commands[-2][2].count(steps.REPLAY) == 40
-    assert run_script("recipes/demo.py", "--config", FULL, "--out_dir", tmp_path) == 0
+    assert run_script("recipes/scratch.py", "--config", FULL, "--out_dir", tmp_path) == 0
     assert scripts(world)[9:] == ["recipes/show.py"]
 
 
 def test_every_command_is_one_its_script_understands(
     world: World, run_script: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert run_script("recipes/demo.py", "--config", CONFIG, "--out_dir", tmp_path) == 0
+    assert run_script("recipes/scratch.py", "--config", CONFIG, "--out_dir", tmp_path) == 0
     world.check_understood("extend")
 
 

@@ -1,7 +1,7 @@
-"""The whole of `unified` on one machine: SmolLM2 learns to paint Scenes, then is asked, and a page shows it.
+"""The whole of `unified` from nothing: SmolLM2 learns to paint Scenes, then is asked, and a page shows it.
 
-make demo        .venv/bin/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo.yaml
-make demo-full   .venv/bin/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_full.yaml
+make demo-scratch   .venv/bin/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch.yaml
+make demo-full      .venv/bin/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch_full.yaml
 
 Steps: convert the LLM, render scenes, encode them, extend the vocabulary, fine-tune, ask, write
 `out_dir/index.html`. Every step is one of the project's own commands and is printed before it runs. A step that is
@@ -11,11 +11,11 @@ done is not done again, and a fine-tuning that was stopped goes on from its newe
 import sys
 from pathlib import Path
 
-from unified.arguments import DemoArguments, parse, run_main
+from unified.arguments import ScratchArguments, parse, run_main
 from unified.steps import REPLAY, Job, fine_tune, render_and_encode
 
 
-def scenes(args: DemoArguments, job: Job, split: str, count: int, seed: int) -> Path:
+def scenes(args: ScratchArguments, job: Job, split: str, count: int, seed: int) -> Path:
     """Scenes of one split as encoded rows; returns their folder."""
     flags = ["--count", str(count), "--seed", str(seed), "--layout", args.layout, "--kinds", args.kinds]
     flags += ["--preview", str(job.out / f"scenes_{split}.png")]
@@ -25,7 +25,7 @@ def scenes(args: DemoArguments, job: Job, split: str, count: int, seed: int) -> 
     return render_and_encode(job, split, args.vq, flags)
 
 
-def stages(args: DemoArguments, job: Job, train: Path, held_out: Path) -> Path:
+def stages(args: ScratchArguments, job: Job, train: Path, held_out: Path) -> Path:
     """The stages of `args.sft_configs`, each from the one before; returns the last one's folder."""
     model = job.out / "extended"
     for config in args.sft_configs:
@@ -36,7 +36,7 @@ def stages(args: DemoArguments, job: Job, train: Path, held_out: Path) -> Path:
 
 
 def main() -> None:
-    (args,) = parse((DemoArguments,))
+    (args,) = parse((ScratchArguments,))
     job = Job(args.out_dir)
     job.out.mkdir(parents=True, exist_ok=True)
     job.run("convert", ["data_prep/convert_smollm2.py", "--out", args.llm])

@@ -1,0 +1,101 @@
+"""Settle when an adapter writes words and when it starts an image, after training: two minutes, no learning rate.
+
+    python recipes/settle_modality.py --model out/mine --out out/settled \\
+        --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet
+
+Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
+token comes next hangs on four vectors alone, for which this solves exactly (unified/modality.py): on the model's own
+states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
+Every fifth row is kept back; for it, and for the others, the loss of each group before and after is printed as JSON:
+where text runs on the base's own weights, that of words is KL(base || model).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified.adapters import ADAPTER_WEIGHTS, read_adapter_config
+from unified.arguments import check_least, parse, run_main
+from unified.data import ChatDataset, SFTCollator, load_encoded_rows
+from unified.loading import check_adapter, check_free, load, new_folder
+from unified.modality import GROUPS, Decisions, decide, settle, shift_rows
+from unified.vocabulary import Vocabulary
+
+HELD_BACK = 5  # every so manieth row
+ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens
+NOT_COPIED = (ADAPTER_WEIGHTS, "trainer_state.json", "training_args.bin")  # of the training alone
+
+
+@dataclass
+class SettleArguments:
+    """Whose rows, and what they are to tell apart."""
+
+    model: str = field(metadata={"help": "adapter"})
+    out: str = field(metadata={"help": "new folder for the settled adapter"})
+    texts: str = field(metadata={"help": "JSONL of chats in words"})
+    images: str = field(metadata={"help": "encoded rows with images"})
+    limit: int = field(default=400, metadata={"help": "rows of each, the first"})
+    strength: float = field(default=1e-3, metadata={"help": "of the pull towards the rows as they are"})
+    batch_size: int = field(default=8, metadata={"help": "rows run at once"})
+    device: str | None = field(default=None, metadata={"help": "None: the best there is"})
+
+    def __post_init__(self) -> None:
+        check_least(self, limit=HELD_BACK, strength=0, batch_size=1)
+
+
+def read(args: SettleArguments, path: str, model: UnifiedForCausalLM, processor: UnifiedProcessor) -> list[Decisions]:
+    """The decisions in the first rows of a file, apart for those that are fitted and those that are kept back."""
+    rows = ChatDataset(load_encoded_rows([path], model.config), processor)
+    collate = SFTCollator(processor, model.config.text_config.max_position_embeddings, pack=False)
+    places = range(min(args.limit, len(rows)))
+    halves = [place for place in places if place % HELD_BACK], [place for place in places if not place % HELD_BACK]
+    found = []
+    for half in halves:
+        parts = []
+        for start in tqdm(range(0, len(half), args.batch_size), desc=path, unit="batch"):
+            batch = collate([rows[place] for place in half[start : start + args.batch_size]])
+            parts.append(decide(model, processor.vocabulary, batch))
+        found.append(Decisions.join(parts))
+    return found
+
+
+def as_record(before: Decisions, shifts: Tensor) -> dict[str, list[float]]:
+    """Every group's loss before and after."""
+    both = zip(GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), strict=True)
+    return {group: [round(old, 5), round(new, 5)] for group, old, new in both if old == old}
+
+
+def main() -> None:
+    (args,) = parse((SettleArguments,))
+    check_adapter(args.model)
+    check_free(args.out)
+    model, processor = load(args.model, device=args.device, dtype="float32")
+    both = [read(args, path, model, processor) for path in (args.texts, args.images)]
+    fitted, held_back = (Decisions.join(parts) for parts in zip(*both, strict=True))
+    shifts = settle(fitted, args.strength)
+    write(Path(args.model), args.out, shifts, processor.vocabulary)
+    print(json.dumps({"fitted": as_record(fitted, shifts), "held_back": as_record(held_back, shifts)}))
+
+
+def write(adapter: Path, out: str, shifts: Tensor, vocabulary: Vocabulary) -> None:
+    """A copy of `adapter` in the new folder `out` whose rows of the output matrix are shifted."""
+    ids = read_adapter_config(adapter)["trainable_token_indices"]
+    matrix = "lm_head" if "lm_head" in ids else "embed_tokens"  # tied embeddings have one matrix, with the latter name
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    (name,) = [name for name in weights if name.endswith(ROWS) and f".{matrix}." in name]
+    weights[name] = shift_rows(weights[name], ids[matrix], shifts, vocabulary).to(weights[name].dtype)
+    with new_folder(out) as folder:
+        for path in adapter.iterdir():
+            if path.is_file() and path.name not in NOT_COPIED:
+                shutil.copy2(path, folder)
+        save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,27 @@
+"""eval/dpo_memory.py on a toy: both ways compute the same loss, each in its own process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = "eval/dpo_memory.py"
+
+
+def test_both_ways_are_one_loss(
+    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", toy_checkpoint, "--pairs", 3, "--bf16", "False", "--out", tmp_path / "memory.json"]
+    assert run_script(SCRIPT, *flags) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "memory.json").read_text())
+    assert result["losses"][0] == pytest.approx(result["losses"][1], abs=1e-5)
+    assert abs(result["losses"][0] - 0.6931) > 1e-4  # not the same pictures twice
+    assert result["rows"] == 6 and result["logits_alone"] > 0 and result["config"]["pairs"] == 3
+    assert min(result["value"], result["logits"]) >= 0
+
+
+def test_no_pairs_are_refused(run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(SCRIPT, "--pairs", 0) == 2
+    assert "pairs" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Modality settled: the convex problem by hand, what a shift may change, and recipes/settle_modality.py on a toy."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unified.adapters import ADAPTER_WEIGHTS
+from unified.data import ChatDataset, SFTCollator, load_encoded_rows
+from unified.loading import load
+from unified.modality import CODE, GROUPS, WORD, Decisions, decide, settle, shift_rows
+from unified.vocabulary import Vocabulary
+
+SCRIPT = "recipes/settle_modality.py"
+TEXTS = [[{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]] * 6
+
+
+def planted(n: int = 300) -> Decisions:
+    """Words where the first coordinate is positive, codes elsewhere; the logits do not know it."""
+    states = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).double()
+    kinds = torch.where(states[:, 0] > 0, WORD, CODE)
+    return Decisions(states, torch.zeros(n, 5).double(), kinds, torch.where(kinds == WORD, 1, 2))
+
+
+def test_what_can_be_told_apart_is_told_apart() -> None:
+    decisions = planted()
+    before, after = decisions.losses(), decisions.losses(settle(decisions, 1e-4))
+    assert before[1:3].tolist() == pytest.approx([torch.tensor(5.0).log().item()] * 2)
+    assert before[[0, 3, 4]].isnan().all()
+    assert (after[1:3] < 0.2).all()
+    weak = settle(decisions, 10.0)
+    assert weak.norm() < settle(decisions, 1e-4).norm() / 10
+
+
+def test_it_is_the_least() -> None:
+    decisions, strength = planted(), 0.1
+    shifts = settle(decisions, strength)
+
+    def value(shifts: torch.Tensor) -> float:
+        return float(decisions.losses(shifts).nan_to_num(0).sum() + strength * shifts.square().sum())
+
+    noise = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        assert value(shifts + 0.05 * torch.randn(4, 8, generator=noise)) > value(shifts)
+
+
+def test_rows_move_by_their_kind() -> None:
+    vocabulary = Vocabulary(64, 3, 10, 11, 12)
+    shifts = torch.arange(1.0, 5).double()[:, None].expand(4, 2)
+    moved = shift_rows(torch.zeros(5, 2), [10, 11, 12, 64, 66], shifts, vocabulary)
+    assert moved[:, 0].tolist() == [2, 3, 4, 1, 1]
+    moved = shift_rows(torch.zeros(2, 2), [65, 9], shifts, vocabulary)
+    assert moved[:, 0].tolist() == [1, 0]
+
+
+def decisions_of(adapter: Path, rows: Path) -> Decisions:
+    model, processor = load(adapter, device="cpu", dtype="float32")
+    data = ChatDataset(load_encoded_rows([str(rows)], model.config), processor)
+    batch = SFTCollator(processor, 512, pack=False)([data[place] for place in range(len(data))])
+    return decide(model, processor.vocabulary, batch)
+
+
+def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
+    model, processor = load(image_adapter, device="cpu", dtype="float32")
+    data = ChatDataset(load_encoded_rows([str(toy_rows("ddat"))], model.config), processor)
+    batch = SFTCollator(processor, 512, pack=False)([data[place] for place in range(4)])
+    found = decide(model, processor.vocabulary, batch)
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "image_codes")}
+    logits = model(**given).logits[:, :-1][batch["labels"][:, 1:] != -100]
+    whole = found.logits.logsumexp(dim=1)
+    torch.testing.assert_close(whole.float(), logits.logsumexp(dim=1), atol=1e-4, rtol=1e-4)
+    drawn = int((found.kinds == CODE).sum())
+    assert drawn == 2 * processor.image_length
+    assert [int((found.groups == group).sum()) for group in (2, 3, 4)] == [drawn, 2, 2]
+    assert int((found.groups == 0).sum()) == 2  # the answers in words
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in TEXTS))
+    return path
+
+
+def test_words_come_sooner_and_pictures_stay(
+    run_script: Callable[..., int],
+    image_adapter: Path,
+    toy_rows: Callable[[str], Path],
+    texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, images = tmp_path / "settled", toy_rows("dddaad")
+    told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", images, "--device", "cpu"]
+    assert run_script(SCRIPT, *told, "--batch_size", 3, "--strength", 1e-6) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(record) == {"fitted", "held_back"} and set(record["fitted"]) <= set(GROUPS)
+    assert all(after < before for before, after in record["fitted"].values())
+    before, after = load_file(image_adapter / ADAPTER_WEIGHTS), load_file(out / ADAPTER_WEIGHTS)
+    (changed,) = [name for name in before if not torch.equal(before[name], after[name])]
+    moved = (after[changed] - before[changed])[3:]  # the codes' rows, all by the same
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), atol=1e-5, rtol=0)
+    assert moved.abs().max() > 1e-3
+    assert float(decisions_of(out, texts).losses()[0]) < float(decisions_of(image_adapter, texts).losses()[0])
+    assert run_script(SCRIPT, *told) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_refused(
+    run_script: Callable[..., int], toy_checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path = texts.parent
+    told = ["--model", toy_checkpoint, "--out", tmp_path / "new", "--texts", texts, "--images", texts]
+    assert run_script(SCRIPT, *told) == 2
+    assert "give the output folder of a LoRA run" in capsys.readouterr().err

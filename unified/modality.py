@@ -1,0 +1,104 @@
+"""When words come next and when an image: the new rows' say in it, settled exactly after training.
+
+Codes are chosen among codes, so adding one vector to all of their rows changes no picture; but it changes how likely
+any code is where a word belongs. With the rows of image start, end and placeholder that makes four vectors, and with
+the states behind them fixed, the cross-entropy of "word, code, start, end" is convex in them: no learning rate, one
+answer. Where text runs on the base's own weights, what new rows take at a word is all that KL(base || model) has.
+
+Legend: N positions, D hidden. Kinds: 0 word, 1 code, 2 image start, 3 image end, 4 image placeholder.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unified.modeling import UnifiedForCausalLM
+from unified.processing import IGNORE_INDEX
+from unified.vocabulary import Vocabulary
+
+WORD, CODE, START, END, PLACEHOLDER = range(5)
+# a mistake at the first word of an answer is an image instead of an answer, so these count by themselves
+GROUPS = ("first words", "later words", "codes", "image starts", "image ends")
+CHUNK = 2048  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """States (N, D), the logits of each kind (N, 5), which kind was right and to which of `GROUPS` it belongs (N,)."""
+
+    states: Tensor
+    logits: Tensor
+    kinds: Tensor
+    groups: Tensor
+
+    @classmethod
+    def join(cls, parts: Iterable["Decisions"]) -> "Decisions":
+        """All of them, one after the other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(torch.cat, columns))
+
+    def losses(self, shifts: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats of every group (5,), nan where it is empty, with `shifts` (4, D) on the rows."""
+        logits = self.logits
+        if shifts is not None:
+            logits = torch.cat([logits[:, :1], logits[:, 1:] + self.states @ shifts.T], dim=1)
+        losses = torch.nn.functional.cross_entropy(logits, self.kinds, reduction="none")
+        return torch.stack([losses[self.groups == group].mean() for group in range(len(GROUPS))])
+
+
+@torch.no_grad()
+def decide(model: UnifiedForCausalLM, vocabulary: Vocabulary, batch: dict[str, Tensor]) -> Decisions:
+    """The decisions of a batch of `SFTCollator` without packing and dropping; float64, on the CPU."""
+    given = ("input_ids", "attention_mask", "image_codes")
+    inputs = {name: batch[name].to(model.device) for name in given if name in batch}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1].cpu()
+    before, wanted = batch["labels"][:, :-1], batch["labels"][:, 1:]
+    answered = wanted != IGNORE_INDEX
+    states, wanted, first = hidden[answered], wanted[answered], (before == IGNORE_INDEX)[answered]
+    weight = model.get_output_embeddings().get_parameter("weight").detach().cpu()
+    logits = torch.cat([kind_logits(part, weight, vocabulary) for part in states.split(CHUNK)])
+    kinds = torch.where(vocabulary.is_image(wanted), CODE, WORD)
+    kinds[wanted == vocabulary.boi_token_id] = START
+    kinds[wanted == vocabulary.eoi_token_id] = END
+    groups = torch.where((kinds == WORD) & first, 0, kinds + 1)
+    return Decisions(states.double(), logits.double(), kinds, groups)
+
+
+def kind_logits(states: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Unnormalised log-probs of every kind (n, 5) at `states` (n, D), with the output matrix `weight` (V, D)."""
+    logits = (states.to(weight.dtype) @ weight.T).float()
+    special = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
+    words = logits[:, : vocabulary.image_token_offset].clone()
+    words[:, special] = -torch.inf
+    codes = vocabulary.code_rows(logits.T).T
+    return torch.cat([words.logsumexp(1, keepdim=True), codes.logsumexp(1, keepdim=True), logits[:, special]], dim=1)
+
+
+def settle(decisions: Decisions, strength: float, steps: int = 200) -> Tensor:
+    """Shifts (4, D) of all codes' rows together, and of image start, end and placeholder, that decide best.
+
+    The least sum of the groups' mean losses plus `strength` times the shifts' squared length, by L-BFGS.
+    """
+    shifts = torch.zeros(4, decisions.states.shape[1], dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([shifts], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = decisions.losses(shifts).nan_to_num(0).sum() + strength * shifts.square().sum()
+        loss.backward()
+        return loss
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    return shifts.detach()
+
+
+def shift_rows(rows: Tensor, ids: list[int], shifts: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """`rows` (n, D) of the vocabulary's `ids` with `shifts` (4, D) added, in float32."""
+    place = torch.tensor(ids)
+    kinds = torch.where(vocabulary.is_image(place), CODE, WORD)
+    for kind, token in ((START, vocabulary.boi_token_id), (END, vocabulary.eoi_token_id)):
+        kinds[place == token] = kind
+    kinds[place == vocabulary.image_pad_token_id] = PLACEHOLDER
+    return rows.float() + torch.cat([torch.zeros_like(shifts[:1]), shifts])[kinds].float()
