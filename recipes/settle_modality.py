@@ -41,7 +41,7 @@ class SettleArguments:
     texts: str = field(metadata={"help": "JSONL of chats in words"})
     images: str = field(metadata={"help": "encoded rows with images"})
     limit: int = field(default=400, metadata={"help": "rows of each, the first"})
-    strength: float = field(default=1e-3, metadata={"help": "of the pull towards the rows as they are"})
+    strength: float = field(default=1e-2, metadata={"help": "of the pull towards the rows as they are"})
     batch_size: int = field(default=8, metadata={"help": "rows run at once"})
     device: str | None = field(default=None, metadata={"help": "None: the best there is"})
 

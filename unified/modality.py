@@ -19,8 +19,9 @@ from unified.processing import IGNORE_INDEX
 from unified.vocabulary import Vocabulary
 
 WORD, CODE, START, END, PLACEHOLDER = range(5)
-# a mistake at the first word of an answer is an image instead of an answer, so these count by themselves
-GROUPS = ("first words", "later words", "codes", "image starts", "image ends")
+# a mistake at the first word of an answer is an image instead of an answer, so these count by themselves; the state of
+# an image's last place scores its code and the end, so both are one group, and neither is settled at the other's cost
+GROUPS = ("first words", "later words", "images", "image starts")
 CHUNK = 2048  # positions whose logits are held at once
 
 
@@ -40,7 +41,7 @@ class Decisions:
         return cls(*map(torch.cat, columns))
 
     def losses(self, shifts: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats of every group (5,), nan where it is empty, with `shifts` (4, D) on the rows."""
+        """Mean cross-entropy in nats of every group, nan where it is empty, with `shifts` (4, D) on the rows."""
         logits = self.logits
         if shifts is not None:
             logits = torch.cat([logits[:, :1], logits[:, 1:] + self.states @ shifts.T], dim=1)
@@ -62,7 +63,8 @@ def decide(model: UnifiedForCausalLM, vocabulary: Vocabulary, batch: dict[str, T
     kinds = torch.where(vocabulary.is_image(wanted), CODE, WORD)
     kinds[wanted == vocabulary.boi_token_id] = START
     kinds[wanted == vocabulary.eoi_token_id] = END
-    groups = torch.where((kinds == WORD) & first, 0, kinds + 1)
+    groups = torch.tensor([1, 2, 3, 2])[kinds]
+    groups[(kinds == WORD) & first] = 0
     return Decisions(states.double(), logits.double(), kinds, groups)
 
 
