@@ -1,7 +1,7 @@
 """Score pictures of objects that no detector has learnt, by the known picture that each is nearest to.
 
     python data_prep/render_objects.py --out data/objects --prompts data/objects_prompts.jsonl
-    python eval/generate_images.py --model out/taught --prompts data/objects_prompts.jsonl --out out/drawn_objects
+    python eval/generate_images.py --model out/mine --prompts data/objects_prompts.jsonl --out out/drawn_objects
     python eval/nearest_object.py --images out/drawn_objects --objects data/objects --out results/nearest_object.json
 
 For models taught with data_prep/render_objects.py, whose pictures have one object in the middle or two side by side. A

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
 from unified.rows import claim_folder
+from unified.scenes import CLASSES, COLOURS, check_names, tags_of
 from unified.steps import run_step
 from unified.trainer import start_of
 
@@ -63,6 +64,12 @@ class IterateArguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}; give at least 1")
+        for kind, names, known in (
+            ("task", self.tags, tags_of("train")),
+            ("class", self.classes, CLASSES),
+            ("colour", self.colours, COLOURS),
+        ):
+            check_names(kind, names, known)
 
 
 def step(folder: Path, name: str, command: list[str]) -> None:

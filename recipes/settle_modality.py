@@ -1,4 +1,4 @@
-"""Settle when an adapter writes words and when it starts an image, after training: two minutes, no learning rate.
+"""Settle when an adapter writes words and when it starts an image, after training: three minutes, no learning rate.
 
     python recipes/settle_modality.py --model out/mine --out out/settled \\
         --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet
@@ -6,7 +6,7 @@
 Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
 token comes next hangs on four vectors alone, for which this solves exactly (unified/modality.py): on the model's own
 states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
-Every fifth row is kept back; for it, and for the others, the loss of each group before and after is printed as JSON:
+Every fifth row is kept back; for these and for the others each group's loss before, after, and its tokens are printed:
 where text runs on the base's own weights, that of words is KL(base || model).
 """
 
@@ -15,19 +15,22 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.adapters import ADAPTER_WEIGHTS, read_adapter_config
 from unified.arguments import check_least, parse, run_main
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
-from unified.loading import check_adapter, check_free, load, new_folder
+from unified.loading import check_adapter, check_free, checkpoint_of, load, new_folder
+from unified.messages import is_drawing
 from unified.modality import GROUPS, Decisions, decide, settle, shift_rows
 from unified.vocabulary import Vocabulary
 
-HELD_BACK = 5  # every so manieth row
+HELD_BACK = 5  # one row in so many
 ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens
 NOT_COPIED = (ADAPTER_WEIGHTS, "trainer_state.json", "training_args.bin")  # of the training alone
 
@@ -49,34 +52,61 @@ class SettleArguments:
         check_least(self, limit=HELD_BACK, strength=0, batch_size=1)
 
 
-def read(args: SettleArguments, path: str, model: UnifiedForCausalLM, processor: UnifiedProcessor) -> list[Decisions]:
-    """The decisions in the first rows of a file, apart for those that are fitted and those that are kept back."""
-    rows = ChatDataset(load_encoded_rows([path], model.config), processor)
+def open_rows(args: SettleArguments) -> dict[str, Dataset]:
+    """The first rows of both files by flag; ValueError where one is missing or does not hold what it is to show."""
+    config, opened = UnifiedConfig.from_pretrained(checkpoint_of(args.model)), {}
+    for flag, path in (("--texts", args.texts), ("--images", args.images)):
+        if not Path(path).exists():
+            raise ValueError(f"{flag} {path} does not exist; give a file, or a folder of parquet shards")
+        rows = load_encoded_rows([path], config)
+        if len(rows) < HELD_BACK:
+            raise ValueError(f"{flag} {path} has {len(rows)} rows; give {HELD_BACK} or more, better hundreds")
+        opened[flag] = rows.select(range(min(args.limit, len(rows))))
+    if any(opened["--texts"]["codes"]):
+        raise ValueError(f"--texts {args.texts} has rows with images; give chats in words")
+    drawings = sum(map(is_drawing, opened["--images"]["messages"]))
+    if drawings < HELD_BACK:
+        raise ValueError(
+            f"--images {args.images} has {drawings} drawings in its first {args.limit} rows; give encoded drawings, "
+            f"{HELD_BACK} or more"
+        )
+    return opened
+
+
+def read(
+    rows: ChatDataset, name: str, batch_size: int, model: UnifiedForCausalLM, processor: UnifiedProcessor
+) -> list[Decisions]:
+    """The decisions in all rows, apart for those that are fitted and those that are kept back."""
     collate = SFTCollator(processor, model.config.text_config.max_position_embeddings, pack=False)
-    places = range(min(args.limit, len(rows)))
+    places = range(len(rows))
     halves = [place for place in places if place % HELD_BACK], [place for place in places if not place % HELD_BACK]
     found = []
     for half in halves:
         parts = []
-        for start in tqdm(range(0, len(half), args.batch_size), desc=path, unit="batch"):
-            batch = collate([rows[place] for place in half[start : start + args.batch_size]])
+        for start in tqdm(range(0, len(half), batch_size), desc=name, unit="batch"):
+            batch = collate([rows[place] for place in half[start : start + batch_size]])
             parts.append(decide(model, processor.vocabulary, batch))
         found.append(Decisions.join(parts))
     return found
 
 
 def as_record(before: Decisions, shifts: Tensor) -> dict[str, list[float]]:
-    """Every group's loss before and after."""
+    """Every group's loss before and after, and of how many tokens."""
     both = zip(GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), strict=True)
-    return {group: [round(old, 5), round(new, 5)] for group, old, new in both if old == old}
+    counts = torch.bincount(before.groups, minlength=len(GROUPS)).tolist()
+    found = {group: [round(old, 5), round(new, 5)] for group, old, new in both if old == old}
+    return {group: [*losses, counts[GROUPS.index(group)]] for group, losses in found.items()}
 
 
 def main() -> None:
     (args,) = parse((SettleArguments,))
     check_adapter(args.model)
     check_free(args.out)
+    opened = open_rows(args)
     model, processor = load(args.model, device=args.device, dtype="float32")
-    both = [read(args, path, model, processor) for path in (args.texts, args.images)]
+    both = [
+        read(ChatDataset(rows, processor), flag, args.batch_size, model, processor) for flag, rows in opened.items()
+    ]
     fitted, held_back = (Decisions.join(parts) for parts in zip(*both, strict=True))
     shifts = settle(fitted, args.strength)
     write(Path(args.model), args.out, shifts, processor.vocabulary)

@@ -80,6 +80,15 @@ def test_tasks_are_those_of_the_rounds_and_not_of_what_is_measured(iterate: Call
     assert drawn_for[place + 1 : place + 3] == ["colors", "position"]
 
 
+@pytest.mark.parametrize("flag", ["--tags", "--classes", "--colours"])
+def test_names_nobody_knows_are_refused_before_anything_is_done(
+    iterate: Callable[..., int], flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = RoundsWorld([])
+    assert iterate(world, flag, "foo") == 2
+    assert "unknown" in capsys.readouterr().err and not world.commands and not (tmp_path / "out").exists()
+
+
 def test_rounds_are_limited(iterate: Callable[..., int], tmp_path: Path) -> None:
     assert iterate(RoundsWorld([0.1, 0.2, 0.3, 0.4]), "--rounds", 2) == 0
     assert len(rounds(tmp_path / "out")) == 3

@@ -1,6 +1,7 @@
 """Modality settled: the convex problem by hand, what a shift may change, and recipes/settle_modality.py on a toy."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,12 +94,12 @@ def test_words_come_sooner_and_pictures_stay(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, images = tmp_path / "settled", toy_rows("dddaad")
+    out, images = tmp_path / "settled", toy_rows("dddddaad")
     told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", images, "--device", "cpu"]
     assert run_script(SCRIPT, *told, "--batch_size", 3, "--strength", 1e-6) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(record) == {"fitted", "held_back"} and set(record["fitted"]) <= set(GROUPS)
-    assert all(after < before for before, after in record["fitted"].values())
+    assert all(after < before for before, after, _ in record["fitted"].values())
     before, after = load_file(image_adapter / ADAPTER_WEIGHTS), load_file(out / ADAPTER_WEIGHTS)
     (changed,) = [name for name in before if not torch.equal(before[name], after[name])]
     moved = (after[changed] - before[changed])[3:]  # the codes' rows, all by the same
@@ -107,6 +108,31 @@ def test_words_come_sooner_and_pictures_stay(
     assert float(decisions_of(out, texts).losses()[0]) < float(decisions_of(image_adapter, texts).losses()[0])
     assert run_script(SCRIPT, *told) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("texts_are", "images_are", "error"),
+    [
+        ("drawn", "drawn", "--texts .* has rows with images; give chats in words"),
+        ("texts", "texts", "--images .* has 0 drawings in its first 400 rows"),
+        ("nothing", "drawn", "--texts .*nothing does not exist"),
+        ("texts", "nothing", "--images .*nothing does not exist"),
+    ],
+)
+def test_files_that_do_not_show_what_they_are_to_show_are_refused_before_the_model_runs(
+    run_script: Callable[..., int],
+    image_adapter: Path,
+    toy_rows: Callable[[str], Path],
+    texts: Path,
+    texts_are: str,
+    images_are: str,
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {"texts": texts, "drawn": toy_rows("dddddaad"), "nothing": texts.with_name("nothing")}
+    told = ["--model", image_adapter, "--out", texts.with_name("new")]
+    assert run_script(SCRIPT, *told, "--texts", files[texts_are], "--images", files[images_are]) == 2
+    assert re.search(error, capsys.readouterr().err)
 
 
 def test_a_checkpoint_is_refused(

@@ -82,7 +82,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         folder = Path(path).parent
         others = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise ValueError(f"config file {path} does not exist; {nearest(path, others)}")
+        remedy = nearest(path, others) if others else f"there is no .yaml in {folder}/; give another path"
+        raise ValueError(f"config file {path} does not exist; {remedy}")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
