@@ -69,9 +69,8 @@ def by_prompt(samples: list[Sample]) -> list[Tensor]:
     return groups
 
 
-def measure(vq: VQModel, samples: list[Sample], batch_size: int) -> dict:
-    """What `write_result` takes of all pictures."""
-    groups = by_prompt(samples)
+def measure(vq: VQModel, samples: list[Sample], groups: list[Tensor], batch_size: int) -> dict:
+    """What `write_result` takes of all pictures; `groups` are the places of every prompt's."""
     pixels, codes = encode(vq, samples, batch_size)
     different = [pair_differences(codes[group]).float() for group in groups]
     value, stderr = clustered_mean([pairs.mean(dim=1).tolist() for pairs in different])
@@ -99,8 +98,9 @@ def distances(pixels: Tensor) -> Tensor:
 def main() -> None:
     (args,) = parse((DiversityArguments,))
     started = time.perf_counter()
-    vq, samples = load_vq(args.vq), read_folder(args.images)
-    found = measure(vq, samples, args.batch_size)
+    samples = read_folder(args.images)
+    groups, vq = by_prompt(samples), load_vq(args.vq)
+    found = measure(vq, samples, groups, args.batch_size)
     drawn = read_settings(args.images)
     made = {
         "config": {"images": args.images, "drawn": drawn},

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.adapters import ADAPTER_WEIGHTS
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.loading import load
@@ -57,17 +58,20 @@ def test_rows_move_by_their_kind() -> None:
     assert moved[:, 0].tolist() == [1, 0]
 
 
-def decisions_of(adapter: Path, rows: Path) -> Decisions:
+def read(adapter: Path, rows: Path) -> tuple[UnifiedForCausalLM, UnifiedProcessor, dict[str, torch.Tensor]]:
+    """Model, processor, and all rows of a file as one batch."""
     model, processor = load(adapter, device="cpu", dtype="float32")
     data = ChatDataset(load_encoded_rows([str(rows)], model.config), processor)
-    batch = SFTCollator(processor, 512, pack=False)([data[place] for place in range(len(data))])
+    return model, processor, SFTCollator(processor, 512, pack=False)([data[place] for place in range(len(data))])
+
+
+def decisions_of(adapter: Path, rows: Path) -> Decisions:
+    model, processor, batch = read(adapter, rows)
     return decide(model, processor.vocabulary, batch)
 
 
 def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
-    model, processor = load(image_adapter, device="cpu", dtype="float32")
-    data = ChatDataset(load_encoded_rows([str(toy_rows("ddat"))], model.config), processor)
-    batch = SFTCollator(processor, 512, pack=False)([data[place] for place in range(4)])
+    model, processor, batch = read(image_adapter, toy_rows("ddat"))
     found = decide(model, processor.vocabulary, batch)
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "image_codes")}
     logits = model(**given).logits[:, :-1][batch["labels"][:, 1:] != -100]
@@ -138,7 +142,6 @@ def test_files_that_do_not_show_what_they_are_to_show_are_refused_before_the_mod
 def test_a_checkpoint_is_refused(
     run_script: Callable[..., int], toy_checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tmp_path = texts.parent
-    told = ["--model", toy_checkpoint, "--out", tmp_path / "new", "--texts", texts, "--images", texts]
+    told = ["--model", toy_checkpoint, "--out", texts.with_name("new"), "--texts", texts, "--images", texts]
     assert run_script(SCRIPT, *told) == 2
     assert "give the output folder of a LoRA run" in capsys.readouterr().err

@@ -54,24 +54,35 @@ def decide(model: UnifiedForCausalLM, vocabulary: Vocabulary, batch: dict[str, T
     """The decisions of a batch of `SFTCollator` without packing and dropping; float64, on the CPU."""
     given = ("input_ids", "attention_mask", "image_codes")
     inputs = {name: batch[name].to(model.device) for name in given if name in batch}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1].cpu()
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     before, wanted = batch["labels"][:, :-1], batch["labels"][:, 1:]
     answered = wanted != IGNORE_INDEX
-    states, wanted, first = hidden[answered], wanted[answered], (before == IGNORE_INDEX)[answered]
-    weight = model.get_output_embeddings().get_parameter("weight").detach().cpu()
+    states, wanted, first = hidden[answered.to(hidden.device)], wanted[answered], (before == IGNORE_INDEX)[answered]
+    weight = model.get_output_embeddings().get_parameter("weight").detach()
     logits = torch.cat([kind_logits(part, weight, vocabulary) for part in states.split(CHUNK)])
-    kinds = torch.where(vocabulary.is_image(wanted), CODE, WORD)
-    kinds[wanted == vocabulary.boi_token_id] = START
-    kinds[wanted == vocabulary.eoi_token_id] = END
+    kinds = kinds_of(wanted, vocabulary)
     groups = torch.tensor([1, 2, 3, 2])[kinds]
     groups[(kinds == WORD) & first] = 0
-    return Decisions(states.double(), logits.double(), kinds, groups)
+    return Decisions(states.cpu().double(), logits.cpu().double(), kinds, groups)
+
+
+def kinds_of(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The kind of every id, same shape."""
+    kinds = torch.where(vocabulary.is_image(ids), CODE, WORD)
+    for kind, token in zip((START, END, PLACEHOLDER), special_ids(vocabulary), strict=True):
+        kinds[ids == token] = kind
+    return kinds
+
+
+def special_ids(vocabulary: Vocabulary) -> list[int]:
+    """Ids of image start, end and placeholder."""
+    return [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
 
 
 def kind_logits(states: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Unnormalised log-probs of every kind (n, 5) at `states` (n, D), with the output matrix `weight` (V, D)."""
     logits = (states.to(weight.dtype) @ weight.T).float()
-    special = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
+    special = special_ids(vocabulary)
     words = logits[:, : vocabulary.image_token_offset].clone()
     words[:, special] = -torch.inf
     codes = vocabulary.code_rows(logits.T).T
@@ -98,9 +109,5 @@ def settle(decisions: Decisions, strength: float, steps: int = 200) -> Tensor:
 
 def shift_rows(rows: Tensor, ids: list[int], shifts: Tensor, vocabulary: Vocabulary) -> Tensor:
     """`rows` (n, D) of the vocabulary's `ids` with `shifts` (4, D) added, in float32."""
-    place = torch.tensor(ids)
-    kinds = torch.where(vocabulary.is_image(place), CODE, WORD)
-    for kind, token in ((START, vocabulary.boi_token_id), (END, vocabulary.eoi_token_id)):
-        kinds[place == token] = kind
-    kinds[place == vocabulary.image_pad_token_id] = PLACEHOLDER
+    kinds = kinds_of(torch.tensor(ids), vocabulary)
     return rows.float() + torch.cat([torch.zeros_like(shifts[:1]), shifts])[kinds].float()
