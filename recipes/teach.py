@@ -147,7 +147,7 @@ def teach(args: TeachArguments, job: Job) -> Path:
     objects = encode(job, "objects", args.vq, [rows], job.out / "encoded_objects")
     # laid out and asked about as in the training of the start
     flags = ["--count", str(args.replay_scenes), *seed, "--layout", "tidy"]
-    flags += ["--kinds", "draw:0.75,ask:0.2,describe:0.05"]
+    flags += ["--kinds", "draw:0.7,ask:0.15,describe:0.15"]
     replay = render_and_encode(job, "replay", args.vq, flags)
     files = [str(objects), str(replay), REPLAY]
     return fine_tune(job, "teach", args.run, args.start, job.out / "taught", files, args.training_flags())

@@ -70,6 +70,13 @@ def decisions_of(adapter: Path, rows: Path) -> Decisions:
     return decide(model, processor.vocabulary, batch)
 
 
+def test_capped_logits_are_refused(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
+    model, processor, batch = read(image_adapter, toy_rows("dt"))
+    model.config.text_config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"caps its logits at 30.*keep the adapter"):
+        decide(model, processor.vocabulary, batch)
+
+
 def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
     model, processor, batch = read(image_adapter, toy_rows("ddat"))
     found = decide(model, processor.vocabulary, batch)

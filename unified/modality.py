@@ -51,7 +51,15 @@ class Decisions:
 
 @torch.no_grad()
 def decide(model: UnifiedForCausalLM, vocabulary: Vocabulary, batch: dict[str, Tensor]) -> Decisions:
-    """The decisions of a batch of `SFTCollator` without packing and dropping; float64, on the CPU."""
+    """The decisions of a batch of `SFTCollator` without packing and dropping; float64, on the CPU.
+
+    Raises ValueError for a model that caps its logits: there a shift of rows is not one of logits.
+    """
+    if model.config.logit_cap:
+        raise ValueError(
+            f"{model.config.text_config.model_type} caps its logits at {model.config.logit_cap:g}, so shifts of its "
+            "rows cannot be solved for; keep the adapter as it was trained"
+        )
     given = ("input_ids", "attention_mask", "image_codes")
     inputs = {name: batch[name].to(model.device) for name in given if name in batch}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
