@@ -92,10 +92,9 @@ def read(
 
 def as_record(before: Decisions, shifts: Tensor) -> dict[str, list[float]]:
     """Every group's loss before and after, and of how many tokens."""
-    both = zip(GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), strict=True)
     counts = torch.bincount(before.groups, minlength=len(GROUPS)).tolist()
-    found = {group: [round(old, 5), round(new, 5)] for group, old, new in both if old == old}
-    return {group: [*losses, counts[GROUPS.index(group)]] for group, losses in found.items()}
+    found = zip(GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), counts, strict=True)
+    return {group: [round(old, 5), round(new, 5), count] for group, old, new, count in found if old == old}
 
 
 def main() -> None:

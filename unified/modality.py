@@ -77,24 +77,19 @@ def decide(model: UnifiedForCausalLM, vocabulary: Vocabulary, batch: dict[str, T
 def kinds_of(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
     """The kind of every id, same shape."""
     kinds = torch.where(vocabulary.is_image(ids), CODE, WORD)
-    for kind, token in zip((START, END, PLACEHOLDER), special_ids(vocabulary), strict=True):
+    for kind, token in zip((START, END, PLACEHOLDER), vocabulary.special_ids, strict=True):
         kinds[ids == token] = kind
     return kinds
-
-
-def special_ids(vocabulary: Vocabulary) -> list[int]:
-    """Ids of image start, end and placeholder."""
-    return [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
 
 
 def kind_logits(states: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Unnormalised log-probs of every kind (n, 5) at `states` (n, D), with the output matrix `weight` (V, D)."""
     logits = (states.to(weight.dtype) @ weight.T).float()
-    special = special_ids(vocabulary)
     words = logits[:, : vocabulary.image_token_offset].clone()
-    words[:, special] = -torch.inf
+    words[:, vocabulary.special_ids] = -torch.inf
     codes = vocabulary.code_rows(logits.T).T
-    return torch.cat([words.logsumexp(1, keepdim=True), codes.logsumexp(1, keepdim=True), logits[:, special]], dim=1)
+    special = logits[:, vocabulary.special_ids]
+    return torch.cat([words.logsumexp(1, keepdim=True), codes.logsumexp(1, keepdim=True), special], dim=1)
 
 
 def settle(decisions: Decisions, strength: float, steps: int = 200) -> Tensor:

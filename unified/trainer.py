@@ -42,8 +42,7 @@ def freeze_text_rows(model: UnifiedForCausalLM) -> None:
     """
     vocabulary = model.config.vocabulary
     rows = torch.arange(vocabulary.size)
-    special = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id]
-    learns = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(special))
+    learns = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(vocabulary.special_ids))
     matrices = (model.get_input_embeddings(), model.get_output_embeddings())
     for weight in {matrix.get_parameter("weight") for matrix in matrices}:  # one where they are tied
         weight.register_hook(lambda gradient: gradient * learns[:, None].to(gradient))
@@ -89,7 +88,7 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
 def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
     """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
     vocabulary = model.config.vocabulary
-    rows = [vocabulary.boi_token_id, vocabulary.eoi_token_id, vocabulary.image_pad_token_id, *vocabulary.image_ids]
+    rows = [*vocabulary.special_ids, *vocabulary.image_ids]
     table = model.get_input_embeddings()
     name = next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is table)
     token_rows: dict[str, list[int]] = {name: rows}

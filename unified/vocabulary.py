@@ -30,7 +30,7 @@ class Vocabulary:
     image_pad_token_id: int
 
     def __post_init__(self) -> None:
-        special = (self.boi_token_id, self.eoi_token_id, self.image_pad_token_id)
+        special = self.special_ids
         if len(set(special)) != 3 or max(special) >= self.image_token_offset:
             raise ValueError(
                 f"special image ids {special} must be three different text ids below image_token_offset "
@@ -43,9 +43,14 @@ class Vocabulary:
         return self.image_token_offset + self.codebook_size
 
     @property
+    def special_ids(self) -> tuple[int, int, int]:
+        """Ids of image start, end and placeholder."""
+        return self.boi_token_id, self.eoi_token_id, self.image_pad_token_id
+
+    @property
     def text_ids(self) -> range:
         """Ids that have a token: the special ones come last, and rows from there to the offset are padding."""
-        return range(max(self.boi_token_id, self.eoi_token_id, self.image_pad_token_id) + 1)
+        return range(max(self.special_ids) + 1)
 
     @property
     def image_ids(self) -> range:
