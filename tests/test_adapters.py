@@ -18,11 +18,12 @@ from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.adapters import base_digest
 from unified.arguments import UnifiedTrainingArguments
 from unified.extension import extend
+from unified.image_lora import POSITIONS
 from unified.loading import load, merge, publish
 from unified.trainer import prepare
 
 ROOT = Path(__file__).parents[1]
-KINDS = ("all", "image")
+KINDS = ("all", *POSITIONS)
 LAYERS = ["q_proj", "down_proj"]
 PARTS = ("lora_A", "lora_B", "trainable_tokens_delta", "image_embedding")
 Weights = dict[str, torch.Tensor]
@@ -69,7 +70,7 @@ def published(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kind_of(adapter: Path) -> str:
-    return "image" if config_of(adapter)["peft_type"] == "IMAGE_LORA" else "all"
+    return config_of(adapter).get("positions", "all")
 
 
 def config_of(adapter: Path) -> dict:
@@ -122,6 +123,20 @@ def test_rows_are_float32_beside_a_model_in_half_precision(published: Path, toy_
     assert {p.dtype for name, p in learning.items() if "image_embedding" not in name} == {torch.float32}
 
 
+def test_one_inside_images_goes_on_behind_them(
+    sft: Callable[..., None], image_adapter: Path, tmp_path: Path
+) -> None:
+    """Its weights at the start are the adapter's; only where they act is new, also after a stop."""
+    out = tmp_path / "out"
+    flags = ["--model", image_adapter, "--lora_positions", "onward", "--learning_rate", 0, "--output_dir", out]
+    flags += ["--new_parts_learning_rate", 0]
+    sft(*flags, "--max_steps", 1, "--eval_strategy", "no", "--save_steps", 1)
+    sft(*flags, "--max_steps", 2, "--eval_strategy", "no", "--resume")
+    before, after = weights_of(image_adapter), weights_of(out)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert [kind_of(image_adapter), kind_of(out / "checkpoint-1"), kind_of(out)] == ["image", "onward", "onward"]
+
+
 def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
     flags = ["--model", published, "--max_steps", 4, "--lora_dropout", 0.1, "--eval_strategy", "no"]
     sft(*flags, "--output_dir", tmp_path / "whole")
@@ -146,7 +161,7 @@ def test_a_run_that_contradicts_it_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         sft("--model", trained, "--output_dir", tmp_path / "out", *flags)
-    other = {"all": "image", "image": "all"}[kind_of(trained)]
+    other = {"all": "image", "image": "all", "onward": "image"}[kind_of(trained)]
     with pytest.raises(ValueError, match=f"lora_positions {other} is not that of"):
         sft("--model", trained, "--output_dir", tmp_path / "out", "--lora_positions", other)
     assert not (tmp_path / "out").exists()
@@ -155,7 +170,7 @@ def test_a_run_that_contradicts_it_is_refused(
 def test_full_tuning_and_dpo_say_what_can_be_done(
     sft: Callable[..., None], run_script: Callable[..., int], trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    remedies = {"all": "`unified merge` it", "image": "with lora_positions image cannot be merged"}
+    remedies = {"all": "`unified merge` it"} | {at: f"with lora_positions {at} cannot be merged" for at in POSITIONS}
     with pytest.raises(ValueError, match=remedies[kind_of(trained)]):
         sft("--model", trained, "--tuning", "full")
     assert run_script("recipes/dpo.py", "--model", trained, "--tuning", "full") == 2

@@ -1,4 +1,4 @@
-"""LoRA on image positions: text is the base model's bit for bit, images are not, everywhere the model is used."""
+"""LoRA where images are: text without them is the base's bit for bit, images are not, everywhere the model is used."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM
 from unified.arguments import UnifiedTrainingArguments
-from unified.image_lora import IMAGE_LORA, ImageLoraConfig
+from unified.image_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, onward
 from unified.loading import load, merge
 from unified.trainer import prepare
 
@@ -44,10 +44,15 @@ def adapted(base: UnifiedForCausalLM, **settings: Any) -> PeftModel:
     return model
 
 
+@pytest.fixture(params=POSITIONS)
+def positions(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=MODELS, ids=lambda settings: settings["backbone"])
-def pair(request: pytest.FixtureRequest) -> tuple[UnifiedForCausalLM, PeftModel]:
-    """A model and the same with an adapter of image positions."""
-    return toy_model(**request.param), adapted(toy_model(**request.param))
+def pair(request: pytest.FixtureRequest, positions: str) -> tuple[UnifiedForCausalLM, PeftModel]:
+    """A model and the same with an adapter of either kind of positions."""
+    return toy_model(**request.param), adapted(toy_model(**request.param), lora_positions=positions)
 
 
 def rows_of(model: UnifiedForCausalLM) -> dict[str, Tensor]:
@@ -88,6 +93,52 @@ def test_text_is_exactly_the_bases(pair: tuple[UnifiedForCausalLM, PeftModel], t
     assert text.sum(dim=1).tolist() == [4, 2, 1]
     assert changed[text].max() == 0
     assert changed[batch["attention_mask"].bool() & ~text].min() > 0.01
+
+
+def test_updates_fall_where_the_adapter_says(positions: str) -> None:
+    """Of the first layer, whose input no update has changed yet: in documents that share a row, and alone."""
+    model = adapted(toy_model(), lora_positions=positions)
+    codes = random_codes(model, 1)[0]
+    documents = [[5, *written(codes), 6, 7], [8, 9], [10, *shown(model), 11]]
+    batch = {
+        "input_ids": torch.tensor([sum(documents, [])]),
+        "document_ids": torch.tensor([[n for n, document in enumerate(documents) for _ in document]]),
+        "image_codes": codes[None],
+    }
+    layer = model.get_base_model().model.language_model.layers[0].self_attn.q_proj
+    outputs: list[Tensor] = []
+    layer.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
+    with torch.no_grad():
+        model.get_base_model().model.image_embedding.requires_grad_(False)
+        model(**batch)
+        layer.enable_adapters(False)
+        model(**batch)
+    changed = (outputs[0] != outputs[1]).any(dim=-1).tolist()
+    image, tail = [False] * 2 + [True] * len(codes), [positions == "onward"]
+    read = [False] * 2 + [True] * model.get_base_model().config.read_length
+    assert changed == image + tail * 3 + [False] * 2 + read + tail * 2
+
+
+def test_where_images_have_been() -> None:
+    inside = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]).bool()
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, -1, -1, -1, -1], [0, 1, 1, 2, 2, 2, 3, 3]])
+    rows = [[0, 0, 1, 1, 0, 0, 1, 1], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]
+    assert onward(inside, documents, None).int().tolist() == rows
+    alone = [[0, 0, 1, 1, 1, 1, 1, 1], [0] * 8, [1] * 8]
+    assert onward(inside, None, None).int().tolist() == alone
+    assert onward(inside, None, torch.tensor([False, True, False])).int().tolist() == [alone[0], [1] * 8, alone[2]]
+
+
+def test_a_cache_must_say_whether_it_holds_images(positions: str) -> None:
+    model = adapted(toy_model(), lora_positions=positions).get_base_model()
+    ids = torch.tensor([[5, *written(random_codes(model, 1)[0]), 6]])
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    later = {"input_ids": torch.tensor([[7]]), "position_ids": torch.tensor([[9]]), "past_key_values": cache}
+    if positions == "onward":
+        with pytest.raises(ValueError, match="image_seen must be given with a filled cache"):
+            model(**later)
+    else:
+        model(**later)
 
 
 def test_all_positions_are_not(pair: tuple[UnifiedForCausalLM, PeftModel]) -> None:
@@ -131,7 +182,7 @@ def test_packed_kept_and_alone_are_the_same(pair: tuple[UnifiedForCausalLM, Peft
 
 
 def test_cached_generation_is_uncached(pair: tuple[UnifiedForCausalLM, PeftModel]) -> None:
-    """Rows paint at once, behind a word and never, beside one another; then they write on."""
+    """Rows paint at once, behind a word and never, beside one another; then they write on. Then one that reads."""
     model = pair[1].get_base_model()
     prompts = [[5, 6], [7, 8, 9, BOI], [10], [11, 12, 13]]
     nudges = {6: BOI, 10: 14, 14: BOI, 13: 15, 15: EOS, EOI: 16, 16: 17, 17: EOS}
@@ -139,6 +190,9 @@ def test_cached_generation_is_uncached(pair: tuple[UnifiedForCausalLM, PeftModel
     for prompt, row in zip(prompts, together, strict=True):
         assert row == without_padding(answer_uncached(model, prompt, nudges, budget=30))
     assert [row.count(BOI) for row in together] == [1, 1, 1, 0]
+    prompt, read = [5, *shown(model), 10], {"image_codes": random_codes(model, 1)}
+    (row,) = generate(model, [prompt], nudges, max_new_tokens=9, **read)
+    assert row == without_padding(answer_uncached(model, prompt, nudges, budget=9, **read)) and row.count(BOI) == 2
 
 
 def gradients(model: PeftModel, losses: Callable[[PeftModel], Tensor]) -> dict[str, Tensor]:
@@ -147,9 +201,9 @@ def gradients(model: PeftModel, losses: Callable[[PeftModel], Tensor]) -> dict[s
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_checkpointed_layers_run_again_at_their_own_positions() -> None:
+def test_checkpointed_layers_run_again_at_their_own_positions(positions: str) -> None:
     """Two batches go in before the first one's backward pass runs its layers again."""
-    model = adapted(toy_model()).train()
+    model = adapted(toy_model(), lora_positions=positions).train()
     codes = random_codes(model, 2)
     batches = [torch.tensor([[5, 6, *written(codes[0]), 7]]), torch.tensor([[*written(codes[1]), 8, 9, 10]])]
 
@@ -164,7 +218,7 @@ def test_checkpointed_layers_run_again_at_their_own_positions() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("positions", ["all", "image"])
+@pytest.mark.parametrize("positions", ["all", *POSITIONS])
 def test_trl_scores_through_the_adapter_and_trains_its_rows(positions: str) -> None:
     model = adapted(toy_model(), lora_positions=positions)
     ids = torch.tensor([[5, 6, *written(random_codes(model, 1)[0]), 7]])
@@ -218,7 +272,9 @@ def test_peft_alone_refuses_it(image_adapter: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_cannot_be_kept_to_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_order raster has not; use all"):
+    with pytest.raises(ValueError, match="lora_positions image needs images in blocks, but image_order is raster"):
         prepare(toy_model(image_order="raster"), arguments())
-    with pytest.raises(ValueError, match="lora_bias True would move text"):
+    with pytest.raises(ValueError, match="lora_bias True would move all positions"):
         ImageLoraConfig(lora_bias=True)
+    with pytest.raises(ValueError, match="positions 'text' is not one of image, onward"):
+        ImageLoraConfig(positions="text")

@@ -27,9 +27,10 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
     return json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
-def acts_on_images_only(adapter: Path) -> bool:
-    """Whether an adapter was trained with `lora_positions: image`."""
-    return read_adapter_config(adapter).get("peft_type") == IMAGE_LORA
+def positions_of(adapter: Path) -> str:
+    """Where an adapter's updates act, as `lora_positions` names it: all, image or onward."""
+    config = read_adapter_config(adapter)
+    return config["positions"] if config.get("peft_type") == IMAGE_LORA else "all"
 
 
 def base_of(adapter: Path) -> Path:

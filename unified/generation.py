@@ -118,14 +118,17 @@ class UnifiedGenerationMixin(GenerationMixin):
         HF counts positions from the attention mask, which is wrong behind an image that took K ticks.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        position_ids = clock(read_layout(input_ids, self.config).ticks, valid)
+        layout = read_layout(input_ids, self.config)
+        position_ids = clock(layout.ticks, valid)
         fresh = past_key_values is None or past_key_values.get_seq_length() == 0
         forwarded = ("use_cache", "logits_to_keep") + (("pixel_values", "image_codes") if fresh else ())
         new = slice(None) if next_sequence_length is None else slice(-next_sequence_length, None)
+        cached = layout.blocks[:, : -position_ids[:, new].shape[1]]
         return {
             "input_ids": input_ids[:, new],
             "attention_mask": valid,
             "position_ids": position_ids[:, new],
+            "image_seen": (cached >= 0).any(dim=1),
             "past_key_values": past_key_values,
             **{key: kwargs[key] for key in forwarded if key in kwargs},
         }
@@ -278,6 +281,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             torch.cat([layout.blocks[:, past:], group], dim=1),
             torch.cat([context.mask, seen], dim=1),
             cache=context.cache,
+            image_seen=(layout.blocks[:, :past] >= 0).any(dim=1),
             use_cache=True,
         )
         return outputs[0][:, -max(length, 1) :]

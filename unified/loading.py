@@ -18,11 +18,11 @@ from unified.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_RECORD,
-    acts_on_images_only,
     base_of,
     check_base,
     is_adapter,
     make_record,
+    positions_of,
     read_adapter_config,
 )
 from unified.configuration import UnifiedConfig, VQConfig
@@ -48,7 +48,7 @@ def load(
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
         adapted = PeftModel.from_pretrained(model, folder)
-        model = merge_new_parts(adapted) if acts_on_images_only(folder) else adapted.merge_and_unload()
+        model = adapted.merge_and_unload() if positions_of(folder) == "all" else merge_new_parts(adapted)
     processor = UnifiedProcessor.from_pretrained(base)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
@@ -83,13 +83,14 @@ def merge_new_parts(adapted: PeftModel) -> UnifiedForCausalLM:
 def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write the adapter `model_dir` and its base to `out` as one full checkpoint with its processor.
 
-    Raises ValueError where `model_dir` holds no adapter, or one of image positions only, or `out` is in the way.
+    Raises ValueError where `model_dir` holds no adapter, or one that does not act everywhere, or `out` is in the way.
     """
     check_adapter(model_dir)
-    if acts_on_images_only(Path(model_dir)):
+    positions = positions_of(Path(model_dir))
+    if positions != "all":
         raise ValueError(
-            f"{model_dir} was trained with lora_positions image: text does not use its updates, so they cannot be "
-            "merged into the weights; use the folder as it is, or train with lora_positions all"
+            f"{model_dir} was trained with lora_positions {positions}: some text does not use its updates, so they "
+            "cannot be merged into the weights; use the folder as it is, or train with lora_positions all"
         )
     check_free(out)
     save(*load(model_dir, device="cpu"), out)

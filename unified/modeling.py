@@ -154,12 +154,13 @@ class UnifiedModel(UnifiedPreTrainedModel):
         valid: Tensor,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        image_seen: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The backbone on input `states` (B, q, D); its hidden states are not rolled."""
         return self.image_gate.run(
             self.language_model,
-            blocks >= 0,
+            *(blocks >= 0, documents, image_seen),
             inputs_embeds=states,
             position_ids=position_ids,
             attention_mask=self.masks(blocks, valid, documents, cache),
@@ -191,6 +192,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
             keep_positions: (B, T'), the only positions the backbone runs (-1: padding); output is (B, T', D).
             pixel_values, image_codes: (N, 3, H, W) or (N, L), images that are read, in order of their placeholders.
             inputs_embeds: must be None, as PEFT passes it: only ids tell what is an image.
+            kwargs: the backbone's, and `image_seen` (B,), whether the cache holds an image (`image_lora.onward`).
         """
         if inputs_embeds is not None:
             raise ValueError("inputs_embeds do not tell which positions are images; pass input_ids")
@@ -198,9 +200,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         whole = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
         valid = whole if attention_mask is None else attention_mask
-        if position_ids is None and past:
-            raise ValueError("position_ids must be given with a filled cache: an image's ticks cannot be read off it")
         if position_ids is None:
+            if past:
+                raise ValueError("position_ids must be given with a filled cache: it does not tell an image's ticks")
             position_ids = clock(layout.ticks, valid, document_ids)
         states = self.embed(input_ids, layout, pixel_values, image_codes)
         if keep_positions is not None:
@@ -296,8 +298,6 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         The loss is `sum w CE / sum w`; with `num_items_in_batch` (the sum of w over an accumulated batch) that is the
         divisor. See `UnifiedModel.forward` for the other arguments.
         """
-        if labels is not None:
-            use_cache = False
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -307,7 +307,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             pixel_values=pixel_values,
             image_codes=image_codes,
             past_key_values=past_key_values,
-            use_cache=use_cache,
+            use_cache=use_cache if labels is None else False,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

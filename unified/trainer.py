@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
-from unified.adapters import acts_on_images_only, is_adapter, read_adapter_config
+from unified.adapters import is_adapter, positions_of, read_adapter_config
 from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
@@ -31,6 +31,7 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_alpha": 64,
     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
+WIDER = ("image", "onward")  # the only change of an adapter's positions with which it can go on
 NEW_PARTS = ("image_embedding", "embed_tokens", "lm_head", "trainable_tokens_delta")
 
 
@@ -76,11 +77,13 @@ def backbone_layers(model: UnifiedForCausalLM, endings: list[str]) -> list[str]:
 def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
     """Low-rank updates of the backbone's linear layers where `args.lora_positions` says, and `more` of PEFT's keys."""
     chosen = LORA_DEFAULTS | {name: vars(args)[name] for name in LORA_DEFAULTS if vars(args)[name] is not None}
-    on_images = chosen["lora_positions"] == "image"
-    if on_images and model.config.image_order == "raster":
-        raise ValueError("lora_positions image needs images in blocks, which image_order raster has not; use all")
+    positions = chosen["lora_positions"]
+    if positions != "all":
+        if model.config.image_order == "raster":
+            raise ValueError(f"lora_positions {positions} needs images in blocks, but image_order is raster; use all")
+        more["positions"] = positions
     layers = backbone_layers(model, chosen["lora_target_modules"])
-    kind = ImageLoraConfig if on_images else LoraConfig
+    kind = LoraConfig if positions == "all" else ImageLoraConfig
     sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
     return kind(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
 
@@ -115,18 +118,17 @@ def start_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
 
 def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:
     """Raise ValueError unless a run with `args` can go on with `adapter`; `continue_lora` compares its layers."""
-    config, on_images = read_adapter_config(adapter), acts_on_images_only(adapter)
+    config, positions = read_adapter_config(adapter), positions_of(adapter)
     if args.tuning != "lora":
         remedy = "`unified merge` it first, or go on with tuning lora"
-        if on_images:
-            remedy = "go on with tuning lora, as one with lora_positions image cannot be merged"
+        if positions != "all":
+            remedy = f"go on with tuning lora, as one with lora_positions {positions} cannot be merged"
         raise ValueError(f"tuning {args.tuning} needs a checkpoint but {adapter} is an adapter; {remedy}")
-    if not on_images and config.get("peft_type") != "LORA":
+    if positions == "all" and config.get("peft_type") != "LORA":
         raise ValueError(f"{adapter} is an adapter of type {config.get('peft_type')}; only LoRA can go on")
-    positions = "image" if on_images else "all"
     own = {"lora_positions": positions, "lora_rank": config["r"], "lora_alpha": config["lora_alpha"]}
     for name, value in own.items():
-        if vars(args)[name] not in (None, value):
+        if vars(args)[name] not in (None, value) and (value, vars(args)[name]) != WIDER:
             raise ValueError(
                 f"{name} {vars(args)[name]} is not that of the adapter {adapter}, {value}; leave {name} out to go on "
                 "with the adapter, or give its base as model for a new one"
@@ -138,10 +140,13 @@ def continue_lora(
 ) -> PeftModel:
     """`model` with its adapter, all of which goes on learning: updates and rows in float32, whatever the file holds.
 
+    One of image positions goes on from images onward where `args.lora_positions` says so.
     Raises ValueError where `args` names other layers than the adapter's.
     """
     config = PeftConfig.from_pretrained(str(adapter))
     config.lora_dropout = args.lora_dropout
+    if (positions_of(adapter), args.lora_positions) == WIDER:
+        config.positions = args.lora_positions
     endings = args.lora_target_modules
     wanted = None if endings is None else set(backbone_layers(model, endings))
     adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True, torch_device="cpu")
