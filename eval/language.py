@@ -2,6 +2,7 @@
 
     python eval/language.py --base out/smollm2 --model weights/scenes-smollm2 --out results/language.json
     python eval/language.py --base MY_LLM --model out/mine --chats my_heldout.jsonl --limit 200
+    python eval/language.py --behind out/scenes-heldout/00000.parquet --out results/language_behind.json
 
 Chats are JSONL rows of messages that end with an assistant's answer (data_prep/replay_text.py --split heldout makes
 them). Printed, and written to --out, is one JSON:
@@ -10,6 +11,9 @@ them). Printed, and written to --out, is one JSON:
     greedy_agreement        share of these tokens on which both models' greedy choices agree, with its stderr
     first_token_agreement   the same share for the first token of every answer
     n, tokens               chats and tokens; prompts_sha256 is that of the file of chats
+
+With --behind, each chat goes on from a chat about an image, for the tuned model alone: how much does it still speak as
+its base, once there is an image? Not 0 even for a perfect model, which hears more than the base does.
 
 The tuned model's probabilities are those of the whole union vocabulary, so that mass given to image codes counts.
 """
@@ -31,9 +35,9 @@ from unified.arguments import parse, run_main
 from unified.extension import check_llm
 from unified.loading import load
 from unified.metrics import clustered_mean
-from unified.processing import IGNORE_INDEX
+from unified.processing import IGNORE_INDEX, EncodedChat
 from unified.results import share_stderr, write_result
-from unified.rows import read_rows
+from unified.rows import read_encoded_rows, read_encoded_stamp, read_rows
 
 
 @dataclass
@@ -44,6 +48,9 @@ class LanguageArguments:
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "tuned checkpoint or adapter"})
     chats: str = field(default="data_prep/replay/smollm2_heldout.jsonl", metadata={"help": "JSONL of held-out chats"})
     limit: int = field(default=50, metadata={"help": "chats that are compared, the file's first"})
+    behind: str | None = field(
+        default=None, metadata={"help": "encoded parquet file; chat i of the tuned model goes on from its row i"}
+    )
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
@@ -54,16 +61,43 @@ class LanguageArguments:
 
 @torch.no_grad()
 def compare(
-    base: torch.nn.Module, tuned: UnifiedForCausalLM, processor: UnifiedProcessor, messages: list[dict]
+    base: torch.nn.Module,
+    tuned: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    messages: list[dict],
+    begun: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """KL(base || tuned) in nats (n,) and agreement of greedy choices (n,) on the n tokens of the last answer."""
-    chat = processor.encode_chat(messages)
-    ids, labels = torch.tensor([chat.input_ids]), torch.tensor([chat.labels])
-    answered = labels[0, 1:] != IGNORE_INDEX
-    before = base(ids).logits[0, :-1][answered].float().log_softmax(-1)
-    after = tuned(ids).logits[0, :-1][answered].float().log_softmax(-1)
+    """KL(base || tuned) in nats (n,) and agreement of greedy choices (n,) on the n tokens of all answers.
+
+    With `begun`, an encoded row, the tuned model hears that chat first, and `messages` without their system turn.
+    """
+    before = answers_of(base, processor.encode_chat(messages))
+    if begun is not None:
+        turns = [message for message in messages if message["role"] != "system"]
+        after = answers_of(tuned, processor.encode_chat(begun["messages"] + turns, begun["codes"]))[-len(before) :]
+    else:
+        after = answers_of(tuned, processor.encode_chat(messages))
     divergence = (before.exp() * (before - after[:, : before.shape[1]])).sum(-1)
     return divergence, before.argmax(-1) == after.argmax(-1)
+
+
+def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
+    """Log-probs (n, V) where the n tokens of a chat's answers are scored."""
+    read = {"image_codes": torch.tensor(chat.read_codes)} if chat.read_codes else {}
+    answered = torch.tensor(chat.labels)[1:] != IGNORE_INDEX
+    return model(torch.tensor([chat.input_ids]), **read).logits[0, :-1][answered].float().log_softmax(-1)
+
+
+def read_begun(path: str | None, count: int, fingerprint: str) -> list[dict[str, Any]] | list[None]:
+    """The first rows of an encoded file; ValueError for too few of them and for codes of another tokenizer."""
+    if path is None:
+        return [None] * count
+    if read_encoded_stamp(path)[0] != fingerprint:
+        raise ValueError(f"--behind {path} holds codes of another tokenizer than the model's; encode its images again")
+    rows = read_encoded_rows(path)[:count]
+    if len(rows) < count:
+        raise ValueError(f"--behind {path} has {len(rows)} rows for {count} chats; give more rows or a lower --limit")
+    return rows
 
 
 def read_chats(path: str, limit: int) -> list[list[dict]]:
@@ -83,7 +117,9 @@ def main() -> None:
     chats = read_chats(args.chats, args.limit)
     tuned, processor = load(args.model, device="cpu", dtype="float32")
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype="float32").eval()
-    results = [compare(base, tuned, processor, chat) for chat in tqdm(chats, unit="chat")]
+    begun = read_begun(args.behind, len(chats), tuned.config.vq_fingerprint)
+    pairs = zip(chats, begun, strict=True)
+    results = [compare(base, tuned, processor, *pair) for pair in tqdm(pairs, total=len(chats), unit="chat")]
     found = report(results, args)
     made = {"tokenizer": tuned.config.vq_fingerprint, "seed": None, "seconds": time.time() - start}
     path = None if args.out is None else Path(args.out)
@@ -99,7 +135,7 @@ def report(results: list[tuple[Tensor, Tensor]], args: LanguageArguments) -> dic
         "value": divergence,
         "n": len(results),
         "stderr": stderr,
-        "config": {"base": args.base, "chats": args.chats, "limit": args.limit},
+        "config": {"base": args.base, "chats": args.chats, "limit": args.limit, "behind": args.behind},
         "prompts_sha256": hashlib.sha256(Path(args.chats).read_bytes()).hexdigest(),
         "greedy_agreement": agreement,
         "greedy_agreement_stderr": agreement_stderr,

@@ -14,6 +14,7 @@ from unified import UnifiedConfig
 from unified.extension import join
 from unified.processing import UnifiedProcessor
 from unified.results import share_stderr
+from unified.rows import read_encoded_rows, write_encoded_shard
 from unified.vq_model import VQModel
 
 CHAT = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]
@@ -58,6 +59,33 @@ def test_the_result_says_what_was_compared(
     assert result["first_token_agreement_stderr"] == pytest.approx(share_stderr(result["first_token_agreement"], 2))
     assert result["config"]["limit"] == 2 and len(result["prompts_sha256"]) == 64 and result["seed"] is None
     assert result["tokenizer"] == UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint
+
+
+def test_behind_an_image_the_same_tokens_are_compared(
+    language: ModuleType,
+    run_script: Callable[..., int],
+    toy_checkpoint: Path,
+    toy_rows: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An image that is drawn, and one that is read; the base hears neither."""
+    chats = write_chats(tmp_path / "chats.jsonl", CHAT, [{"role": "system", "content": "Sing."}, *CHAT])
+    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats]
+    found = []
+    for flags in ([], ["--behind", toy_rows("da")]):
+        assert run_script("eval/language.py", *told, *flags) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    alone, behind = found
+    assert (behind["n"], behind["tokens"]) == (alone["n"], alone["tokens"])
+    assert behind["value"] > alone["value"] > 0  # of weights at random, which the pictures change
+    other = tmp_path / "other.parquet"
+    write_encoded_shard(other, read_encoded_rows(toy_rows("da")), "another", (1, 2))
+    for flags, said in (
+        (["--behind", toy_rows("d")], "has 1 rows for 2 chats; give more rows or a lower --limit"),
+        (["--behind", other], "of another tokenizer than the model's"),
+    ):
+        assert run_script("eval/language.py", *told, *flags) == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
