@@ -1,7 +1,7 @@
 """Settle when an adapter writes words and when it starts an image, after training: three minutes, no learning rate.
 
     python recipes/settle_modality.py --model out/mine --out out/settled \\
-        --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet
+        --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet out/joined
 
 Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
 token comes next hangs on four vectors alone, for which this solves exactly (unified/modality.py): on the model's own
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -42,8 +42,8 @@ class SettleArguments:
     model: str = field(metadata={"help": "adapter"})
     out: str = field(metadata={"help": "new folder for the settled adapter"})
     texts: str = field(metadata={"help": "JSONL of chats in words"})
-    images: str = field(metadata={"help": "encoded rows with images"})
-    limit: int = field(default=400, metadata={"help": "rows of each, the first"})
+    images: list[str] = field(metadata={"help": "encoded rows with images, drawings above all"})
+    limit: int = field(default=400, metadata={"help": "rows of each file or folder, the first"})
     strength: float = field(default=1e-2, metadata={"help": "of the pull towards the rows as they are"})
     batch_size: int = field(default=8, metadata={"help": "rows run at once"})
     device: str | None = field(default=None, metadata={"help": "None: the best there is"})
@@ -55,20 +55,23 @@ class SettleArguments:
 def open_rows(args: SettleArguments) -> dict[str, Dataset]:
     """The first rows of both files by flag; ValueError where one is missing or does not hold what it is to show."""
     config, opened = UnifiedConfig.from_pretrained(checkpoint_of(args.model)), {}
-    for flag, path in (("--texts", args.texts), ("--images", args.images)):
-        if not Path(path).exists():
-            raise ValueError(f"{flag} {path} does not exist; give a file, or a folder of parquet shards")
-        rows = load_encoded_rows([path], config)
-        if len(rows) < HELD_BACK:
-            raise ValueError(f"{flag} {path} has {len(rows)} rows; give {HELD_BACK} or more, better hundreds")
-        opened[flag] = rows.select(range(min(args.limit, len(rows))))
+    for flag, paths in (("--texts", [args.texts]), ("--images", args.images)):
+        parts = []
+        for path in paths:
+            if not Path(path).exists():
+                raise ValueError(f"{flag} {path} does not exist; give a file, or a folder of parquet shards")
+            rows = load_encoded_rows([path], config)
+            if len(rows) < HELD_BACK:
+                raise ValueError(f"{flag} {path} has {len(rows)} rows; give {HELD_BACK} or more, better hundreds")
+            parts.append(rows.select(range(min(args.limit, len(rows)))))
+        opened[flag] = concatenate_datasets(parts)
     if any(opened["--texts"]["codes"]):
         raise ValueError(f"--texts {args.texts} has rows with images; give chats in words")
     drawings = sum(map(is_drawing, opened["--images"]["messages"]))
     if drawings < HELD_BACK:
         raise ValueError(
-            f"--images {args.images} has {drawings} drawings in its first {args.limit} rows; give encoded drawings, "
-            f"{HELD_BACK} or more"
+            f"--images {' '.join(args.images)} has {drawings} drawings in its first {args.limit} rows; give encoded "
+            f"drawings, {HELD_BACK} or more"
         )
     return opened
 

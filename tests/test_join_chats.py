@@ -36,13 +36,23 @@ def test_every_chat_is_joined_before_one_comes_again(
     tails = []
     for row, head in zip(joined, heads, strict=True):
         begun = before[head]["messages"]
-        assert row["messages"][: len(begun)] == begun and row["source"].endswith(" joined")
+        assert row["messages"][: len(begun)] == begun and row["source"].endswith(" then texts")
         tails.append([turn["content"][0]["text"] for turn in row["messages"][len(begun) :]])
     assert sorted(tail[0] for tail in tails[:3]) == sorted(tail[0] for tail in tails[3:])
     assert ["What is three?", "Three.", "And four?", "Four."] in tails
     again = tmp_path / "again"
     assert run_script(SCRIPT, "--first", first, "--then", texts, "--out", again, "--count", 6) == 0
     assert read_encoded_rows(again / "00000.parquet") == joined
+
+
+def test_a_second_image_brings_its_codes(
+    run_script: Callable[..., int], toy_rows: Callable[[str], Path], texts: Path, tmp_path: Path
+) -> None:
+    first, then = toy_rows("a"), toy_rows("dd")
+    assert run_script(SCRIPT, "--first", first, "--then", then, texts, "--out", tmp_path / "out", "--count", 5) == 0
+    codes = [row["codes"] for row in read_encoded_rows(tmp_path / "out/00000.parquet")]
+    begun = read_encoded_rows(first)[0]["codes"]
+    assert sorted(codes) == sorted([*[begun + row["codes"] for row in read_encoded_rows(then)], *[begun] * 3])
 
 
 def test_what_cannot_be_joined_is_refused(
@@ -57,9 +67,14 @@ def test_what_cannot_be_joined_is_refused(
     write_encoded_shard(other, read_encoded_rows(first), "another", (1, 2))
     silent = tmp_path / "silent.jsonl"
     silent.write_text('{"messages": [{"role": "system", "content": "Be brief."}]}\n')
+    pictures = tmp_path / "pictures.jsonl"
+    shown = {"role": "user", "content": [{"type": "image"}]}
+    pictures.write_text(json.dumps({"messages": [shown], "images": ["cat.png"]}) + "\n")
     for flags, words in (
-        (["--first", first, other, "--then", texts], "holds codes of 2 tokenizers; give files of one"),
-        (["--first", first, "--then", silent], "silent.jsonl:1: nothing but a system turn; give text"),
+        (["--first", first, other, "--then", texts], "codes of 2 tokenizers; give files of one"),
+        (["--first", first, "--then", other], "codes of another tokenizer than --first"),
+        (["--first", first, "--then", silent], "--then: chat 1 has nothing but a system turn; take it out"),
+        (["--first", first, "--then", pictures], "pictures.jsonl:1: has images without codes; run"),
         (["--first", first, "--then", tmp_path / "none.jsonl"], "none.jsonl: no chats"),
         (["--first", first, "--then", texts, "--count", 0], "--count 0 must be at least 1"),
     ):

@@ -3,8 +3,8 @@
 CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, at one of two kinds of `positions`:
     image   inside the blocks of images that are written or read, where states come from image features. Text behind
             an image sees its updated keys and values, through its own unchanged weights.
-    onward  there and at all that follows a document's first image. A small backbone needs it to answer questions:
-            SmolLM2-135M cannot tell "is there a cat?" from a list of objects in words, so not from an image either.
+    onward  there and at all that follows a document's first image: answers about it need not come from weights that
+            have never seen one, but words behind an image are the base's no more.
 
 Built from what PEFT offers for the purpose: a LoRA variant, a custom layer that knows it, and a configuration that
 asks for both. A saved adapter says `"peft_type": "IMAGE_LORA"`, so that PEFT without this room refuses to load it
