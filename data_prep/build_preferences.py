@@ -46,7 +46,7 @@ from unified.generation import ImageSampling
 from unified.geneval_files import read_captions
 from unified.loading import best_device, load, weights_digest
 from unified.preferences import Pair, read_counts, write_pairs
-from unified.rows import claim_folder, read_encoded_rows, read_encoded_stamp, write_parquet
+from unified.rows import claim_folder, read_encoded_rows, shared_stamp, write_parquet
 from unified.scorers import (
     ChoiceScorer,
     ClipScorer,
@@ -275,10 +275,7 @@ def summary(shards: list[Path]) -> dict[str, Any]:
 
 def build_from_questions(args: BuildArguments) -> None:
     """A shard of pairs for every file of encoded rows."""
-    stamps = {path: read_encoded_stamp(path) for path in args.questions}
-    if len(set(stamps.values())) != 1:
-        raise ValueError(f"--questions are of {len(set(stamps.values()))} image tokenizers; give files of one")
-    fingerprint, patch_nums = stamps[args.questions[0]]
+    fingerprint, patch_nums = shared_stamp("--questions", args.questions)
     inputs = {"questions_sha256": digest(*args.questions), "seed": args.seed, "vq_fingerprint": fingerprint}
     out = claim_folder(args.out, inputs)
     shards = [out / f"{index:05d}.parquet" for index in range(len(args.questions))]

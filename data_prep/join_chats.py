@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments import parse, run_main
+from unified.arguments import check_least, parse, run_main
 from unified.data import files_of
-from unified.rows import claim_folder, read_encoded_rows, read_encoded_stamp, read_rows, write_encoded_shard
+from unified.messages import continued
+from unified.rows import claim_folder, read_encoded_rows, read_rows, shared_stamp, write_encoded_shard
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
 NO_CODES: Stamp = ("", ())  # of encoded rows without images
@@ -35,18 +36,13 @@ class JoinArguments:
     seed: int = field(default=0, metadata={"help": "another seed joins others"})
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"--count {self.count} must be at least 1: give a positive number")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed} must not be negative: give 0 or more")
+        check_least(self, count=1, seed=0)
 
 
 def read_encoded(flag: str, files: list[Path]) -> tuple[list[dict[str, Any]], Stamp]:
     """Encoded rows and the tokenizer that they share; ValueError where they are of two."""
-    stamps = {read_encoded_stamp(file) for file in files}
-    if len(stamps) > 1:
-        raise ValueError(f"{flag} {' '.join(map(str, files))}: codes of {len(stamps)} tokenizers; give files of one")
-    return [row for file in files for row in read_encoded_rows(file)], stamps.pop()
+    stamp = shared_stamp(flag, files)
+    return [row for file in files for row in read_encoded_rows(file)], stamp
 
 
 def read_then(paths: list[str], stamp: Stamp) -> list[dict[str, Any]]:
@@ -61,14 +57,9 @@ def read_then(paths: list[str], stamp: Stamp) -> list[dict[str, Any]]:
             raise ValueError(f"{row.where}: has images without codes; run data_prep/encode_images.py on the file")
         rows.append({"messages": row.messages, "codes": [], "source": row.source})
     for number, row in enumerate(rows, start=1):
-        if not turns_of(row):
+        if not continued([], row["messages"]):
             raise ValueError(f"--then: chat {number} has nothing but a system turn; take it out")
     return rows
-
-
-def turns_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A chat's messages but the system's."""
-    return [message for message in row["messages"] if message["role"] != "system"]
 
 
 def in_order(size: int, count: int, rng: np.random.Generator) -> list[int]:
@@ -79,7 +70,7 @@ def in_order(size: int, count: int, rng: np.random.Generator) -> list[int]:
 
 def join(row: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     """An encoded row that goes on with another."""
-    joined = {"messages": row["messages"] + turns_of(then), "codes": row["codes"] + then["codes"]}
+    joined = {"messages": continued(row["messages"], then["messages"]), "codes": row["codes"] + then["codes"]}
     return row | joined | {"source": f"{row['source']} then {then['source']}"}
 
 

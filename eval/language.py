@@ -30,14 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import parse, run_main
+from unified.data import load_encoded_rows
 from unified.extension import check_llm
 from unified.loading import load
+from unified.messages import continued
 from unified.metrics import clustered_mean
 from unified.processing import IGNORE_INDEX, EncodedChat
 from unified.results import share_stderr, write_result
-from unified.rows import read_encoded_rows, read_encoded_stamp, read_rows
+from unified.rows import read_rows
 
 
 @dataclass
@@ -49,7 +51,7 @@ class LanguageArguments:
     chats: str = field(default="data_prep/replay/smollm2_heldout.jsonl", metadata={"help": "JSONL of held-out chats"})
     limit: int = field(default=50, metadata={"help": "chats that are compared, the file's first"})
     behind: str | None = field(
-        default=None, metadata={"help": "encoded parquet file; chat i of the tuned model goes on from its row i"}
+        default=None, metadata={"help": "encoded rows; chat i of the tuned model goes on from row i"}
     )
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
@@ -71,12 +73,12 @@ def compare(
 
     With `begun`, an encoded row, the tuned model hears that chat first, and `messages` without their system turn.
     """
-    before = answers_of(base, processor.encode_chat(messages))
+    alone = processor.encode_chat(messages)
+    heard = alone
     if begun is not None:
-        turns = [message for message in messages if message["role"] != "system"]
-        after = answers_of(tuned, processor.encode_chat(begun["messages"] + turns, begun["codes"]))[-len(before) :]
-    else:
-        after = answers_of(tuned, processor.encode_chat(messages))
+        heard = processor.encode_chat(continued(begun["messages"], messages), begun["codes"])
+    before = answers_of(base, alone)
+    after = answers_of(tuned, heard)[-len(before) :]
     divergence = (before.exp() * (before - after[:, : before.shape[1]])).sum(-1)
     return divergence, before.argmax(-1) == after.argmax(-1)
 
@@ -88,16 +90,14 @@ def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
     return model(torch.tensor([chat.input_ids]), **read).logits[0, :-1][answered].float().log_softmax(-1)
 
 
-def read_begun(path: str | None, count: int, fingerprint: str) -> list[dict[str, Any]] | list[None]:
-    """The first rows of an encoded file; ValueError for too few of them and for codes of another tokenizer."""
+def read_begun(path: str | None, count: int, config: UnifiedConfig) -> list[dict[str, Any]] | list[None]:
+    """The first encoded rows of `path`; ValueError for too few, and as `load_encoded_rows`."""
     if path is None:
         return [None] * count
-    if read_encoded_stamp(path)[0] != fingerprint:
-        raise ValueError(f"--behind {path} holds codes of another tokenizer than the model's; encode its images again")
-    rows = read_encoded_rows(path)[:count]
+    rows = load_encoded_rows([path], config)
     if len(rows) < count:
         raise ValueError(f"--behind {path} has {len(rows)} rows for {count} chats; give more rows or a lower --limit")
-    return rows
+    return rows.select(range(count)).to_list()
 
 
 def read_chats(path: str, limit: int) -> list[list[dict]]:
@@ -117,7 +117,7 @@ def main() -> None:
     chats = read_chats(args.chats, args.limit)
     tuned, processor = load(args.model, device="cpu", dtype="float32")
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype="float32").eval()
-    begun = read_begun(args.behind, len(chats), tuned.config.vq_fingerprint)
+    begun = read_begun(args.behind, len(chats), tuned.config)
     pairs = zip(chats, begun, strict=True)
     results = [compare(base, tuned, processor, *pair) for pair in tqdm(pairs, total=len(chats), unit="chat")]
     found = report(results, args)

@@ -71,12 +71,12 @@ def test_what_cannot_be_joined_is_refused(
     shown = {"role": "user", "content": [{"type": "image"}]}
     pictures.write_text(json.dumps({"messages": [shown], "images": ["cat.png"]}) + "\n")
     for flags, words in (
-        (["--first", first, other, "--then", texts], "codes of 2 tokenizers; give files of one"),
+        (["--first", first, other, "--then", texts], "--first are of 2 image tokenizers; give files of one"),
         (["--first", first, "--then", other], "codes of another tokenizer than --first"),
         (["--first", first, "--then", silent], "--then: chat 1 has nothing but a system turn; take it out"),
         (["--first", first, "--then", pictures], "pictures.jsonl:1: has images without codes; run"),
         (["--first", first, "--then", tmp_path / "none.jsonl"], "none.jsonl: no chats"),
-        (["--first", first, "--then", texts, "--count", 0], "--count 0 must be at least 1"),
+        (["--first", first, "--then", texts, "--count", 0], "--count 0; give at least 1"),
     ):
         assert run_script(SCRIPT, *flags, "--out", tmp_path / "out") == 2
         assert words in capsys.readouterr().err.splitlines()[-1]

@@ -17,6 +17,11 @@ def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[
     return [*messages] if has_system or not prompt else [{"role": "system", "content": prompt}, *messages]
 
 
+def continued(messages: Sequence[Message], then: Sequence[Message]) -> list[Message]:
+    """A conversation that goes on with another, of which the system message is left out."""
+    return [*messages, *(message for message in then if message["role"] != "system")]
+
+
 def content_parts(message: Message) -> list[dict[str, Any]]:
     """Parts of a message's content, a plain string being one text part.
 

@@ -158,15 +158,10 @@ class UnifiedModel(UnifiedPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The backbone on input `states` (B, q, D); its hidden states are not rolled."""
-        return self.image_gate.run(
-            self.language_model,
-            *(blocks >= 0, documents, image_seen),
-            inputs_embeds=states,
-            position_ids=position_ids,
-            attention_mask=self.masks(blocks, valid, documents, cache),
-            past_key_values=cache,
-            **kwargs,
-        )
+        masks = self.masks(blocks, valid, documents, cache)
+        given = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
+        inside = blocks >= 0
+        return self.image_gate.run(self.language_model, inside, documents, image_seen, inputs_embeds=states, **given)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ every `{"type": "image"}` part of the messages stands for the next image, in ord
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ..
         raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
     scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
     return metadata[b"vq_fingerprint"].decode(), scales
+
+
+def shared_stamp(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The `read_encoded_stamp` that all shards have, which `flag` named; ValueError where there are several."""
+    stamps = {read_encoded_stamp(path) for path in paths}
+    if len(stamps) != 1:
+        raise ValueError(f"{flag} are of {len(stamps)} image tokenizers; give files of one")
+    return stamps.pop()
 
 
 def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
