@@ -11,6 +11,9 @@ scene shows (split heldout), or on --heldout FILE; round 0 is the model it start
 raise the best score, and after --rounds at the latest. --extra are pairs that join every round: text, or questions
 about images (data_prep/build_preferences.py --questions), so that language and understanding stay.
 
+A model that hardly fails at what it was trained on finds few pairs there. With --unseen_pairs True it draws for unseen
+combinations too, those of every other class, and is measured on those of the classes in between.
+
 Every step is one of the project's own commands, printed before it runs. A step that is done is not done again, and one
 that was stopped goes on: start the same line again. `OUT/rounds.json` has the score of every round and its standard
 error; the best model's folder is printed at the end.
@@ -42,6 +45,9 @@ class IterateArguments:
     tags: list[str] = field(default_factory=list, metadata={"help": "tasks of these prompts; empty: all six"})
     classes: list[str] = field(default_factory=list, metadata={"help": "objects in prompts; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours in prompts; empty: all ten"})
+    unseen_pairs: bool = field(
+        default=False, metadata={"help": "prompts ask for combinations training never showed; see above"}
+    )
     samples: int = field(default=8, metadata={"help": "pictures for each of them"})
     scorer: Literal["verdict", "margin"] = field(default="margin", metadata={"help": "see build_preferences.py"})
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
@@ -70,6 +76,16 @@ class IterateArguments:
             ("colour", self.colours, COLOURS),
         ):
             check_names(kind, names, known)
+        if self.unseen_pairs:
+            check_names("task of unseen combinations", self.tags, tags_of("heldout"))
+        if self.unseen_pairs and self.heldout:
+            raise ValueError("--unseen_pairs shares classes out itself; leave --heldout out")
+
+    def classes_of(self, split: str) -> list[str]:
+        """Objects the prompts of pairs (train) or of what is measured (heldout) ask for; empty: all."""
+        if not self.unseen_pairs:
+            return self.classes
+        return (self.classes or list(CLASSES))[0 if split == "train" else 1 :: 2]
 
 
 def step(folder: Path, name: str, command: list[str]) -> None:
@@ -80,12 +96,12 @@ def step(folder: Path, name: str, command: list[str]) -> None:
 def write_prompts(
     args: IterateArguments, folder: Path, split: str, count: int, seed: int, tags: Sequence[str] = ()
 ) -> Path:
-    """A prompt set of a split; returns its file."""
+    """A prompt set, of pairs (split train) or of what is measured (heldout); returns its file."""
     path = folder / f"{split}.jsonl"
     command = ["eval/write_prompts.py", "--out", str(path), "--count", str(count), "--seed", str(seed)]
-    command += ["--split", split]
+    command += ["--split", "heldout" if args.unseen_pairs else split]
     command += ["--tags", *tags] if tags else []
-    command += ["--classes", *args.classes] if args.classes else []
+    command += ["--classes", *classes] if (classes := args.classes_of(split)) else []
     command += ["--colours", *args.colours] if args.colours else []
     step(folder, f"prompts_{split}", command)
     return path

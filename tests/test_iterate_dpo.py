@@ -11,6 +11,7 @@ from conftest import load_script
 from fake_steps import World
 
 from unified import steps
+from unified.scenes import CLASSES
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "recipes/iterate_dpo.py"
@@ -78,6 +79,38 @@ def test_tasks_are_those_of_the_rounds_and_not_of_what_is_measured(iterate: Call
     assert "--tags" not in held_out
     place = drawn_for.index("--tags")
     assert drawn_for[place + 1 : place + 3] == ["colors", "position"]
+
+
+def test_unseen_pairs_and_what_is_measured_share_no_class(iterate: Callable[..., int]) -> None:
+    def classes(words: list[str]) -> list[str]:
+        return words[words.index("--classes") + 1 :]
+
+    world = RoundsWorld([0.4, 0.4])
+    assert iterate(world, "--unseen_pairs", "True", "--tags", "colors") == 0
+    world.check_understood()
+    written = [(flags, words) for name, flags, words in world.commands if name == "write_prompts"]
+    assert [flags["--split"] for flags, _ in written] == ["heldout", "heldout"]
+    measured, drawn = (classes(words) for _, words in written)
+    assert len(measured) == len(drawn) == 34 and set(measured) | set(drawn) == set(CLASSES)
+
+
+def test_unseen_pairs_of_some_classes(iterate: Callable[..., int]) -> None:
+    world = RoundsWorld([0.4, 0.4])
+    assert iterate(world, "--unseen_pairs", "True", "--classes", "cat", "dog", "cup", "--colours", "red") == 0
+    measured, drawn = (words for name, _, words in world.commands if name == "write_prompts")
+    assert measured[measured.index("--classes") :] == ["--classes", "dog", "--colours", "red"]
+    assert drawn[drawn.index("--classes") :] == ["--classes", "cat", "cup", "--colours", "red"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--tags", "counting"], "counting"), (["--heldout", "mine.jsonl"], "leave --heldout out")]
+)
+def test_what_unseen_pairs_cannot_be_is_refused(
+    iterate: Callable[..., int], flags: list, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = RoundsWorld([])
+    assert iterate(world, "--unseen_pairs", "True", *flags) == 2
+    assert said in capsys.readouterr().err and not world.commands and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flag", ["--tags", "--classes", "--colours"])
