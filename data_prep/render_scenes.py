@@ -55,6 +55,9 @@ class SceneArguments:
     kinds: str = field(
         default="draw:0.6,ask:0.3,describe:0.1", metadata={"help": "kinds of conversation and their weights"}
     )
+    question_first: float = field(
+        default=0.0, metadata={"help": "share of the conversations about a picture that ask before they show it"}
+    )
     shard_size: int = field(default=2000, metadata={"help": "rows in a file; a stopped run loses at most one file"})
     preview: str | None = field(default=None, metadata={"help": "also write the first scenes as one PNG"})
 
@@ -71,6 +74,7 @@ class Plan:
     colours: list[str]
     tags: dict[str, float]
     kinds: dict[str, float]
+    question_first: float
     shard_size: int
 
 
@@ -91,12 +95,15 @@ def make_plan(args: SceneArguments) -> Plan:
             raise ValueError(f"{name}={value} must be at least 1: give a positive number")
     if args.seed < 0:
         raise ValueError(f"seed={args.seed} must not be negative: give 0 or more")
+    if not 0 <= args.question_first <= 1:
+        raise ValueError(f"question_first={args.question_first} must be a share: give 0 to 1")
     classes, colours = read_names(args.classes) or list(CLASSES), read_names(args.colours) or list(COLOURS)
     check_names("class", classes, CLASSES)
     check_names("colour", colours, COLOURS)
     tags = read_weights("tag", args.tags or ",".join(tags_of(args.split)), tags_of(args.split))
     kinds = read_weights("kind", args.kinds, KINDS)
-    return Plan(args.count, args.seed, args.split, args.layout, classes, colours, tags, kinds, args.shard_size)
+    chosen = classes, colours, tags, kinds, args.question_first
+    return Plan(args.count, args.seed, args.split, args.layout, *chosen, args.shard_size)
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def conversations(plan: Plan, shard: int, rows: int) -> Iterator[tuple[Scene, li
         tag, kind = str(rng.choice(tags, p=tag_weights)), str(rng.choice(kinds, p=kind_weights))
         scene = sample_scene(tag, rng, plan.classes, plan.colours, plan.split)
         scene = tidy(scene) if plan.layout == "tidy" else scene
-        yield scene, messages_for(scene, kind, rng, plan.classes, plan.colours)
+        yield scene, messages_for(scene, kind, rng, plan.classes, plan.colours, plan.question_first)
 
 
 def objects_of(scene: Scene) -> list[dict]:

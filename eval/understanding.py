@@ -54,6 +54,7 @@ class UnderstandingArguments:
     )
     layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as the training scenes were laid out"})
     wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
+    question_first: bool = field(default=False, metadata={"help": "ask before the picture and not behind it"})
     classes: list[str] = field(default_factory=list, metadata={"help": "object classes; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours; empty: all ten"})
     batch_size: int = field(default=16, metadata={"help": "questions at once"})
@@ -105,7 +106,7 @@ def ask(
     with tqdm(total=len(asked), initial=len(judged), unit="question") as bar:
         for start in range(len(judged), len(asked), args.batch_size):
             batch = asked[start : start + args.batch_size]
-            queries = [about(draw_scene(question.scene), question.text) for question in batch]
+            queries = [about(draw_scene(question.scene), question.text, args.question_first) for question in batch]
             answers = answer(model, processor, queries, args.max_new_tokens)
             new = [judge(question, text) for question, text in zip(batch, answers, strict=True)]
             log.add(judgement.record() for judgement in new)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.answering import AnswerLog, Query, about, answer
+from unified.answering import AnswerLog, Query, about, answer, encode
 from unified.chat import Chat
 from unified.loading import load
 
@@ -26,6 +26,13 @@ def test_a_batch_answers_as_one_by_one_and_as_chat(toy: tuple) -> None:
     chat = Chat(*toy, max_images=0, max_new_tokens=6)
     chat.show(BLUE)
     assert together[1] == "".join(part["text"] for part in chat.ask("?")).strip()
+
+
+def test_a_question_can_come_before_its_picture(toy: tuple) -> None:
+    behind, before = (about(RED, "How many cats are there?", question_first) for question_first in (False, True))
+    assert before.messages[0]["content"] == behind.messages[0]["content"][::-1]
+    one, other = (encode([query], toy[1])["input_ids"][0].tolist() for query in (behind, before))
+    assert one != other and sorted(one) == sorted(other)
 
 
 def test_the_picture_is_looked_at(toy: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

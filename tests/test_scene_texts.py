@@ -41,6 +41,25 @@ def test_shapes_of_the_three_kinds():
         messages_for(scene, "paint", rng)
 
 
+@pytest.mark.parametrize("kind", ["ask", "describe"])
+def test_a_share_of_questions_comes_before_its_image(kind):
+    rng = np.random.default_rng(0)
+    scene = sample_scene("position", rng)
+    first = [tuple(shape(messages_for(scene, kind, rng, question_first=0.25))[0][1]) for _ in range(400)]
+    assert set(first) == {("text", "image"), ("image", "text")}
+    assert 0.19 < first.count(("text", "image")) / 400 < 0.31
+
+
+def test_the_order_changes_no_words_and_without_it_no_scene():
+    scene = sample_scene("position", np.random.default_rng(0))
+    one, other = np.random.default_rng(5), np.random.default_rng(5)
+    asked, turned = messages_for(scene, "describe", one), messages_for(scene, "describe", other, question_first=1)
+    assert turned[0]["content"] == asked[0]["content"][::-1] and turned[1:] == asked[1:]
+    plain = np.random.default_rng(5)
+    messages_for(scene, "describe", plain, question_first=0)
+    assert plain.bit_generator.state == one.bit_generator.state  # what was rendered before stays
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_messages_depend_on_the_generator_alone(kind):
     scene = sample_scene("color_attr", np.random.default_rng(1))

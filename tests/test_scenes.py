@@ -257,6 +257,7 @@ def test_another_data_set_in_the_folder_is_refused(script, tmp_path):
         ({"count": 0}, "at least 1"),
         ({"shard_size": 0}, "at least 1"),
         ({"seed": -1}, "negative"),
+        ({"question_first": 1.5}, "0 to 1"),
     ],
 )
 def test_bad_settings_are_refused(script, settings, words):

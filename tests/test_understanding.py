@@ -190,6 +190,21 @@ def test_a_stopped_run_goes_on_and_gives_the_same_answers(
     assert stopped == whole.with_suffix(".answers.jsonl").read_text()
 
 
+@pytest.mark.parametrize("flags", [[], ["--question_first", "True"]])
+def test_the_order_of_question_and_picture_is_a_choice(
+    run_script: Callable[..., int], arguments: list, monkeypatch: pytest.MonkeyPatch, flags: list
+) -> None:
+    orders = set()
+
+    def no(model: object, processor: object, queries: list, budget: int) -> list[str]:
+        orders.update(tuple(part["type"] for part in query.messages[0]["content"]) for query in queries)
+        return ["No."] * len(queries)
+
+    monkeypatch.setattr(load_script("eval/understanding.py"), "answer", no)
+    assert run_script("eval/understanding.py", *arguments, *flags) == 0
+    assert orders == {("text", "image") if flags else ("image", "text")}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

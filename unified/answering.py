@@ -25,10 +25,10 @@ class Query:
     images: Sequence[Image.Image] = ()
 
 
-def about(image: Image.Image, question: str) -> Query:
-    """One question about one picture, which comes first, as in training."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return Query([{"role": "user", "content": content}], [image])
+def about(image: Image.Image, question: str, question_first: bool = False) -> Query:
+    """One question about one picture, which comes behind it or before."""
+    picture, words = {"type": "image"}, {"type": "text", "text": question}
+    return Query([{"role": "user", "content": [words, picture] if question_first else [picture, words]}], [image])
 
 
 def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeature:

@@ -95,21 +95,27 @@ def caption(scene: Scene) -> str:
 
 
 def messages_for(
-    scene: Scene, kind: str, rng: Rng, classes: Names = tuple(CLASSES), colours: Names = tuple(COLOURS)
+    scene: Scene,
+    kind: str,
+    rng: Rng,
+    classes: Names = tuple(CLASSES),
+    colours: Names = tuple(COLOURS),
+    question_first: float = 0.0,
 ) -> list[dict]:
     """One conversation about the scene, as Hugging Face messages whose content is a list of parts.
 
-    Questions whose answer is no ask for another of `classes` and `colours`. Raises ValueError for an unknown kind.
+    Questions whose answer is no ask for another of `classes` and `colours`. Of conversations about an image, a share
+    `question_first` asks before it, the others behind it. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}: choose one of them")
     if kind == "draw":
         return [_turn("user", _text(_request(scene, rng))), _turn("assistant", IMAGE)]
     if kind == "describe":
-        user = _turn("user", IMAGE, _text(pick(rng, DESCRIBE_WORDINGS, "wording")))
+        user = _asked(pick(rng, DESCRIBE_WORDINGS, "wording"), rng, question_first)
         return [user, _turn("assistant", _text(_sentence(caption(scene))))]
     (question, answer), *later = questions(scene, rng, classes, colours)
-    first = [_turn("user", IMAGE, _text(question)), _turn("assistant", _text(answer))]
+    first = [_asked(question, rng, question_first), _turn("assistant", _text(answer))]
     return first + [_turn(*turn) for q, a in later for turn in (("user", _text(q)), ("assistant", _text(a)))]
 
 
@@ -134,6 +140,12 @@ def _text(words: str) -> dict:
 
 def _turn(role: str, *parts: dict) -> dict:
     return {"role": role, "content": [dict(part) for part in parts]}
+
+
+def _asked(question: str, rng: Rng, question_first: float) -> dict:
+    """A turn that shows the image and asks; nothing is drawn from `rng` where there is no choice."""
+    before = question_first > 0 and rng.random() < question_first
+    return _turn("user", *((_text(question), IMAGE) if before else (IMAGE, _text(question))))
 
 
 def _sentence(words: str) -> str:
