@@ -12,7 +12,9 @@ raise the best score, and after --rounds at the latest. --extra are pairs that j
 about images (data_prep/build_preferences.py --questions), so that language and understanding stay.
 
 A model that hardly fails at what it was trained on finds few pairs there. With --unseen_pairs True it draws for unseen
-combinations too, those of every other class, and is measured on those of the classes in between.
+combinations too, those of every other class, and is measured on those of the classes in between. They are few (39
+colourings of one half of all classes, 33 of the other), so rounds draw for many of them again; and to the model that
+comes out the first half is unseen no more: measure it on the other one.
 
 Every step is one of the project's own commands, printed before it runs. A step that is done is not done again, and one
 that was stopped goes on: start the same line again. `OUT/rounds.json` has the score of every round and its standard
@@ -27,6 +29,7 @@ from typing import Any, Literal
 
 from unified.arguments import DpoArguments, parse, run_main
 from unified.files import write_text
+from unified.geneval_prompts import sample_prompts
 from unified.rows import claim_folder
 from unified.scenes import CLASSES, COLOURS, check_names, tags_of
 from unified.steps import run_step
@@ -42,18 +45,18 @@ class IterateArguments:
     run: str = field(metadata={"help": "YAML of recipes/dpo.py"})
     rounds: int = field(default=4, metadata={"help": "rounds at most"})
     prompts: int = field(default=360, metadata={"help": "prompts a round draws for"})
-    tags: list[str] = field(default_factory=list, metadata={"help": "tasks of these prompts; empty: all six"})
+    tags: list[str] = field(default_factory=list, metadata={"help": "tasks of these prompts; empty: all of the split"})
     classes: list[str] = field(default_factory=list, metadata={"help": "objects in prompts; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours in prompts; empty: all ten"})
     unseen_pairs: bool = field(
-        default=False, metadata={"help": "prompts ask for combinations training never showed; see above"}
+        default=False, metadata={"help": "pairs of combinations that training never showed; see above"}
     )
     samples: int = field(default=8, metadata={"help": "pictures for each of them"})
     scorer: Literal["verdict", "margin"] = field(default="margin", metadata={"help": "see build_preferences.py"})
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
     guidance: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
-    temperature: float = field(default=1.0, metadata={"help": "of the pictures in pairs; high, for differences"})
+    temperature: float = field(default=1.0, metadata={"help": "of the pictures in pairs; a model takes it in"})
     extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
     heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
     heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
@@ -77,15 +80,27 @@ class IterateArguments:
         ):
             check_names(kind, names, known)
         if self.unseen_pairs:
-            check_names("task of unseen combinations", self.tags, tags_of("heldout"))
-        if self.unseen_pairs and self.heldout:
+            self.check_unseen()
+
+    def check_unseen(self) -> None:
+        """Raise ValueError unless both halves of the classes have so many unseen combinations."""
+        check_names("task of unseen combinations", self.tags, tags_of("heldout"))
+        if self.heldout:
             raise ValueError("--unseen_pairs shares classes out itself; leave --heldout out")
+        if len(set(self.classes)) == 1:
+            raise ValueError(f"--unseen_pairs measures on other classes than {self.classes[0]!r}; give more of them")
+        for split, flag, tags in (("train", "prompts", self.tags), ("heldout", "heldout_prompts", [])):
+            count = getattr(self, flag)
+            try:
+                sample_prompts(count, self.seed, "heldout", tags, self.classes_of(split), self.colours or COLOURS)
+            except ValueError as error:
+                raise ValueError(f"--{flag} {count} with --unseen_pairs: {error}") from None
 
     def classes_of(self, split: str) -> list[str]:
         """Objects the prompts of pairs (train) or of what is measured (heldout) ask for; empty: all."""
         if not self.unseen_pairs:
             return self.classes
-        return (self.classes or list(CLASSES))[0 if split == "train" else 1 :: 2]
+        return list(dict.fromkeys(self.classes or CLASSES))[0 if split == "train" else 1 :: 2]
 
 
 def step(folder: Path, name: str, command: list[str]) -> None:

@@ -81,35 +81,40 @@ def test_tasks_are_those_of_the_rounds_and_not_of_what_is_measured(iterate: Call
     assert drawn_for[place + 1 : place + 3] == ["colors", "position"]
 
 
-def test_unseen_pairs_and_what_is_measured_share_no_class(iterate: Callable[..., int]) -> None:
-    def classes(words: list[str]) -> list[str]:
-        return words[words.index("--classes") + 1 :]
+UNSEEN = ["--unseen_pairs", "True", "--prompts", 8, "--heldout_prompts", 8]
 
+
+def halves(world: World) -> list[list[str]]:
+    """Classes of what is measured, and of the pairs."""
+    written = [words for name, _, words in world.commands if name == "write_prompts"]
+    assert all(words[words.index("--split") + 1] == "heldout" for words in written)
+    return [words[words.index("--classes") + 1 :] for words in written]
+
+
+@pytest.mark.parametrize("classes", [[], [*list(CLASSES)[:20], list(CLASSES)[0]]])
+def test_unseen_pairs_and_what_is_measured_share_no_class(iterate: Callable[..., int], classes: list[str]) -> None:
     world = RoundsWorld([0.4, 0.4])
-    assert iterate(world, "--unseen_pairs", "True", "--tags", "colors") == 0
+    assert iterate(world, *UNSEEN, "--tags", "colors", *(["--classes", *classes] if classes else [])) == 0
     world.check_understood()
-    written = [(flags, words) for name, flags, words in world.commands if name == "write_prompts"]
-    assert [flags["--split"] for flags, _ in written] == ["heldout", "heldout"]
-    measured, drawn = (classes(words) for _, words in written)
-    assert len(measured) == len(drawn) == 34 and set(measured) | set(drawn) == set(CLASSES)
-
-
-def test_unseen_pairs_of_some_classes(iterate: Callable[..., int]) -> None:
-    world = RoundsWorld([0.4, 0.4])
-    assert iterate(world, "--unseen_pairs", "True", "--classes", "cat", "dog", "cup", "--colours", "red") == 0
-    measured, drawn = (words for name, _, words in world.commands if name == "write_prompts")
-    assert measured[measured.index("--classes") :] == ["--classes", "dog", "--colours", "red"]
-    assert drawn[drawn.index("--classes") :] == ["--classes", "cat", "cup", "--colours", "red"]
+    measured, drawn = halves(world)
+    assert sorted([*measured, *drawn]) == sorted(set(classes or CLASSES)) and abs(len(measured) - len(drawn)) < 2
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [(["--tags", "counting"], "counting"), (["--heldout", "mine.jsonl"], "leave --heldout out")]
+    ("flags", "said"),
+    [
+        (["--tags", "counting"], "counting"),
+        (["--heldout", "mine.jsonl"], "leave --heldout out"),
+        (["--classes", "cat", "cat"], "other classes than 'cat'"),
+        (["--prompts", 360], "--prompts 360 with --unseen_pairs: two_object has only"),
+        (["--heldout_prompts", 240], "--heldout_prompts 240 with --unseen_pairs: two_object has only"),
+    ],
 )
 def test_what_unseen_pairs_cannot_be_is_refused(
     iterate: Callable[..., int], flags: list, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = RoundsWorld([])
-    assert iterate(world, "--unseen_pairs", "True", *flags) == 2
+    assert iterate(world, *UNSEEN, *flags) == 2
     assert said in capsys.readouterr().err and not world.commands and not (tmp_path / "out").exists()
 
 

@@ -274,6 +274,12 @@ def test_weights_and_subsets_are_kept(script):
     assert json.loads(json.dumps(dataclasses.asdict(plan))) == dataclasses.asdict(plan)
 
 
+def test_questions_come_first_where_the_plan_says_so(script):
+    plan = script.make_plan(script.SceneArguments(out="unused", kinds="ask,describe", question_first=1))
+    parts = [messages[0]["content"][0]["type"] for _, messages in script.conversations(plan, 0, 20)]
+    assert parts == ["text"] * 20
+
+
 def test_the_command_renders_previews_and_refuses_in_one_line(tmp_path):
     def run(*flags):
         command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out"), *flags]

@@ -26,7 +26,7 @@ class Query:
 
 
 def about(image: Image.Image, question: str, question_first: bool = False) -> Query:
-    """One question about one picture, which comes behind it or before."""
+    """One question about one picture: behind it, or with `question_first` before it."""
     picture, words = {"type": "image"}, {"type": "text", "text": question}
     return Query([{"role": "user", "content": [words, picture] if question_first else [picture, words]}], [image])
 
