@@ -102,8 +102,18 @@ def make_plan(args: SceneArguments) -> Plan:
     check_names("colour", colours, COLOURS)
     tags = read_weights("tag", args.tags or ",".join(tags_of(args.split)), tags_of(args.split))
     kinds = read_weights("kind", args.kinds, KINDS)
-    chosen = classes, colours, tags, kinds, args.question_first
-    return Plan(args.count, args.seed, args.split, args.layout, *chosen, args.shard_size)
+    return Plan(
+        count=args.count,
+        seed=args.seed,
+        split=args.split,
+        layout=args.layout,
+        classes=classes,
+        colours=colours,
+        tags=tags,
+        kinds=kinds,
+        question_first=args.question_first,
+        shard_size=args.shard_size,
+    )
 
 
 def settings(plan: Plan) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.arguments import DpoArguments, parse, run_main
+from unified.arguments import DpoArguments, check_least, parse, run_main
 from unified.files import write_text
 from unified.geneval_prompts import sample_prompts
 from unified.rows import claim_folder
@@ -71,8 +71,7 @@ class IterateArguments:
     seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"--rounds {self.rounds}; give at least 1")
+        check_least(self, rounds=1)
         for kind, names, known in (
             ("task", self.tags, tags_of("train")),
             ("class", self.classes, CLASSES),
@@ -83,8 +82,7 @@ class IterateArguments:
             self.check_unseen()
 
     def check_unseen(self) -> None:
-        """Raise ValueError unless both halves of the classes have so many unseen combinations."""
-        check_names("task of unseen combinations", self.tags, tags_of("heldout"))
+        """Raise ValueError unless both halves of the classes have so many unseen combinations of these tasks."""
         if self.heldout:
             raise ValueError("--unseen_pairs shares classes out itself; leave --heldout out")
         if len(set(self.classes)) == 1:
