@@ -45,6 +45,7 @@ from trl.trainer.utils import use_adapter
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
+from unified.attention import prefer_grouped
 from unified.loading import FROZEN, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
 from unified.trainer import continue_lora, lora_config, newest_checkpoint, prepare_full, start_of, write_samples
@@ -154,7 +155,9 @@ def build_trainer(
     """TRL's trainer for what `args.tuning` says: of all weights, of a new adapter, of the one that `args.model` is."""
 
     def load() -> UnifiedForCausalLM:
-        return UnifiedForCausalLM.from_pretrained(checkpoint, dtype=args.dtype)
+        model = UnifiedForCausalLM.from_pretrained(checkpoint, dtype=args.dtype)
+        prefer_grouped(model, args.device)
+        return model
 
     model: nn.Module = load()
     given: dict[str, Any] = {}

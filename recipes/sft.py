@@ -30,6 +30,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.adapters import is_adapter
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
+from unified.attention import prefer_grouped
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.speed import WARM_UP, Speed
 from unified.trainer import UnifiedTrainer, newest_checkpoint, prepare, start_of
@@ -50,8 +51,10 @@ class StopAfter(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"
 
 
-def load_model(checkpoint: Path, model_args: ModelArguments, max_length: int) -> UnifiedForCausalLM:
-    """The checkpoint with the run's loss settings in its configuration."""
+def load_model(
+    checkpoint: Path, model_args: ModelArguments, max_length: int, device: torch.device
+) -> UnifiedForCausalLM:
+    """The checkpoint with the run's loss settings in its configuration, and the attention that suits its `device`."""
     config = UnifiedConfig.from_pretrained(
         checkpoint,
         modality_stride=model_args.modality_stride,
@@ -62,9 +65,13 @@ def load_model(checkpoint: Path, model_args: ModelArguments, max_length: int) ->
     context = config.text_config.max_position_embeddings
     if max_length > context:
         raise ValueError(f"max_length {max_length} is beyond the backbone's context of {context}; lower max_length")
-    return UnifiedForCausalLM.from_pretrained(
-        checkpoint, config=config, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    attention = model_args.attn_implementation
+    model = UnifiedForCausalLM.from_pretrained(
+        checkpoint, config=config, dtype=model_args.dtype, attn_implementation=attention
     )
+    if attention is None:
+        prefer_grouped(model, device)
+    return model
 
 
 def build_trainer(
@@ -75,7 +82,7 @@ def build_trainer(
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
     checkpoint = start_of(model_args.model, args)
-    model = load_model(checkpoint, model_args, data_args.max_length)
+    model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     fraction = data_args.last_scale_fraction
     datasets = []

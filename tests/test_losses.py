@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unified import losses
 from unified.losses import UnionTargets, chunked_cross_entropy, soft_cap, union_loss
+from unified.token_rows import OwnRows
 from unified.vocabulary import Vocabulary
 
 N, D, OFFSET, CODES = 13, 6, 10, 8
@@ -52,6 +53,24 @@ def test_a_frozen_side_costs_the_other_nothing(frozen: int) -> None:
     chunked_cross_entropy(hidden, weight, targets, scale)[0].backward()
     torch.testing.assert_close(sides[1 - frozen].grad, expected[0])
     assert sides[frozen].grad is None
+
+
+OWN_IDS = torch.tensor([2, *range(OFFSET, OFFSET + CODES - 1)])  # a special token's and all codes' but one
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_own_rows_are_a_matrix_with_these_rows_in_place(cap: float | None, stride: int) -> None:
+    hidden, weight, targets, scale = problem()
+    values = torch.randn(len(OWN_IDS), D, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    wanted = UnionTargets(targets, VOCABULARY.is_image(targets), scale)
+    sides = [hidden, weight, values]
+    expected, expected_losses = union_loss(
+        hidden, weight.index_copy(0, OWN_IDS, values), wanted, VOCABULARY, stride, cap
+    )
+    total, found_losses = union_loss(hidden, weight, wanted, VOCABULARY, stride, cap, OwnRows(OWN_IDS, values))
+    torch.testing.assert_close((total, found_losses), (expected, expected_losses))
+    torch.testing.assert_close(torch.autograd.grad(3 * total, sides), torch.autograd.grad(3 * expected, sides))
 
 
 def test_without_positions_the_loss_is_zero() -> None:

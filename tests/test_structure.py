@@ -28,7 +28,7 @@ ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
     **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
-    **{room: "" for room in ("power_law", "training_log", "diversity")},
+    **{room: "" for room in ("power_law", "training_log", "diversity", "attention", "token_rows")},
     "glyphs": "",
     "jsonl": "",
     "steps": "files training_log",
@@ -48,12 +48,12 @@ ALLOWED = {
     "vq_losses": "scales",
     "averaged_run": "arguments",
     # the model
-    "losses": "vocabulary",
+    "losses": "token_rows vocabulary",
     "layout": "configuration scales",
     "image_embedding": "configuration scales",
     "generation": "configuration layout losses sampling scales vocabulary",
-    "modeling": "configuration generation image_embedding image_lora layout losses quantizer scales vocabulary "
-    "vq_model",
+    "modeling": "attention configuration generation image_embedding image_lora layout losses quantizer scales "
+    "token_rows vocabulary vq_model",
     # chats and training rows: never the model
     "processing": "configuration messages pictures scales vocabulary",
     "packing": "processing",

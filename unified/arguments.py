@@ -212,7 +212,9 @@ class ModelArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = _arg(
         "float32", "dtype of the weights; float32 masters with autocast train best, bfloat16 halves the memory"
     )
-    attn_implementation: Literal["sdpa", "eager"] | None = _arg(None, "None is the backbone's own choice")
+    attn_implementation: Literal["sdpa", "grouped", "eager"] | None = _arg(
+        None, "None: on a CPU grouped (unified/attention.py), elsewhere the backbone's own choice"
+    )
     modality_stride: int = _arg(1, "compute -log p(image) on every n-th image position, n times weighted; saves time")
     text_loss_weight: float = _arg(1.0, "weight of text tokens in the loss")
     scale_loss_weights: list[float] | None = _arg(None, "weight of every scale's codes in the loss; None is all 1")

@@ -88,7 +88,7 @@ class ImageVariant(LoraVariant):
         assert inside.shape[:2] == x.shape[:2], f"gate of {tuple(inside.shape)} for states {tuple(x.shape)}"
         low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         gate = inside * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
-        return result + module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype))
+        return result.add_(module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype)))
 
     @staticmethod
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
@@ -108,6 +108,16 @@ class ImageLinear(Linear):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         vars(self)["positions"] = {}  # by adapter; before torch's own start, which ends with the first adapter's
         super().__init__(*args, **kwargs)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """PEFT's; under autocast `x` (B, T, in) is cast once, for the base and for its update."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return super().forward(x, *args, **kwargs)
+
+    def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
+        autocast = x is not None and torch.is_autocast_enabled(x.device.type)
+        return x if autocast else super()._cast_input_dtype(x, dtype)
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Dyn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from unified.attention import prepare_mask
 from unified.configuration import UnifiedConfig
 from unified.generation import UnifiedGenerationMixin
 from unified.image_embedding import ImageEmbedding
@@ -19,6 +20,7 @@ from unified.image_lora import ImageGate
 from unified.layout import Layout, attention_pairs, clock, read_layout
 from unified.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
 from unified.scales import scale_ids, scale_spans
+from unified.token_rows import look_up, split_rows
 from unified.vq_model import VQModel
 
 
@@ -99,7 +101,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         self, input_ids: Tensor, layout: Layout, pixel_values: Tensor | None = None, image_codes: Tensor | None = None
     ) -> Tensor:
         """Input states (B, T, D): text rows from the embedding matrix, images from their features."""
-        states = self.get_input_embeddings()(input_ids)
+        states = look_up(self.get_input_embeddings(), input_ids)
         read = self.read_codes(pixel_values, image_codes, layout).to(input_ids.device)
         scales = self.config.image_order == "scales"
         codes = self.written_codes(input_ids, layout.written) if scales else read[:0]
@@ -139,11 +141,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
                 window = window[..., start : start + length]
             masks["sliding_attention"] = window
         attention = self.language_model.config._attn_implementation
-        if attention == "eager":
-            lowest = torch.finfo(self.dtype).min
-            masks = {kind: torch.where(m, 0.0, lowest).to(self.dtype) for kind, m in masks.items()}
-        elif attention != "sdpa":
-            raise ValueError(f"attn_implementation {attention} takes no block mask; use sdpa or eager")
+        masks = {kind: prepare_mask(m, attention, text_config, self.dtype) for kind, m in masks.items()}
         return masks if "sliding_attention" in kinds else masks["full_attention"]
 
     def run(
@@ -332,7 +330,8 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         targets = UnionTargets(labels[:, 1:][wanted], is_image[:, 1:][wanted], weights[:, 1:][wanted])
         vocabulary, cap = self.config.vocabulary, self.config.logit_cap
         stride = self.config.modality_stride if self.training else 1
-        total, losses = union_loss(hidden[:, :-1][wanted], self.lm_head.weight, targets, vocabulary, stride, cap)
+        weight, own = split_rows(self.lm_head)
+        total, losses = union_loss(hidden[:, :-1][wanted], weight, targets, vocabulary, stride, cap, own)
         group = groups[:, 1:][wanted]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
