@@ -6,7 +6,7 @@ from test_modeling import close, logits_of, story
 from toy_models import toy_model
 
 from unified import UnifiedForCausalLM, attention
-from unified.attention import GROUPED, prefer_grouped, prepare_mask
+from unified.attention import GROUPED, grouped_attention, prefer_grouped, prepare_mask
 from unified.layout import read_layout
 
 
@@ -70,8 +70,26 @@ def test_under_autocast_products_are_in_bf16() -> None:
 
 
 def test_capped_scores_are_refused() -> None:
-    with pytest.raises(ValueError, match="does not cap scores, as this backbone does; use eager"):
+    with pytest.raises(ValueError, match="knows no softcap, as this backbone has; use eager"):
         logits_of(twin("gemma2"), story(toy_model("gemma2")))
+
+
+def test_layers_with_other_heads_are_refused() -> None:
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8)
+    mask = prepare_mask(torch.ones(1, 1, 3, 3, dtype=torch.bool), GROUPED, twin().config.text_config, torch.float32)
+    with pytest.raises(ValueError, match="equal heads, not 4 in one; use sdpa"):  # the configuration has 2 key heads
+        grouped_attention(torch.nn.Module(), query, key, key, mask, 1.0)
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    query, key, value = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 5)
+    allowed = torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()
+    mask = prepare_mask(allowed, GROUPED, twin().config.text_config, torch.float32)
+    found, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=allowed, scale=0.3, enable_gqa=True
+    )
+    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize(

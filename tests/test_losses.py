@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unified import losses
-from unified.losses import UnionTargets, chunked_cross_entropy, soft_cap, union_loss
+from unified.losses import UnionTargets, chunked_cross_entropy, in_dtype, soft_cap, union_loss
 from unified.token_rows import OwnRows
 from unified.vocabulary import Vocabulary
 
@@ -53,6 +53,19 @@ def test_a_frozen_side_costs_the_other_nothing(frozen: int) -> None:
     chunked_cross_entropy(hidden, weight, targets, scale)[0].backward()
     torch.testing.assert_close(sides[1 - frozen].grad, expected[0])
     assert sides[frozen].grad is None
+
+
+def test_a_frozen_matrix_is_cast_once_and_again_when_it_changes() -> None:
+    weight = torch.randn(5, 3)
+    cast = in_dtype(weight, torch.bfloat16)
+    assert in_dtype(weight, torch.bfloat16) is cast and in_dtype(weight, torch.float32) is weight
+    weight.add_(1)
+    assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16()) and not torch.equal(cast, weight)
+    kept = len(losses._CASTS)
+    del weight
+    assert len(losses._CASTS) == kept - 1
+    learns = torch.randn(5, 3, requires_grad=True)
+    assert in_dtype(learns, torch.bfloat16) is not in_dtype(learns, torch.bfloat16)
 
 
 OWN_IDS = torch.tensor([2, *range(OFFSET, OFFSET + CODES - 1)])  # a special token's and all codes' but one

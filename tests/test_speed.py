@@ -53,6 +53,11 @@ def test_operations_are_those_of_the_weights(measure: Callable[..., dict[str, An
     assert full["share_of_gemm"] == pytest.approx(full["gflops"] / full["gemm_gflops"])
 
 
+def test_attention_of_either_kind_is_counted(measure: Callable[..., dict[str, Any]]) -> None:
+    sdpa, grouped = (measure("dddd" * 4, "--attn_implementation", kind) for kind in ("sdpa", "grouped"))
+    assert flop_per_position(sdpa) >= flop_per_position(grouped)  # torch's computes its scores twice
+
+
 def test_images_that_are_learnt_and_positions_that_run_are_counted(measure: Callable[..., dict[str, Any]]) -> None:
     drawn = measure("dddd" * 4, steps=2)
     assert drawn["value"] * drawn["step_seconds"] == pytest.approx(4)  # the configuration's batch

@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 GROUPED = "grouped"
 LONGEST = 1024  # positions seen
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some backbones' attention adds: caps, sinks, biases
 
 
 def prefer_grouped(model: PreTrainedModel, device: torch.device) -> None:
@@ -38,9 +39,9 @@ def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtyp
         raise ValueError(f"attn_implementation {attention} takes no block mask; use sdpa, grouped or eager")
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    device = allowed.device.type
-    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    mask = torch.zeros(allowed.shape, dtype=products, device=device).masked_fill(~allowed, float("-inf"))
+    kind = allowed.device.type
+    products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    mask = torch.zeros(allowed.shape, dtype=products, device=allowed.device).masked_fill(~allowed, float("-inf"))
     return mask.repeat(1, key_heads, heads // key_heads, 1).flatten(0, 1)[:, None]
 
 
@@ -56,19 +57,24 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """States (B, q, H, d) of `query` (B, H, q, d) on `key` and `value` (B, H / G, k, d).
 
-    `attention_mask` is `prepare_mask`'s. Raises ValueError for a backbone that caps its scores.
+    `attention_mask` is `prepare_mask`'s. Raises ValueError for a backbone whose attention does more, or whose layers
+    differ in their heads.
     """
-    if kwargs.get("softcap") is not None:
-        raise ValueError("attn_implementation grouped does not cap scores, as this backbone does; use eager")
+    for name in UNKNOWN:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attn_implementation grouped knows no {name}, as this backbone has; use eager")
     if attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     batch, heads, new, width = query.shape
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    if len(keys) != len(attention_mask):
+        count = key.shape[1]
+        raise ValueError(f"attn_implementation grouped needs layers of equal heads, not {count} in one; use sdpa")
     queries, across = query.reshape(len(keys), -1, width), keys.transpose(1, 2)  # RoPE leaves both in fp32
     mask = attention_mask[:, 0].to(values.dtype)
     scores = torch.baddbmm(mask, queries.to(values.dtype), across.to(values.dtype), alpha=scaling)
     shares = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
-    states = torch.bmm(shares, values).view(batch, heads, new, width)
+    states = torch.bmm(shares, values).view(batch, heads, new, -1)
     return states.transpose(1, 2).contiguous(), None
 
 

@@ -35,7 +35,10 @@ _CASTS = WeakTensorKeyDictionary()  # frozen weights -> where and which version 
 
 
 def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` in `dtype`; a frozen one is cast once and kept, as long as it lives and stays as it is."""
+    """`weight` in `dtype`; a frozen one is cast once and kept, as long as it lives and stays as it is.
+
+    Writing into its `.data` goes unseen, as torch counts no version there.
+    """
     if weight.dtype == dtype or weight.requires_grad or not weight.is_leaf:
         return weight.to(dtype)
     state = (weight.data_ptr(), weight._version, dtype)

@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unified.modeling import UnifiedForCausalLM
 from unified.results import write_result
 
 WARM_UP = 3
+CPU_ATTENTION = {  # torch counts that for CUDA alone
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 GEMM_SECONDS = 0.1
 
 
@@ -88,7 +92,7 @@ class Speed(TrainerCallback):
     ) -> None:
         self.work.append(Work())
         if len(self.work) > WARM_UP and len(self.work) % 2:
-            self.counter = FlopCounterMode(display=False)
+            self.counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
             self.counter.__enter__()
 
     def on_step_end(
