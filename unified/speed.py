@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unified.modeling import UnifiedForCausalLM
 from unified.results import write_result
 
 WARM_UP = 3
-CPU_ATTENTION = {  # torch counts that for CUDA alone
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+CPU_ATTENTION = {  # torch counts that for CUDA alone; of shapes
+    _FORWARD: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    _BACKWARD: lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value),
 }
 GEMM_SECONDS = 0.1
 
