@@ -27,8 +27,8 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ALLOWED = {
     # pure functions and dataclasses: nothing of ours
     **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("auto_classes", "files", "image_lora", "inception", "mixtures", "page")},
-    **{room: "" for room in ("power_law", "training_log", "diversity", "attention", "token_rows")},
+    **{room: "" for room in ("auto_classes", "files", "inception", "mixtures", "page")},
+    **{room: "" for room in ("power_law", "training_log", "diversity", "precision", "token_rows")},
     "glyphs": "",
     "jsonl": "",
     "steps": "files training_log",
@@ -48,7 +48,9 @@ ALLOWED = {
     "vq_losses": "scales",
     "averaged_run": "arguments",
     # the model
-    "losses": "token_rows vocabulary",
+    "attention": "precision",
+    "image_lora": "precision",
+    "losses": "precision token_rows vocabulary",
     "layout": "configuration scales",
     "image_embedding": "configuration scales",
     "generation": "configuration layout losses sampling scales vocabulary",

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from unified.precision import product_dtype
+
 GROUPED = "grouped"
 LONGEST = 1024  # positions seen
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some backbones' attention adds: caps, sinks, biases
@@ -39,8 +41,7 @@ def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtyp
         raise ValueError(f"attn_implementation {attention} takes no block mask; use sdpa, grouped or eager")
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    kind = allowed.device.type
-    products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    products = product_dtype(allowed.device, dtype)
     mask = torch.zeros(allowed.shape, dtype=products, device=allowed.device).masked_fill(~allowed, float("-inf"))
     return mask.repeat(1, key_heads, heads // key_heads, 1).flatten(0, 1)[:, None]
 

@@ -22,6 +22,8 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unified.precision import product_dtype
+
 IMAGE_LORA = "IMAGE_LORA"
 POSITIONS = ("image", "onward")
 
@@ -111,13 +113,10 @@ class ImageLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's; under autocast `x` (B, T, in) is cast once, for the base and for its update."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return super().forward(x, *args, **kwargs)
+        return super().forward(x.to(product_dtype(x.device, x.dtype)), *args, **kwargs)
 
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
-        autocast = x is not None and torch.is_autocast_enabled(x.device.type)
-        return x if autocast else super()._cast_input_dtype(x, dtype)
+        return super()._cast_input_dtype(x, dtype if x is None else product_dtype(x.device, dtype))
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:

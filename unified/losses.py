@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from unified.precision import product_dtype
 from unified.token_rows import OwnRows
 from unified.vocabulary import Vocabulary
 
@@ -70,15 +71,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
         `values` (R, D) are in place of the rows `ids` (R,) of `weight`.
         """
-        device = hidden.device.type
-        autocast = torch.is_autocast_enabled(device)
-        matrix = in_dtype(weight, torch.get_autocast_dtype(device) if autocast else weight.dtype)
+        matrix = in_dtype(weight, product_dtype(hidden.device, weight.dtype))
         own = None if values is None else values.to(matrix.dtype)
         states = hidden.to(matrix.dtype)
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        learnt = values is not None and ctx.needs_input_grad[6]
-        grad_values = torch.zeros_like(values, dtype=torch.float32) if learnt else None  # type: ignore[arg-type]
+        grad_values = None
+        if values is not None and ctx.needs_input_grad[6]:
+            grad_values = torch.zeros_like(values, dtype=torch.float32)
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         step = max(1, CHUNK_ELEMENTS // len(weight))
         for start in range(0, len(targets), step):
