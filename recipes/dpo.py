@@ -46,6 +46,7 @@ from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.adapters import is_adapter
 from unified.arguments import DpoArguments, parse, run_main
 from unified.attention import prefer_grouped
+from unified.leaving import leave
 from unified.loading import FROZEN, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
 from unified.trainer import continue_lora, lora_config, newest_checkpoint, prepare_full, start_of, write_samples
@@ -229,14 +230,13 @@ def main() -> None:
         "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
     }
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(args))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         complete(Path(args.output_dir), checkpoint, processor)
         shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
-    trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
-    trainer.accelerator.end_training()
+    leave(trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with
 pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
 
 Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, its rows and its image embedding.
-Its rank, alpha, layers and positions are what it was made with; a run that names others is refused. `unified publish`
-makes an adapter small enough to ship.
+Its rank, alpha, layers and positions are what it was made with; a run that names others is refused, but one of image
+positions may go on `onward` or `apart`. `unified publish` makes an adapter small enough to ship.
 """
 
 import time
@@ -32,6 +32,7 @@ from unified.adapters import is_adapter
 from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
 from unified.attention import prefer_grouped
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
+from unified.leaving import leave
 from unified.speed import WARM_UP, Speed
 from unified.trainer import UnifiedTrainer, newest_checkpoint, prepare, start_of
 
@@ -111,6 +112,7 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
     dtype = halves.get(trainer.accelerator.mixed_precision, trainer.core.dtype)
     trainer.add_callback(Speed(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps, dtype))
     trainer.train()
+    leave(trainer.accelerator)
 
 
 def main() -> None:
@@ -119,11 +121,10 @@ def main() -> None:
         measure_speed(model_args, data_args, args)
         return
     trainer = build_trainer(model_args, data_args, args)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(args))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
-    trainer.accelerator.wait_for_everyone()  # who leaves early is taken for failed, and the one that saves is stopped
-    trainer.accelerator.end_training()
+    leave(trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from unified.averaged_run import AveragedRun, newest_checkpoint
 from unified.detector import DetectorConfig, SceneDetector
 from unified.detector_ceilings import ceilings
 from unified.detector_data import PictureMix, SceneBatches, retouch
+from unified.leaving import leave
 from unified.loading import load_vq
 from unified.pictures import to_pixel_values
 from unified.results import write_result
@@ -54,7 +55,7 @@ def main() -> None:
     run.finish()
     if accelerator.is_main_process:
         print(json.dumps(write_ceilings(vq, args)))
-    accelerator.end_training()
+    leave(accelerator)
 
 
 class DetectorRun(AveragedRun):

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from unified.arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments, parse, run_main
 from unified.averaged_run import AveragedRun, newest_checkpoint
 from unified.configuration import VQConfig
+from unified.leaving import leave
 from unified.metrics import psnr
 from unified.pictures import to_pixel_values, to_uint8
 from unified.vq_data import PixelDataset, StepSampler, held_out_split, open_images, stack
@@ -61,7 +62,7 @@ def main() -> None:
     first_step = run.load(checkpoint)
     run.train(make_loader(dataset, train_rows, first_step, run), first_step)
     run.finish()
-    accelerator.end_training()
+    leave(accelerator)
 
 
 class TokenizerRun(AveragedRun):

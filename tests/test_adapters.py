@@ -18,7 +18,7 @@ from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.adapters import base_digest
 from unified.arguments import UnifiedTrainingArguments
 from unified.extension import extend
-from unified.image_lora import POSITIONS
+from unified.image_lora import POSITIONS, behind_ranks
 from unified.loading import load, merge, publish
 from unified.trainer import prepare
 
@@ -52,7 +52,7 @@ def trained(
     toy_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Adapter of either kind after two long steps; its rank, alpha and layers are not the defaults."""
+    """Adapter of every kind after two long steps; its rank, alpha and layers are not the defaults."""
     out = tmp_path_factory.mktemp("trained") / request.param
     flags = ["--model", toy_checkpoint, "--output_dir", out, "--save_strategy", "no", "--eval_steps", 2]
     flags += ["--lora_positions", request.param, "--lora_rank", 4, "--lora_alpha", 12, "--learning_rate", 0.05]
@@ -137,6 +137,48 @@ def test_one_inside_images_goes_on_behind_them(
     assert [kind_of(image_adapter), kind_of(out / "checkpoint-1"), kind_of(out)] == ["image", "onward", "onward"]
 
 
+def test_one_inside_images_goes_on_with_ranks_apart(
+    sft: Callable[..., None], image_adapter: Path, tmp_path: Path
+) -> None:
+    """Most of its ranks stay the images', as near as they can be to what it did; the last ones are new, and learn.
+
+    A stop does not set them apart again.
+    """
+    flags = ["--model", image_adapter, "--lora_positions", "apart", "--eval_strategy", "no"]
+    still = [*flags, "--learning_rate", 0, "--new_parts_learning_rate", 0, "--output_dir", tmp_path / "still"]
+    sft(*still, "--max_steps", 1, "--save_steps", 1)
+    sft(*still, "--max_steps", 2, "--resume")
+    sft(*flags, "--max_steps", 2, "--output_dir", tmp_path / "out")
+    folders = image_adapter, tmp_path / "still", tmp_path / "out"
+    assert [kind_of(folder) for folder in folders] == ["image", "apart", "apart"]
+    before, start, after = map(weights_of, folders)
+    stopped = weights_of(tmp_path / "still/checkpoint-1")
+    assert all(torch.equal(start[name], stopped[name]) for name in start)
+    for up in (name for name in start if "lora_B" in name):
+        down = up.replace("lora_B", "lora_A")
+        old, kept = before[up] @ before[down], len(start[down]) - behind_ranks(len(start[down]))
+        lost = torch.linalg.svdvals(old)[kept:].norm().item()
+        assert (start[up] @ start[down] - old).norm().item() == pytest.approx(lost, abs=1e-4)
+        assert not start[up][:, kept:].any() and after[up][:, kept:].any() and (start[down].norm(dim=1) > 0.1).all()
+
+
+def test_one_of_a_single_rank_has_none_to_set_apart(
+    sft: Callable[..., None], toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    flags, one = ["--max_steps", 1, "--eval_strategy", "no", "--lora_positions"], tmp_path / "one"
+    sft("--model", toy_checkpoint, *flags, "image", "--lora_rank", 1, "--output_dir", one)
+    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing"):
+        sft("--model", one, *flags, "apart", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_resumes_at_its_own_positions(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
+    flags = ["--model", image_adapter, "--eval_strategy", "no", "--output_dir", tmp_path]
+    sft(*flags, "--max_steps", 1, "--save_steps", 1)
+    with pytest.raises(ValueError, match="checkpoint-1 was trained with lora_positions image and this run has apart"):
+        sft(*flags, "--max_steps", 2, "--resume", "--lora_positions", "apart")
+
+
 def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
     flags = ["--model", published, "--max_steps", 4, "--lora_dropout", 0.1, "--eval_strategy", "no"]
     sft(*flags, "--output_dir", tmp_path / "whole")
@@ -161,7 +203,7 @@ def test_a_run_that_contradicts_it_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         sft("--model", trained, "--output_dir", tmp_path / "out", *flags)
-    other = {"all": "image", "image": "all", "onward": "image"}[kind_of(trained)]
+    other = {"all": "image", "image": "all", "onward": "image", "apart": "image"}[kind_of(trained)]
     with pytest.raises(ValueError, match=f"lora_positions {other} is not that of"):
         sft("--model", trained, "--output_dir", tmp_path / "out", "--lora_positions", other)
     assert not (tmp_path / "out").exists()

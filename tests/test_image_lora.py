@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM
 from unified.arguments import UnifiedTrainingArguments
-from unified.image_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, onward
+from unified.image_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, onward, set_apart
 from unified.loading import load, merge
 from unified.trainer import prepare
 
@@ -51,7 +51,7 @@ def positions(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=MODELS, ids=lambda settings: settings["backbone"])
 def pair(request: pytest.FixtureRequest, positions: str) -> tuple[UnifiedForCausalLM, PeftModel]:
-    """A model and the same with an adapter of either kind of positions."""
+    """A model and the same with an adapter of every kind of positions."""
     return toy_model(**request.param), adapted(toy_model(**request.param), lora_positions=positions)
 
 
@@ -95,8 +95,14 @@ def test_text_is_exactly_the_bases(pair: tuple[UnifiedForCausalLM, PeftModel], t
     assert changed[batch["attention_mask"].bool() & ~text].min() > 0.01
 
 
-def test_updates_fall_where_the_adapter_says(positions: str) -> None:
-    """Of the first layer, whose input no update has changed yet: in documents that share a row, and alone."""
+@pytest.mark.parametrize(
+    ("positions", "silent"), [*((at, slice(0)) for at in POSITIONS), ("apart", slice(3, 4)), ("apart", slice(3))]
+)
+def test_updates_fall_where_the_adapter_says(positions: str, silent: slice) -> None:
+    """Of the first layer, whose input no update has changed yet: in documents that share a row, and alone.
+
+    Of four ranks apart the last acts behind images and the others inside; `silent` ones are set to an update of zero.
+    """
     model = adapted(toy_model(), lora_positions=positions)
     codes = random_codes(model, 1)[0]
     documents = [[5, *written(codes), 6, 7], [8, 9], [10, *shown(model), 11]]
@@ -106,6 +112,7 @@ def test_updates_fall_where_the_adapter_says(positions: str) -> None:
         "image_codes": codes[None],
     }
     layer = model.get_base_model().model.language_model.layers[0].self_attn.q_proj
+    layer.lora_B["default"].weight.data[:, silent] = 0
     outputs: list[Tensor] = []
     layer.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
     with torch.no_grad():
@@ -114,9 +121,20 @@ def test_updates_fall_where_the_adapter_says(positions: str) -> None:
         layer.enable_adapters(False)
         model(**batch)
     changed = (outputs[0] != outputs[1]).any(dim=-1).tolist()
-    image, tail = [False] * 2 + [True] * len(codes), [positions == "onward"]
-    read = [False] * 2 + [True] * model.get_base_model().config.read_length
+    behind, inside = positions != "image" and silent != slice(3, 4), silent != slice(3)
+    image, tail = [False] * 2 + [inside] * len(codes), [behind]
+    read = [False] * 2 + [inside] * model.get_base_model().config.read_length
     assert changed == image + tail * 3 + [False] * 2 + read + tail * 2
+
+
+def test_ranks_set_apart_leave_the_images_all_but_the_least_of_their_update() -> None:
+    layer = adapted(toy_model(), lora_positions="image").get_base_model().model.language_model.layers[0].mlp.up_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    before = (up @ down).detach()
+    least = torch.linalg.svdvals(before)[3].item()
+    set_apart(layer, "default")
+    assert (up @ down - before).norm().item() == pytest.approx(least, rel=1e-3) and least > 0.01
+    assert not up[:, 3].any() and down[3].abs().min() > 0
 
 
 def test_where_images_have_been() -> None:
@@ -134,7 +152,7 @@ def test_a_cache_must_say_whether_it_holds_images(positions: str) -> None:
     ids = torch.tensor([[5, *written(random_codes(model, 1)[0]), 6]])
     cache = model(input_ids=ids, use_cache=True).past_key_values
     later = {"input_ids": torch.tensor([[7]]), "position_ids": torch.tensor([[9]]), "past_key_values": cache}
-    if positions == "onward":
+    if positions != "image":
         with pytest.raises(ValueError, match="image_seen must be given with a filled cache"):
             model(**later)
     else:
@@ -276,5 +294,7 @@ def test_what_cannot_be_kept_to_images_is_refused() -> None:
         prepare(toy_model(image_order="raster"), arguments())
     with pytest.raises(ValueError, match="lora_bias True would move all positions"):
         ImageLoraConfig(lora_bias=True)
-    with pytest.raises(ValueError, match="positions 'text' is not one of image, onward"):
+    with pytest.raises(ValueError, match="positions 'text' is not one of image, onward, apart"):
         ImageLoraConfig(positions="text")
+    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing where positions are apart; .* at least 2"):
+        prepare(toy_model(), arguments(lora_positions="apart", lora_rank=1))

@@ -28,7 +28,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
 
 
 def positions_of(adapter: Path) -> str:
-    """Where an adapter's updates act, as `lora_positions` names it: all, image or onward."""
+    """Where an adapter's updates act, as `lora_positions` names it: all, image, onward or apart."""
     config = read_adapter_config(adapter)
     return config["positions"] if config.get("peft_type") == IMAGE_LORA else "all"
 

@@ -237,10 +237,10 @@ class TuningArguments:
     """What recipes/sft.py and recipes/dpo.py are told alike."""
 
     train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
-    lora_positions: Literal["all", "image", "onward"] | None = _arg(
+    lora_positions: Literal["all", "image", "onward", "apart"] | None = _arg(
         None,
-        "where updates act; image: inside images; onward: there and behind; with both, text before or without images "
-        "stays the base's, but nothing can be merged; None: as the adapter `model`, else all",
+        "where updates act; image: inside images; onward: there and behind; apart: so, by ranks of their own; with "
+        "these text before images stays the base's, but nothing can be merged; None: as the adapter `model`, else all",
     )
     lora_rank: int | None = _arg(None, "rank of the updates; None: as the adapter `model`, else 32")
     lora_alpha: int | None = _arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")

@@ -1,16 +1,19 @@
 """LoRA that acts where images are: text before or without an image stays exactly the base model's.
 
-CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, at one of two kinds of `positions`:
+CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, at one of three kinds of `positions`:
     image   inside the blocks of images that are written or read, where states come from image features. Text behind
             an image sees its updated keys and values, through its own unchanged weights.
     onward  there and at all that follows a document's first image: answers about it need not come from weights that
             have never seen one, but words behind an image are the base's no more.
+    apart   as onward, by ranks of their own: the last quarter acts behind images alone, the others inside alone. Words
+            need not use what was made for codes, and a document's first image is drawn as with `image`.
 
 Built from what PEFT offers for the purpose: a LoRA variant, a custom layer that knows it, and a configuration that
 asks for both. A saved adapter says `"peft_type": "IMAGE_LORA"`, so that PEFT without this room refuses to load it
 instead of updating every position.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,23 +22,37 @@ from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import Linear
 from peft.tuners.lora.layer import LoraVariant
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unified.precision import product_dtype
 
 IMAGE_LORA = "IMAGE_LORA"
-POSITIONS = ("image", "onward")
+POSITIONS = ("image", "onward", "apart")
+NEW_ROW = 3**-0.5  # expected norm of a row of a new `lora_A`: uniform within 1 / sqrt(in)
+
+
+def behind_ranks(rank: int) -> int:
+    """How many of an `apart` adapter's ranks act behind images."""
+    return max(1, rank // 4)
+
+
+def check_rank(rank: int) -> None:
+    """Raise ValueError where an adapter of `rank` has too few to set some apart."""
+    if rank < 2:
+        raise ValueError(f"lora_rank {rank} leaves images nothing where positions are apart; give at least 2")
 
 
 class ImageGate:
     """Tells the linear layers of a backbone, which see states and no ids, where images are.
 
-    Every model owns one; `places` has a mask (B, T, 1) bool for each of `POSITIONS`, of the states which run.
+    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image` and `onward`, and by a
+    rank what `of` made of them.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
-        self.places: dict[str, Tensor] = {}
+        self.places: dict[str | int, Tensor] = {}
         for layer in backbone.modules():
             if isinstance(layer, nn.Linear):
                 layer.image_gate = self  # type: ignore[assignment]  # torch expects tensors and modules
@@ -56,6 +73,22 @@ class ImageGate:
         if outputs[0].requires_grad and backbone.is_activation_checkpointing:
             outputs[0].register_hook(lambda _: setattr(self, "places", here))
         return outputs
+
+    def of(self, positions: str, rank: int) -> Tensor:
+        """Where an adapter's `rank` updates act: (B, T, 1) bool, or (B, T, rank) where they differ; made once a run.
+
+        Raises ValueError behind a cache of which nobody said whether it holds images, where that matters.
+        """
+        if positions != "image" and "onward" not in self.places:
+            raise ValueError("image_seen must be given with a filled cache: these updates act behind images too")
+        if positions != "apart":
+            return self.places[positions]
+        if rank not in self.places:
+            inside, behind = self.places["image"], behind_ranks(rank)
+            later = self.places["onward"] & ~inside
+            masks = inside.expand(-1, -1, rank - behind), later.expand(-1, -1, behind)
+            self.places[rank] = torch.cat(masks, dim=-1)
+        return self.places[rank]
 
 
 def onward(inside: Tensor, documents: Tensor | None, seen: Tensor | None) -> Tensor:
@@ -80,16 +113,11 @@ class ImageVariant(LoraVariant):
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
-        """`result` (B, T, out) of the base plus the update of `x` (B, T, in); plus exact zeros elsewhere.
-
-        Raises ValueError behind a cache of which nobody said whether it holds images, where that matters.
-        """
-        inside = module.get_base_layer().image_gate.places.get(module.positions[active_adapter])
-        if inside is None:
-            raise ValueError("image_seen must be given with a filled cache: these updates act behind images too")
-        assert inside.shape[:2] == x.shape[:2], f"gate of {tuple(inside.shape)} for states {tuple(x.shape)}"
+        """`result` (B, T, out) of the base plus the update of `x` (B, T, in); plus exact zeros elsewhere."""
+        places = module.get_base_layer().image_gate.of(module.positions[active_adapter], module.r[active_adapter])
+        assert places.shape[:2] == x.shape[:2], f"gate of {tuple(places.shape)} for states {tuple(x.shape)}"
         low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        gate = inside * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
+        gate = places * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
         return result.add_(module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype)))
 
     @staticmethod
@@ -123,6 +151,24 @@ class ImageLinear(Linear):
         return {(): None, ("positions",): ImageVariant}
 
 
+@torch.no_grad()
+def set_apart(layer: ImageLinear, adapter: str) -> None:
+    """Free the ranks of an `image` adapter's layer that act behind images once it is `apart`.
+
+    The others become the nearest update of so few ranks, by its singular vectors. All start as large as new ones do
+    where they read, `lora_A`, so that each can learn; the freed ones at an update of zero.
+    """
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # (r, in), (out, r)
+    with gather_params_ctx([down, up]):
+        kept = len(down) - behind_ranks(len(down))
+        (out, left), (in_, right) = torch.linalg.qr(up), torch.linalg.qr(down.T)
+        u, s, v = torch.linalg.svd(left @ right.T, full_matrices=False)
+        u, s, v = u[:, :kept], s[:kept], v[:kept]
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        down[: len(s)] = v @ in_.T * NEW_ROW
+        up.zero_()[:, : len(s)] = out @ (u * s / NEW_ROW)
+
+
 @dataclass
 class ImageLoraConfig(LoraConfig):
     """`LoraConfig` of an adapter whose low-rank updates act at some `POSITIONS` of a unified model only."""
@@ -133,6 +179,8 @@ class ImageLoraConfig(LoraConfig):
         super().__post_init__()
         if self.positions not in POSITIONS:
             raise ValueError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}: choose one of them")
+        if self.positions == "apart":
+            check_rank(self.r)
         if self.lora_bias:
             raise ValueError("lora_bias True would move all positions; leave it off or use LoraConfig")
         self._register_custom_module({nn.Linear: ImageLinear})

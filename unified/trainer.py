@@ -18,7 +18,7 @@ from unified.adapters import is_adapter, positions_of, read_adapter_config
 from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
-from unified.image_lora import ImageLoraConfig
+from unified.image_lora import ImageLinear, ImageLoraConfig, check_rank, set_apart
 from unified.loading import FROZEN, check_weights, checkpoint_of, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.pictures import write_picture
@@ -31,7 +31,7 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_alpha": 64,
     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
-WIDER = ("image", "onward")  # the only change of an adapter's positions with which it can go on
+WIDER = {("image", "onward"), ("image", "apart")}  # the changes of an adapter's positions with which it can go on
 NEW_PARTS = ("image_embedding", "embed_tokens", "lm_head", "trainable_tokens_delta")
 
 
@@ -126,9 +126,11 @@ def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArgument
         raise ValueError(f"tuning {args.tuning} needs a checkpoint but {adapter} is an adapter; {remedy}")
     if positions == "all" and config.get("peft_type") != "LORA":
         raise ValueError(f"{adapter} is an adapter of type {config.get('peft_type')}; only LoRA can go on")
+    if args.lora_positions == "apart":
+        check_rank(config["r"])
     own = {"lora_positions": positions, "lora_rank": config["r"], "lora_alpha": config["lora_alpha"]}
     for name, value in own.items():
-        if vars(args)[name] not in (None, value) and (value, vars(args)[name]) != WIDER:
+        if vars(args)[name] not in (None, value) and (value, vars(args)[name]) not in WIDER:
             raise ValueError(
                 f"{name} {vars(args)[name]} is not that of the adapter {adapter}, {value}; leave {name} out to go on "
                 "with the adapter, or give its base as model for a new one"
@@ -140,12 +142,12 @@ def continue_lora(
 ) -> PeftModel:
     """`model` with its adapter, all of which goes on learning: updates and rows in float32, whatever the file holds.
 
-    One of image positions goes on from images onward where `args.lora_positions` says so.
+    One of image positions goes on from images onward, or with ranks apart, where `args.lora_positions` says so.
     Raises ValueError where `args` names other layers than the adapter's.
     """
     config = PeftConfig.from_pretrained(str(adapter))
     config.lora_dropout = args.lora_dropout
-    if (positions_of(adapter), args.lora_positions) == WIDER:
+    if widened := (positions_of(adapter), args.lora_positions) in WIDER:
         config.positions = args.lora_positions
     endings = args.lora_target_modules
     wanted = None if endings is None else set(backbone_layers(model, endings))
@@ -158,6 +160,10 @@ def continue_lora(
             f"({', '.join(own)}); leave lora_target_modules out to go on with the adapter, or give its base as model "
             "for a new one"
         )
+    if widened and args.lora_positions == "apart":
+        for layer in model.modules():
+            if isinstance(layer, ImageLinear):
+                set_apart(layer, "default")
     return adapted
 
 
@@ -170,11 +176,22 @@ def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: 
     return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
 
 
-def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments) -> str | None:
-    """Where a run that resumes goes on; None where it starts. Raises ValueError where the files there are damaged."""
+def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
+    """Where a run of `model` that resumes goes on; None where it starts.
+
+    Raises ValueError where the files there are damaged, and where an adapter there acts at other positions.
+    """
     folder = get_last_checkpoint(args.output_dir) if args.resume else None
-    if folder is not None:
-        check_weights(Path(folder))
+    if folder is None:
+        return None
+    check_weights(Path(folder))
+    if isinstance(model, PeftModel) and is_adapter(folder):
+        own, found = getattr(model.peft_config["default"], "positions", "all"), positions_of(Path(folder))
+        if own != found:
+            raise ValueError(
+                f"{folder} was trained with lora_positions {found} and this run has {own}; go on with {found} or give "
+                "another output_dir"
+            )
     return folder
 
 
