@@ -34,6 +34,7 @@ from unified.scene_texts import KINDS, messages_for
 from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 
 PREVIEW_COLUMNS, PREVIEW_ROWS, PREVIEW_ZOOM = 8, 6, 3
+PREVIEW_LINES = 9  # of the longest conversation: the image, a caption and three questions
 
 
 @dataclass
@@ -53,7 +54,7 @@ class SceneArguments:
     colours: str = field(default="", metadata={"help": "comma-separated colours (empty: all ten)"})
     tags: str = field(default="", metadata={"help": "tasks and weights, colors:2,counting:1 (empty: all, equally)"})
     kinds: str = field(
-        default="draw:0.6,ask:0.3,describe:0.1", metadata={"help": "kinds of conversation and their weights"}
+        default="draw:0.6,ask:0.3,describe:0.1", metadata={"help": f"weights of conversations: {', '.join(KINDS)}"}
     )
     question_first: float = field(
         default=0.0, metadata={"help": "share of the conversations about a picture that ask before they show it"}
@@ -178,7 +179,7 @@ def as_png(image: Image.Image) -> bytes:
 def write_preview(path: Path, plan: Plan) -> None:
     """The first scenes, enlarged, each above what was said about it."""
     side, line = CANVAS * PREVIEW_ZOOM, 12
-    height = side + 6 * line
+    height = side + PREVIEW_LINES * line
     sheet = Image.new("RGB", (PREVIEW_COLUMNS * (side + 4), PREVIEW_ROWS * height), "white")
     pen = ImageDraw.Draw(sheet)
     rows = min(PREVIEW_COLUMNS * PREVIEW_ROWS, plan.count, plan.shard_size)

@@ -8,7 +8,9 @@ Each of the five parts has --n scenes of its own; existence asks four questions 
 questions and their order depend on --seed alone, and no seed of data_prep/render_scenes.py gives the same ones. A
 training-style scene may still look like one that was trained on (a tidy single apple has one picture); scenes of
 --split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in words that
-are not trained on. `unified/understanding.py` says exactly what is asked and `unified/claims.py` how answers are read.
+are not trained on. --describe_first has the picture described and asks in the same chat, where an answer can be found
+in what the model itself has said; captions are asked for once. `unified/understanding.py` says exactly what is asked
+and `unified/claims.py` how answers are read.
 
 Answers are greedy, in words, in left-padded batches. Printed, and written to --out, is one JSON:
 
@@ -31,14 +33,14 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from unified.answering import AnswerLog, about, answer
+from unified.answering import AnswerLog, about, answer, follow
 from unified.arguments import check_least, parse, run_main
 from unified.loading import load, weights_digest
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 from unified.results import prompts_digest, write_result
 from unified.scenes import CLASSES, COLOURS, check_names, draw_scene
-from unified.understanding import PARTS, Domain, Judgement, Question, judge, questions, summary
+from unified.understanding import PARTS, WORDINGS, Domain, Judgement, Question, judge, questions, summary
 
 
 @dataclass
@@ -55,6 +57,7 @@ class UnderstandingArguments:
     layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as the training scenes were laid out"})
     wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
     question_first: bool = field(default=False, metadata={"help": "ask before the picture and not behind it"})
+    describe_first: bool = field(default=False, metadata={"help": "have the picture described, then ask in that chat"})
     classes: list[str] = field(default_factory=list, metadata={"help": "object classes; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours; empty: all ten"})
     batch_size: int = field(default=16, metadata={"help": "questions at once"})
@@ -106,13 +109,30 @@ def ask(
     with tqdm(total=len(asked), initial=len(judged), unit="question") as bar:
         for start in range(len(judged), len(asked), args.batch_size):
             batch = asked[start : start + args.batch_size]
-            queries = [about(draw_scene(question.scene), question.text, args.question_first) for question in batch]
-            answers = answer(model, processor, queries, args.max_new_tokens)
+            answers = put(model, processor, batch, args)
             new = [judge(question, text) for question, text in zip(batch, answers, strict=True)]
             log.add(judgement.record() for judgement in new)
             judged += new
             bar.update(len(batch))
     return judged
+
+
+def put(
+    model: UnifiedForCausalLM, processor: UnifiedProcessor, batch: list[Question], args: UnderstandingArguments
+) -> list[str]:
+    """Answers to a batch; with `describe_first` all but captions are asked for behind the model's own caption."""
+    opening = WORDINGS[args.wordings]["caption"][0]
+    later = [args.describe_first and question.part != "caption" for question in batch]
+    pictures = [draw_scene(question.scene) for question in batch]
+    words = [opening if behind else question.text for question, behind in zip(batch, later, strict=True)]
+    queries = [about(*both, args.question_first) for both in zip(pictures, words, strict=True)]
+    answers = answer(model, processor, queries, args.max_new_tokens)
+    places = [place for place, behind in enumerate(later) if behind]
+    if places:
+        asked = [follow(queries[place], answers[place], batch[place].text) for place in places]
+        for place, text in zip(places, answer(model, processor, asked, args.max_new_tokens), strict=True):
+            answers[place] = text
+    return answers
 
 
 def digest(asked: list[Question]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.answering import AnswerLog, Query, about, answer, encode
+from unified.answering import AnswerLog, Query, about, answer, encode, follow
 from unified.chat import Chat
 from unified.loading import load
 
@@ -26,6 +26,15 @@ def test_a_batch_answers_as_one_by_one_and_as_chat(toy: tuple) -> None:
     chat = Chat(*toy, max_images=0, max_new_tokens=6)
     chat.show(BLUE)
     assert together[1] == "".join(part["text"] for part in chat.ask("?")).strip()
+
+
+def test_a_second_question_is_the_same_chat(toy: tuple) -> None:
+    chat = Chat(*toy, max_images=0, max_new_tokens=6)
+    chat.show(BLUE)
+    said, then = ("".join(part["text"] for part in chat.ask(question)).strip() for question in ("?", "How many cats?"))
+    first = about(BLUE, "?")
+    assert answer(*toy, [follow(first, said, "How many cats?"), about(RED, "Hi.")], 6)[0] == then
+    assert len(first.messages) == 1
 
 
 def test_a_question_can_come_before_its_picture(toy: tuple) -> None:

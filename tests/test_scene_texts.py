@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from unified.scene_texts import DESCRIBE_WORDINGS, KINDS, caption, messages_for, plural, questions, singular
+from unified.scene_texts import DESCRIBE_WORDINGS, KINDS, caption, messages_for, plural, polled, questions, singular
 from unified.scenes import (
     CLASSES,
     COLOURS,
@@ -29,7 +29,7 @@ def shape(messages):
     return [(m["role"], [part["type"] for part in m["content"]]) for m in messages]
 
 
-def test_shapes_of_the_three_kinds():
+def test_shapes_of_the_kinds():
     rng = np.random.default_rng(0)
     scene = sample_scene("position", rng)
     assert shape(messages_for(scene, "draw", rng)) == [("user", ["text"]), ("assistant", ["image"])]
@@ -37,11 +37,15 @@ def test_shapes_of_the_three_kinds():
     asked = shape(messages_for(scene, "ask", rng))
     assert asked[:2] == [("user", ["image", "text"]), ("assistant", ["text"])]
     assert len(asked) in (4, 6) and asked[2:] == [("user", ["text"]), ("assistant", ["text"])] * (len(asked) // 2 - 1)
-    with pytest.raises(ValueError, match="draw, ask, describe"):
+    assert shape(messages_for(scene, "poll", rng)) == [*asked[:2], *asked[2:4] * 2]
+    recalled = messages_for(scene, "recall", rng)
+    assert shape(recalled) in ([*asked[:2], *asked[2:4] * n] for n in (2, 3))
+    assert recalled[1]["content"][0]["text"].lower() == caption(scene) + "."
+    with pytest.raises(ValueError, match="draw, ask, poll, describe, recall"):
         messages_for(scene, "paint", rng)
 
 
-@pytest.mark.parametrize("kind", ["ask", "describe"])
+@pytest.mark.parametrize("kind", ["ask", "poll", "describe", "recall"])
 def test_a_share_of_questions_comes_before_its_image(kind):
     rng = np.random.default_rng(0)
     scene = sample_scene("position", rng)
@@ -169,6 +173,20 @@ def test_missing_things_come_from_the_chosen_classes_and_colours():
             if answer == "No.":
                 assert any(name in question for name in classes)
                 assert not any(c in question for c in COLOURS if c not in colours)
+
+
+def test_a_poll_repeats_nothing_and_begins_with_either_answer():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(TAGS[i % len(TAGS)], rng) for i in range(600)]
+    asked = [polled(scene, rng) for scene in scenes]
+    for scene, questions_of_one in zip(scenes, asked, strict=True):
+        assert {check(scene, *question) for question in questions_of_one} == {"existence"}
+        names = [re.sub("^(Is there|Can you see) |( in the (image|picture))?\\?$", "", q) for q, _ in questions_of_one]
+        assert len(set(names)) == len(names) and {subjects(name)[1] for name in names} == {None}
+        assert {answer for _, answer in questions_of_one} <= {"Yes.", "No."}
+    assert 0.43 < [answer for (_, answer), *_ in asked].count("Yes.") / 600 < 0.57
+    assert np.mean([len(questions_of_one) for questions_of_one in asked]) > 2.95
+    assert len(polled(sample_scene("single_object", rng, ["cat"]), rng, ["cat"])) == 1
 
 
 def test_one_class_alone_is_always_there():

@@ -205,6 +205,27 @@ def test_the_order_of_question_and_picture_is_a_choice(
     assert orders == {("text", "image") if flags else ("image", "text")}
 
 
+def test_a_picture_can_be_described_first(
+    run_script: Callable[..., int], arguments: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the question follows the model's own words; captions are asked for once."""
+    chats: list[list[tuple[str, str]]] = []
+
+    def answered(model: object, processor: object, queries: list, budget: int) -> list[str]:
+        texts = [[(turn["role"], turn["content"][-1]["text"]) for turn in query.messages] for query in queries]
+        chats.extend(texts)
+        return [f"Caption {len(chats)}." if len(text) == 1 else "No." for text in texts]
+
+    monkeypatch.setattr(load_script("eval/understanding.py"), "answer", answered)
+    assert run_script("eval/understanding.py", *arguments, "--describe_first", "True") == 0
+    opening = ("user", WORDINGS["training"]["caption"][0])
+    followed = [chat for chat in chats if len(chat) == 3]
+    assert (len(chats), len(followed)) == (16 + 14, 14)  # two of the questions are for captions
+    for first, said, (_, question) in followed:
+        assert first == opening and said[0] == "assistant" and said[1].startswith("Caption ")
+        assert question not in WORDINGS["training"]["caption"]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

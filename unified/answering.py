@@ -31,6 +31,15 @@ def about(image: Image.Image, question: str, question_first: bool = False) -> Qu
     return Query([{"role": "user", "content": [words, picture] if question_first else [picture, words]}], [image])
 
 
+def follow(query: Query, said: str, question: str) -> Query:
+    """The conversation of `query` with what was said to it and one more question."""
+    words: list[Message] = [
+        {"role": "assistant", "content": [{"type": "text", "text": said}]},
+        {"role": "user", "content": [{"type": "text", "text": question}]},
+    ]
+    return Query([*query.messages, *words], query.images)
+
+
 def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeature:
     """Inputs of a batch, padded on the left."""
     chats, images = [query.messages for query in queries], [image for query in queries for image in query.images]

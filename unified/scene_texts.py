@@ -1,7 +1,9 @@
 """What is said about a scene: captions in several wordings, and questions with answers read off its metadata.
 
 `messages_for` turns a scene into one conversation of a kind: `draw` (text in, image out), `ask` (image and questions
-in, answers out) or `describe` (image in, caption out). Images are `{"type": "image"}` parts; there is no system turn.
+in, answers out), `poll` (the same, about which classes are there: yes or no), `describe` (image in, caption out) or
+`recall` (the caption, then the questions of `ask`, which can be answered from it). Images are `{"type": "image"}`
+parts; there is no system turn.
 """
 
 import itertools
@@ -23,7 +25,9 @@ from unified.scenes import (
     with_article,
 )
 
-KINDS = ("draw", "ask", "describe")
+KINDS = ("draw", "ask", "poll", "describe", "recall")
+DESCRIBING = ("describe", "recall")  # those that begin with a caption
+POLLED = 3  # questions of a poll
 IRREGULAR_PLURALS = {
     "couch": "couches",
     "broccoli": "heads of broccoli",
@@ -111,10 +115,10 @@ def messages_for(
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}: choose one of them")
     if kind == "draw":
         return [_turn("user", _text(_request(scene, rng))), _turn("assistant", IMAGE)]
-    if kind == "describe":
-        user = _asked(pick(rng, DESCRIBE_WORDINGS, "wording"), rng, question_first)
-        return [user, _turn("assistant", _text(_sentence(caption(scene))))]
-    (question, answer), *later = questions(scene, rng, classes, colours)
+    asked = [(pick(rng, DESCRIBE_WORDINGS, "wording"), _sentence(caption(scene)))] if kind in DESCRIBING else []
+    if kind != "describe":
+        asked += polled(scene, rng, classes) if kind == "poll" else questions(scene, rng, classes, colours)
+    (question, answer), *later = asked
     first = [_asked(question, rng, question_first), _turn("assistant", _text(answer))]
     return first + [_turn(*turn) for q, a in later for turn in (("user", _text(q)), ("assistant", _text(a)))]
 
@@ -132,6 +136,17 @@ def questions(
         asked.append(_about_relation(*pick(rng, related, "pair"), rng))
     wanted = min(len(asked), int(rng.integers(2, 4)))
     return [asked[i] for i in rng.permutation(len(asked))[:wanted]]
+
+
+def polled(scene: Scene, rng: Rng, classes: Names = tuple(CLASSES)) -> list[Question]:
+    """Up to `POLLED` questions whether a class is there, in POPE's form, of which none repeats another.
+
+    The first is answered yes as often as no; behind a yes the next ones are less likely to be, as little is shown.
+    """
+    found: dict[str, bool] = {}
+    for _ in range(4 * POLLED):  # tries
+        found.setdefault(*_there_or_not(scene, rng, classes, ()))
+    return [_is_there(asked, yes, rng) for asked, yes in itertools.islice(found.items(), POLLED)]
 
 
 def _text(words: str) -> dict:
@@ -164,17 +179,24 @@ def _request(scene: Scene, rng: Rng) -> str:
 
 
 def _about_existence(scene: Scene, rng: Rng, classes: Names, colours: Names) -> Question:
+    return _is_there(*_there_or_not(scene, rng, classes, colours), rng)
+
+
+def _there_or_not(scene: Scene, rng: Rng, classes: Names, colours: Names) -> tuple[str, bool]:
     """A class, or a class in a colour, there or not with equal chance (POPE, Li et al. 2023, arXiv:2305.10355).
 
-    Always yes where `classes` or `colours` leave nothing that could be missing.
+    Without `colours` a class alone. Always there where nothing is left that could be missing.
     """
     shown = pick(rng, scene.objects, "object")
     there, missing = shown.class_name, _missing_classes(scene, classes)
-    if shown.colour is not None and rng.integers(2):
+    if colours and shown.colour is not None and rng.integers(2):
         there = f"{shown.colour} {shown.class_name}"
         missing = [f"{colour} {shown.class_name}" for colour in _missing_colours(shown.class_name, scene, colours)]
-    yes = not missing or rng.integers(2)
-    asked = there if yes else pick(rng, missing, "missing object")
+    yes = not missing or bool(rng.integers(2))
+    return (there if yes else pick(rng, missing, "missing object")), yes
+
+
+def _is_there(asked: str, yes: bool, rng: Rng) -> Question:
     return pick(rng, EXISTENCE_WORDINGS, "wording").format(singular(asked)), "Yes." if yes else "No."
 
 
