@@ -65,7 +65,8 @@ class ImageGate:
         Checkpointed layers run again in the backward pass, and other batches may have come in between: the gate goes
         back to where it was.
         """
-        self.places = here = {"image": inside[..., None]}
+        here: dict[str | int, Tensor] = {"image": inside[..., None]}
+        self.places = here
         cache = inputs.get("past_key_values")
         if seen is not None or cache is None or not cache.get_seq_length():
             here["onward"] = onward(inside, documents, seen)[..., None]
@@ -158,7 +159,7 @@ def set_apart(layer: ImageLinear, adapter: str) -> None:
     The others become the nearest update of so few ranks, by its singular vectors. All start as large as new ones do
     where they read, `lora_A`, so that each can learn; the freed ones at an update of zero.
     """
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight  # (r, in), (out, r)
+    down, up = (part[adapter].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
     with gather_params_ctx([down, up]):
         kept = len(down) - behind_ranks(len(down))
         (out, left), (in_, right) = torch.linalg.qr(up), torch.linalg.qr(down.T)
