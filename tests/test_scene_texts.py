@@ -112,6 +112,11 @@ def test_captions_say_what_is_there():
             assert tag != "counting" or NUMBERS[len(scene.objects)] in said
 
 
+def asked_for(question):
+    """ "a pair of red skis" of a question whether they are there."""
+    return re.sub("^(Is there|Can you see) |( in the (image|picture))?\\?$", "", question)
+
+
 def subjects(words):
     """Class and colour that "a pair of red skis" asks for."""
     words = re.sub("^(a pair of|a head of|an|a) ", "", words)
@@ -159,7 +164,7 @@ def test_no_is_never_learnt_from_held_out_combinations():
         for question, answer in asked:
             if answer != "No.":
                 continue
-            name, colour = subjects(re.sub("^(Is there|Can you see) |( in the (image|picture))?\\?$", "", question))
+            name, colour = subjects(asked_for(question))
             assert colour is None or not is_held_out_colouring(name, colour)
             assert colour or not any(is_held_out_pair(name, o.class_name) for o in scene.objects)
 
@@ -181,7 +186,7 @@ def test_a_poll_repeats_nothing_and_begins_with_either_answer():
     asked = [polled(scene, rng) for scene in scenes]
     for scene, questions_of_one in zip(scenes, asked, strict=True):
         assert {check(scene, *question) for question in questions_of_one} == {"existence"}
-        names = [re.sub("^(Is there|Can you see) |( in the (image|picture))?\\?$", "", q) for q, _ in questions_of_one]
+        names = [asked_for(question) for question, _ in questions_of_one]
         assert len(set(names)) == len(names) and {subjects(name)[1] for name in names} == {None}
         assert {answer for _, answer in questions_of_one} <= {"Yes.", "No."}
     assert 0.43 < [answer for (_, answer), *_ in asked].count("Yes.") / 600 < 0.57

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, load_script
 
 from unified import UnifiedConfig
+from unified.messages import content_parts
 from unified.understanding import (
     PARTS,
     SETTINGS,
@@ -212,7 +213,7 @@ def test_a_picture_can_be_described_first(
     chats: list[list[tuple[str, str]]] = []
 
     def answered(model: object, processor: object, queries: list, budget: int) -> list[str]:
-        texts = [[(turn["role"], turn["content"][-1]["text"]) for turn in query.messages] for query in queries]
+        texts = [[(turn["role"], content_parts(turn)[-1]["text"]) for turn in query.messages] for query in queries]
         chats.extend(texts)
         return [f"Caption {len(chats)}." if len(text) == 1 else "No." for text in texts]
 

@@ -12,7 +12,7 @@ from transformers import BatchFeature
 
 from unified.files import write_text
 from unified.layout import context_left
-from unified.messages import Message
+from unified.messages import Message, continued
 from unified.modeling import UnifiedForCausalLM
 from unified.processing import UnifiedProcessor
 
@@ -33,11 +33,8 @@ def about(image: Image.Image, question: str, question_first: bool = False) -> Qu
 
 def follow(query: Query, said: str, question: str) -> Query:
     """The conversation of `query` with what was said to it and one more question."""
-    words: list[Message] = [
-        {"role": "assistant", "content": [{"type": "text", "text": said}]},
-        {"role": "user", "content": [{"type": "text", "text": question}]},
-    ]
-    return Query([*query.messages, *words], query.images)
+    then: list[Message] = [{"role": "assistant", "content": said}, {"role": "user", "content": question}]
+    return Query(continued(query.messages, then), query.images)
 
 
 def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeature:

@@ -240,7 +240,7 @@ class TuningArguments:
     lora_positions: Literal["all", "image", "onward", "apart"] | None = _arg(
         None,
         "where updates act; image: inside images; onward: there and behind; apart: so, by ranks of their own; with "
-        "these text before images stays the base's, but nothing can be merged; None: as the adapter `model`, else all",
+        "these three, text before images stays the base's, but nothing merges; None: as the adapter `model`, else all",
     )
     lora_rank: int | None = _arg(None, "rank of the updates; None: as the adapter `model`, else 32")
     lora_alpha: int | None = _arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")

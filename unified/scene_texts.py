@@ -26,7 +26,6 @@ from unified.scenes import (
 )
 
 KINDS = ("draw", "ask", "poll", "describe", "recall")
-DESCRIBING = ("describe", "recall")  # those that begin with a caption
 POLLED = 3  # questions of a poll
 IRREGULAR_PLURALS = {
     "couch": "couches",
@@ -115,9 +114,13 @@ def messages_for(
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}: choose one of them")
     if kind == "draw":
         return [_turn("user", _text(_request(scene, rng))), _turn("assistant", IMAGE)]
-    asked = [(pick(rng, DESCRIBE_WORDINGS, "wording"), _sentence(caption(scene)))] if kind in DESCRIBING else []
-    if kind != "describe":
-        asked += polled(scene, rng, classes) if kind == "poll" else questions(scene, rng, classes, colours)
+    asked: list[Question] = []
+    if kind in ("describe", "recall"):
+        asked.append((pick(rng, DESCRIBE_WORDINGS, "wording"), _sentence(caption(scene))))
+    if kind in ("ask", "recall"):
+        asked += questions(scene, rng, classes, colours)
+    if kind == "poll":
+        asked += polled(scene, rng, classes)
     (question, answer), *later = asked
     first = [_asked(question, rng, question_first), _turn("assistant", _text(answer))]
     return first + [_turn(*turn) for q, a in later for turn in (("user", _text(q)), ("assistant", _text(a)))]
