@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -135,6 +136,21 @@ def test_chat_keeps_codes_of_read_and_painted_images(model_dir: Path, tmp_path: 
     talk.ask("and this?")
     assert torch.equal(talk.codes[1], shown) and torch.equal(talk.codes[0], parts[0]["codes"]) and not talk.shown
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+
+
+def test_first_is_asked_of_pictures_alone(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+    ask = Chat.ask
+
+    def listen(talk: Chat, text: str, *rest: Any) -> list[dict[str, Any]]:
+        asked.append((text, len(talk.shown), len(talk.messages)))
+        return ask(talk, text, *rest)
+
+    monkeypatch.setattr(Chat, "ask", listen)
+    chat = ("chat", "--model", model_dir, "--out-dir", tmp_path, "--max-images", 0, "--max-new-tokens", 4)
+    lines = ["hello", f"/image {picture(tmp_path / 'cat.png')}", "is it a cat?", "sure?"]
+    assert run(*chat, "--first", "What do you see?", stdin="\n".join(lines)).exit_code == 0
+    assert asked == [("hello", 0, 0), ("What do you see?", 1, 2), ("is it a cat?", 0, 4), ("sure?", 0, 6)]
 
 
 def test_overflow_is_an_error_and_takes_the_question_back(model_dir: Path) -> None:

@@ -119,6 +119,7 @@ def chat(
     seed: Seed = 0,
     max_images: Annotated[int, typer.Option(min=0, help="most pictures in one answer")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="most text tokens in one answer")] = 256,
+    first: Annotated[str, typer.Option(help="asked before your question where it comes with a picture")] = "",
     guidance: Guidance = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -141,7 +142,7 @@ def chat(
         talk.show(picture)
     while (line := read_line()) not in (None, "/quit"):
         try:
-            take(talk, str(line), out_dir)
+            take(talk, str(line), out_dir, first)
         except ValueError as error:
             if not sys.stdin.isatty():
                 raise
@@ -205,8 +206,8 @@ def read_line() -> str | None:
         return None
 
 
-def take(talk: "Chat", line: str, out_dir: Path) -> None:
-    """Do what one line of a chat says: a command, or a question that is answered."""
+def take(talk: "Chat", line: str, out_dir: Path, first: str = "") -> None:
+    """Do what one line of a chat says: a command, or a question, behind `first` where it comes with a picture."""
     from unified.pictures import read_picture
 
     command, _, rest = line.partition(" ")
@@ -219,12 +220,18 @@ def take(talk: "Chat", line: str, out_dir: Path) -> None:
     elif line.startswith("/"):
         raise ValueError(f"unknown command {command!r}; there are /image FILE, /reset and /quit")
     elif line:
-        parts = talk.ask(line, lambda text: typer.echo(text, nl=False))
-        if any(part["type"] == "text" for part in parts):
-            typer.echo()  # the end of the line that was streamed
-        for part in parts:
-            if part["type"] == "image":
-                typer.echo(f"[image: {save_painted(talk, part['codes'], out_dir)}]")
+        for question in [first, line] if first and talk.shown else [line]:
+            put(talk, question, out_dir)
+
+
+def put(talk: "Chat", question: str, out_dir: Path) -> None:
+    """Ask, and print what is answered: text as it comes, pictures by the paths they are saved at."""
+    parts = talk.ask(question, lambda text: typer.echo(text, nl=False))
+    if any(part["type"] == "text" for part in parts):
+        typer.echo()  # the end of the line that was streamed
+    for part in parts:
+        if part["type"] == "image":
+            typer.echo(f"[image: {save_painted(talk, part['codes'], out_dir)}]")
 
 
 def save_painted(talk: "Chat", codes: Any, out_dir: Path) -> Path:
