@@ -1,7 +1,7 @@
 """Pairs of pictures for recipes/dpo.py: a checkpoint draws several for each prompt, a scorer says which is better.
 
     python data_prep/build_preferences.py --model out/sft --prompts prompts.jsonl --out out/pairs --samples 8 \\
-        --guidance 3 --temperature 0.9 --scorer margin
+        --guidance 1 --temperature 0.7 --scorer margin --min_gap 0.3
     accelerate launch --num_processes 8 data_prep/build_preferences.py --model out/sft --prompts prompts.jsonl \\
         --out out/pairs --scorer clip --clip CLIP_DIR
     python data_prep/build_preferences.py --questions out/encoded/*.parquet --out out/question_pairs
@@ -26,6 +26,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -235,9 +236,10 @@ def as_row(
 
 def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> None:
     """Draw, score, pair; what is done is not done again."""
+    # first, as it gives each process its GPU; those that are done wait at the end for those that are not
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     prompts, scorer = read_captions(args.prompts), make_scorer(args, detection)
     check_prompts(prompts, scorer, args.prompts)
-    state = PartialState(cpu=not torch.cuda.is_available())
     device = state.device if torch.cuda.is_available() else best_device()
     model, processor = load(args.model, device, None if args.dtype == "auto" else args.dtype)
     shards, drawing = plan_shards(prompts, args), sample_settings(args, model)

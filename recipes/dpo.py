@@ -1,6 +1,6 @@
 """Teach a unified checkpoint to prefer better pictures and better answers: TRL's own `DPOTrainer`, not subclassed.
 
-One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml
+One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml --train_files PAIRS
 Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
                     recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo \
                     --model CHECKPOINT --train_files PAIRS --output_dir out/tiny_dpo
@@ -12,7 +12,7 @@ Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accel
 Pairs come from data_prep/build_preferences.py, and from JSONL or parquet in TRL's preference formats; pairs of images,
 of text, of both, and about images may be mixed in one batch. Bad ones are refused by file and row before the first
 step. Every key of TRL's `DPOConfig` can be set: `beta`; `loss_type: [sigmoid]`, `[ipo]`, or with an SFT term on the
-chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 0.2]`. The reference is the model itself: a new adapter of
+chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 8.0]`. The reference is the model itself: a new adapter of
 `tuning: lora` is turned off, `full` loads a second model, or none with `precompute_ref_log_probs: true`. Where `model`
 is an adapter, of sft.py or of an earlier round, `tuning: lora` trains it on, all of it, against a copy of itself: so
 is one of image positions aligned, and text stays the base's. `--resume True` goes on from the newest checkpoint.
@@ -39,6 +39,7 @@ from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
@@ -49,7 +50,8 @@ from unified.attention import prefer_grouped
 from unified.leaving import leave
 from unified.loading import FROZEN, frozen_weights
 from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import continue_lora, lora_config, newest_checkpoint, prepare_full, start_of, write_samples
+from unified.trainer import newest_checkpoint, write_samples
+from unified.tuning import continue_lora, lora_config, prepare_full, start_of
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -135,6 +137,8 @@ class Complete(TrainerCallback):
 def check(args: DpoArguments) -> Path:
     """The checkpoint that is trained or whose adapter is; ValueError for settings that cannot be honoured."""
     checkpoint = start_of(args.model, args)
+    if is_adapter(args.model) and is_deepspeed_zero3_enabled():
+        raise ValueError(f"{args.model} is an adapter, which TRL cannot train on under ZeRO-3; launch with zero2.yaml")
     if not args.train_files:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
     if args.eval_files and args.held_out_share:

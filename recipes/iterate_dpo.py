@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified.arguments import DpoArguments, check_least, parse, run_main
+from unified.configuration import UnifiedConfig
 from unified.files import write_text
 from unified.geneval_prompts import sample_prompts
+from unified.loading import checkpoint_of
 from unified.rows import claim_folder
 from unified.scenes import CLASSES, COLOURS, check_names, tags_of
 from unified.steps import run_step
-from unified.trainer import start_of
+from unified.tuning import start_of
 
 
 @dataclass
@@ -56,7 +58,7 @@ class IterateArguments:
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
     guidance: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
-    temperature: float = field(default=1.0, metadata={"help": "of the pictures in pairs; a model takes it in"})
+    temperature: float = field(default=0.7, metadata={"help": "of the pictures in pairs; a model takes it in"})
     extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
     heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
     heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
@@ -160,6 +162,16 @@ def record(out: Path, rounds: list[dict[str, Any]], number: int, model: str, res
     print(f"[round {number}] held-out score {result['value']:.4f} +- {result['stderr'] or 0:.4f}", flush=True)
 
 
+def check_room(model: str, max_length: int) -> None:
+    """Raise ValueError where a picture of `model` does not even fit a pair without its prompt."""
+    needed = UnifiedConfig.from_pretrained(checkpoint_of(model)).image_length + 2
+    if max_length <= needed:
+        raise ValueError(
+            f"max_length {max_length} of --run has no room for a picture of {model}, {needed} positions, and its "
+            f"prompt; give --run a YAML with {needed + 100} or more"
+        )
+
+
 def has_risen(rounds: list[dict[str, Any]]) -> bool:
     """Whether the last round's score is the best so far."""
     return rounds[-1]["value"] > max(entry["value"] for entry in rounds[:-1])
@@ -169,6 +181,7 @@ def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
     start_of(args.model, run)
+    check_room(args.model, run.max_length)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

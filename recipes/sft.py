@@ -34,7 +34,8 @@ from unified.attention import prefer_grouped
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.leaving import leave
 from unified.speed import WARM_UP, Speed
-from unified.trainer import UnifiedTrainer, newest_checkpoint, prepare, start_of
+from unified.trainer import UnifiedTrainer, newest_checkpoint
+from unified.tuning import prepare, start_of
 
 
 class StopAfter(TrainerCallback):

@@ -20,7 +20,7 @@ from unified.arguments import UnifiedTrainingArguments
 from unified.extension import extend
 from unified.image_lora import POSITIONS, behind_ranks
 from unified.loading import load, merge, publish
-from unified.trainer import prepare
+from unified.tuning import prepare
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("all", *POSITIONS)
@@ -120,12 +120,10 @@ def test_rows_are_float32_beside_a_model_in_half_precision(published: Path, toy_
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in PARTS:
         assert [name for name in learning if part in name], part
-    assert {p.dtype for name, p in learning.items() if "image_embedding" not in name} == {torch.float32}
+    assert {parameter.dtype for parameter in learning.values()} == {torch.float32}
 
 
-def test_one_inside_images_goes_on_behind_them(
-    sft: Callable[..., None], image_adapter: Path, tmp_path: Path
-) -> None:
+def test_one_inside_images_goes_on_behind_them(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
     """Its weights at the start are the adapter's; only where they act is new, also after a stop."""
     out = tmp_path / "out"
     flags = ["--model", image_adapter, "--lora_positions", "onward", "--learning_rate", 0, "--output_dir", out]

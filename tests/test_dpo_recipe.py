@@ -20,6 +20,7 @@ from pairs import toy_pairs
 from safetensors.torch import load_file, save_file
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments import DpoArguments
 from unified.drawing import draw
 from unified.loading import load
 from unified.preferences import write_pairs
@@ -244,6 +245,14 @@ def test_bad_settings_are_one_line_and_status_2(
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and not [word for word in words if word not in line], line
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_cannot_go_on_under_zero3(image_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("recipes/dpo.py")
+    monkeypatch.setattr(script, "is_deepspeed_zero3_enabled", lambda: True)
+    args = DpoArguments(model=str(image_adapter), output_dir="unused", use_cpu=True)
+    with pytest.raises(ValueError, match="cannot train on under ZeRO-3; launch with zero2"):
+        script.check(args)
 
 
 def test_bad_pairs_and_adapters_are_refused_before_training(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
+    LlamaConfig,
     PhiConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from unified import UnifiedForCausalLM, UnifiedProcessor, VQConfig, VQModel
-from unified.extension import extend, join
+from unified.extension import check_backbone, extend, join
 from unified.vocabulary import SPECIAL_TOKENS
 
 TEXT = torch.tensor([[5, 9, 30, 7, 7, 12, 41, 3, 25, 18, 33, 8, 50, 6]])  # longer than Gemma's window
@@ -137,6 +139,21 @@ def test_a_backbone_that_multiplies_its_logits_is_refused(tiny_llm_dir: Path, vq
     with pytest.raises(ValueError, match="logit_scale is 0.0625, which is not supported"):
         extend(tiny_llm_dir, vq_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of kind full_attention, linear_attention"),
+        ({"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 8}, "no attention heads"),
+    ],
+)
+def test_a_backbone_without_attention_everywhere_is_refused(settings: dict[str, Any], words: str) -> None:
+    config = LlamaConfig(num_hidden_layers=2)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=words):
+        check_backbone(config)
 
 
 def test_a_head_with_a_bias_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel) -> None:

@@ -18,7 +18,7 @@ from unified import UnifiedForCausalLM
 from unified.arguments import UnifiedTrainingArguments
 from unified.image_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, onward, set_apart
 from unified.loading import load, merge
-from unified.trainer import prepare
+from unified.tuning import prepare
 
 ROOT = Path(__file__).parents[1]
 MODELS = [

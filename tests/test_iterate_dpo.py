@@ -157,10 +157,13 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
     assert iterate(RoundsWorld([0.4, 0.3])) == 0
     bad = tmp_path / "bad.yaml"
     bad.write_text("betta: 0.1\n")
+    short = tmp_path / "short.yaml"
+    short.write_text("max_length: 7\n")
     for changes, words in (
         (["--guidance", 2], "was made with guidance 3.0, not 2.0"),
         (["--run", bad], "betta"),
         (["--rounds", 0], "at least 1"),
+        (["--run", short], "max_length 7 of --run has no room for a picture"),
     ):
         assert iterate(RoundsWorld([]), *changes) == 2
         assert words in capsys.readouterr().err

@@ -120,6 +120,15 @@ def test_gradients_reach_codebook_phis_and_features() -> None:
     assert (features.grad != 0).all()
 
 
+@pytest.mark.parametrize("patch_nums", [(4,), (1, 4), (1, 2, 4)])
+def test_all_that_learns_has_a_gradient(patch_nums: tuple[int, ...]) -> None:
+    """As DDP expects of every parameter; of four phis, few scales use some."""
+    quantizer = small_quantizer(patch_nums, phi_count=4)
+    quantizer(torch.randn(2, 4, 4, 4)).vq_loss.backward()
+    assert all((parameter.grad is None) != parameter.requires_grad for parameter in quantizer.parameters())
+    assert len(quantizer.state_dict()) == len(list(quantizer.parameters())) == 1 + 2 * 4
+
+
 def test_the_decoder_s_gradient_goes_straight_to_the_features() -> None:
     quantizer, features = small_quantizer(), torch.randn(2, 4, 4, 4, requires_grad=True)
     weights = torch.randn(2, 4, 4, 4)

@@ -12,11 +12,14 @@ import pytest
 import torch
 from conftest import load_script
 from safetensors.torch import load_file
+from torch import nn
 from toys import toy_row, write_toy_rows
 
 from unified import UnifiedConfig
+from unified.arguments import UnifiedTrainingArguments
 from unified.loading import load
 from unified.rows import write_encoded_shard
+from unified.trainer import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "recipes/configs/tiny.yaml"
@@ -90,8 +93,18 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     sft: Callable[..., int], arguments: list[object], whole: Path, tmp_path: Path, step: int
 ) -> None:
     shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    shutil.copytree(whole / f"checkpoint-{step}", tmp_path / "checkpoint-10")  # as a kill may leave it
+    cut_off(tmp_path / "checkpoint-10/model.safetensors")
+    (tmp_path / "checkpoint-10/trainer_state.json").unlink()
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
+    shutil.rmtree(tmp_path / "checkpoint-10", ignore_errors=True)
     assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_resumes_where_nothing_is_starts(tmp_path: Path) -> None:
+    args = UnifiedTrainingArguments(output_dir=str(tmp_path / "none"), resume=True, use_cpu=True)
+    assert newest_checkpoint(args, nn.Linear(1, 1)) is None
+    assert not (tmp_path / "none").exists()  # other processes may ask before the first has made it
 
 
 def test_a_run_out_of_time_saves_and_goes_on(

@@ -22,7 +22,7 @@ from unified.extension import extend
 from unified.loading import publish
 from unified.page import Turn
 from unified.showing import Drawing, Showing
-from unified.trainer import prepare
+from unified.tuning import prepare
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "recipes/teach.py"

@@ -13,7 +13,8 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import UnifiedTrainingArguments
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
 from unified.loading import load
-from unified.trainer import ReturnMemory, UnifiedTrainer, prepare
+from unified.trainer import ReturnMemory, UnifiedTrainer, check_launch
+from unified.tuning import prepare
 
 MIXED = "dadtadtd"
 WEIGHTS = {"text_loss_weight": 0.3, "scale_loss_weights": [0.5, 2.0]}
@@ -216,6 +217,29 @@ def test_a_sheet_of_samples_is_written_at_every_evaluation(
     assert width > height > 160
     losses = [entry["loss"] for entry in logged(trainer)]
     assert losses[1] < losses[0]
+
+
+def test_samples_leave_checkpointing_as_it_was(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+    trainer = make_trainer(
+        max_steps=1,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"every_n_layers": 2, "use_reentrant": False},
+        sample_prompts=["two cats"],
+    )
+    trainer.train()
+    layers = trainer.core.model.language_model.layers
+    before = [layer.gradient_checkpointing for layer in layers]
+    trainer.evaluate()
+    assert len(set(before)) == 2 and [layer.gradient_checkpointing for layer in layers] == before
+
+
+def test_what_hf_would_do_silently_is_refused(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+    with pytest.raises(ValueError, match="persistent_workers True keeps the workers' epoch 0"):
+        make_trainer(dataloader_persistent_workers=True, dataloader_num_workers=1)
+    args = make_trainer().args
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="sees 2 GPUs .* --num_processes 2` one process for each"):
+        check_launch(args)
 
 
 def test_each_epoch_draws_anew(make_trainer: Callable[..., UnifiedTrainer]) -> None:

@@ -141,13 +141,20 @@ class AveragedRun(ABC):
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path | None) -> int:
-        """Continue from `checkpoint`; returns the first step to do."""
+        """Continue from `checkpoint`; returns the first step. ValueError where processes found different ones."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"output_dir {self.args.output_dir} holds checkpoints of steps {sorted(set(steps))} for different "
+                "processes; give all machines one shared folder, or copy the newest checkpoint to each"
+            )
         if checkpoint is None:
             return 0
         self.accelerator.load_state(str(checkpoint))
         self.accelerator.print(f"resumed from {checkpoint}")
-        return int(checkpoint.name.split("-")[1])
+        return step
 
     def finish(self) -> None:
         """Save the averaged weights for `from_pretrained`."""

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unified.configuration import ImageOrder, ImagePositions, UnifiedConfig
+from unified.configuration import ImageOrder, ImagePositions, UnifiedConfig, layer_kinds
 from unified.image_embedding import ImageEmbedding
 from unified.loading import check_free, load_vq, save
 from unified.modeling import UnifiedForCausalLM
@@ -44,13 +44,12 @@ def extend(
 ) -> UnifiedForCausalLM:
     """Write to `out` a checkpoint and processor of `llm` with `vq`'s codes behind its vocabulary; returns the model.
 
-    Raises ValueError where `out` is in the way, as `check_llm` and `load_vq`, and where the backbone scales its logits
-    in a way the head does not know.
+    Raises ValueError where `out` is in the way, and as `check_llm`, `check_backbone` and `load_vq`.
     """
     check_free(out)
     check_llm(llm, "--llm")
     vq_model = load_vq(vq, "cpu")
-    check_head(AutoConfig.from_pretrained(llm).get_text_config())
+    check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
     backbone = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
@@ -76,8 +75,9 @@ def check_llm(folder: str | os.PathLike, flag: str) -> None:
     )
 
 
-def check_head(text_config: PreTrainedConfig) -> None:
-    """Raise ValueError for backbones whose logits are multiplied on the way."""
+def check_backbone(text_config: PreTrainedConfig) -> None:
+    """Raise ValueError for backbones whose logits are multiplied on the way, and as `layer_kinds`."""
+    layer_kinds(text_config)
     settings = text_config.to_dict()
     for name, neutral in HEAD_MULTIPLIERS.items():
         if settings.get(name, neutral) not in (neutral, None):

@@ -162,12 +162,12 @@ def set_apart(layer: ImageLinear, adapter: str) -> None:
     down, up = (part[adapter].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
     with gather_params_ctx([down, up]):
         kept = len(down) - behind_ranks(len(down))
-        (out, left), (in_, right) = torch.linalg.qr(up), torch.linalg.qr(down.T)
+        (out, left), (in_, right) = torch.linalg.qr(up.float()), torch.linalg.qr(down.T.float())
         u, s, v = torch.linalg.svd(left @ right.T, full_matrices=False)
         u, s, v = u[:, :kept], s[:kept], v[:kept]
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        down[: len(s)] = v @ in_.T * NEW_ROW
-        up.zero_()[:, : len(s)] = out @ (u * s / NEW_ROW)
+        down[: len(s)] = (v @ in_.T * NEW_ROW).to(down)
+        up.zero_()[:, : len(s)] = (out @ (u * s / NEW_ROW)).to(up)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.attention import prepare_mask
-from unified.configuration import UnifiedConfig
+from unified.configuration import UnifiedConfig, layer_kinds
 from unified.generation import UnifiedGenerationMixin
 from unified.image_embedding import ImageEmbedding
 from unified.image_lora import ImageGate
@@ -34,6 +34,12 @@ class UnifiedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would give other codes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights around the image tokenizer, which stays float32: what a checkpoint says it is."""
+        own = (p for name, p in self.named_parameters() if "vq_model." not in name and p.is_floating_point())
+        return next(own).dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.text_config.initializer_range
@@ -127,11 +133,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
     def masks(self, blocks: Tensor, valid: Tensor, documents: Tensor | None, cache: Cache | None) -> Any:
         """Attention mask for the backbone: (B, 1, q, P + q), or one for each kind of layer where it has windows."""
         text_config = self.config.text_config
-        kinds = set(text_config.to_dict().get("layer_types") or ["full_attention"])
-        if not kinds <= {"full_attention", "sliding_attention"}:
-            raise ValueError(
-                f"the backbone has layers of kind {sorted(kinds)}; full_attention and sliding_attention are supported"
-            )
+        kinds = layer_kinds(text_config)
         masks = {"full_attention": attention_pairs(blocks, valid, documents)}
         if "sliding_attention" in kinds:
             window = attention_pairs(blocks, valid, documents, text_config.sliding_window)

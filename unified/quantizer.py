@@ -45,6 +45,8 @@ class SharedPhis(nn.Module):
         ticks = np.linspace(margin, 1 - margin, count)
         places = np.arange(num_scales) / max(num_scales - 1, 1)
         self.phi_of_scale = [int(np.abs(ticks - place).argmin()) for place in places]
+        for spare in set(range(count)) - set(self.phi_of_scale):  # with few scales; DDP waits for gradients of all
+            self.qresi_ls[spare].requires_grad_(False)
 
     def forward(self, h: Tensor, scale: int) -> Tensor:
         return self.qresi_ls[self.phi_of_scale[scale]](h)
@@ -104,9 +106,7 @@ class MultiScaleQuantizer(nn.Module):
         if scale < len(self.patch_nums) - 1:
             rest = F.interpolate(rest, size=self.patch_nums[scale], mode="area")
         h, w = self.patch_nums[scale]
-        return rearrange(
-            self.nearest(rearrange(rest, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w
-        )
+        return rearrange(self.nearest(rearrange(rest, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w)
 
     def forward(self, features: Tensor, kept_scales: Tensor | None = None) -> QuantizerOutput:
         """Quantize `features` (B, C, h_K, w_K) with the VQ loss.

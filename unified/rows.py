@@ -6,6 +6,7 @@ every `{"type": "image"}` part of the messages stands for the next image, in ord
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
         return folder
     if has_shards:
         raise ValueError(f"{folder} holds parquet files without a settings.json; give another --out")
-    temporary = stamp.with_suffix(f".{os.getpid()}.tmp")
+    temporary = stamp.with_suffix(f".{uuid.uuid4().hex}.tmp")  # processes of several machines may share a number
     temporary.write_text(wanted)
     os.replace(temporary, stamp)
     return folder

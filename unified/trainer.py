@@ -7,192 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
-from unified.adapters import is_adapter, positions_of, read_adapter_config
+from unified.adapters import is_adapter, positions_of
 from unified.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.drawing import contact_sheet, draw
 from unified.generation import ImageSampling
-from unified.image_lora import ImageLinear, ImageLoraConfig, check_rank, set_apart
-from unified.loading import FROZEN, check_weights, checkpoint_of, frozen_weights
+from unified.loading import FROZEN, check_weights, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.pictures import write_picture
 from unified.processing import UnifiedProcessor
-
-# of a new adapter; one that goes on keeps its own
-LORA_DEFAULTS: dict[str, Any] = {
-    "lora_positions": "all",
-    "lora_rank": 32,
-    "lora_alpha": 64,
-    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}
-WIDER = {("image", "onward"), ("image", "apart")}  # the changes of an adapter's positions with which it can go on
-NEW_PARTS = ("image_embedding", "embed_tokens", "lm_head", "trainable_tokens_delta")
-
-
-def freeze_text_rows(model: UnifiedForCausalLM) -> None:
-    """Let the embedding and output matrices learn only the rows that `unified extend` added.
-
-    Text rows get a gradient of exactly 0, so Adam leaves them as they are; without this, the tiny gradients that
-    every image position sends to every text row are blown up to full steps and the language drifts.
-    """
-    vocabulary = model.config.vocabulary
-    rows = torch.arange(vocabulary.size)
-    learns = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(vocabulary.special_ids))
-    matrices = (model.get_input_embeddings(), model.get_output_embeddings())
-    for weight in {matrix.get_parameter("weight") for matrix in matrices}:  # one where they are tied
-        weight.register_hook(lambda gradient: gradient * learns[:, None].to(gradient))
-
-
-def prepare_full(model: UnifiedForCausalLM, train_text_rows: bool) -> UnifiedForCausalLM:
-    """Every weight but the image tokenizer's learns."""
-    if not train_text_rows:
-        freeze_text_rows(model)
-    return model
-
-
-def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
-    """Only what is new learns: image input states and the rows of codes and special tokens."""
-    model.requires_grad_(False)
-    model.model.image_embedding.requires_grad_(True)
-    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
-        matrix.weight.requires_grad_(True)
-    freeze_text_rows(model)
-    return model
-
-
-def backbone_layers(model: UnifiedForCausalLM, endings: list[str]) -> list[str]:
-    """Full names of the backbone's layers whose names end so: tokenizer and image embedding hold linear layers too."""
-    names = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(tuple(endings))]
-    if not names:
-        raise ValueError(f"lora_target_modules {endings} match nothing in the backbone; name its linear layers")
-    return names
-
-
-def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
-    """Low-rank updates of the backbone's linear layers where `args.lora_positions` says, and `more` of PEFT's keys."""
-    chosen = LORA_DEFAULTS | {name: vars(args)[name] for name in LORA_DEFAULTS if vars(args)[name] is not None}
-    positions = chosen["lora_positions"]
-    if positions != "all":
-        if model.config.image_order == "raster":
-            raise ValueError(f"lora_positions {positions} needs images in blocks, but image_order is raster; use all")
-        more["positions"] = positions
-    layers = backbone_layers(model, chosen["lora_target_modules"])
-    kind = LoraConfig if positions == "all" else ImageLoraConfig
-    sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
-    return kind(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
-
-
-def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
-    """A PEFT model: low-rank updates of the backbone, plus all of what `prepare_align` trains, in one adapter."""
-    vocabulary = model.config.vocabulary
-    rows = [*vocabulary.special_ids, *vocabulary.image_ids]
-    table = model.get_input_embeddings()
-    name = next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is table)
-    token_rows: dict[str, list[int]] = {name: rows}
-    if not model.config.tie_word_embeddings:
-        token_rows["lm_head"] = rows
-    config = lora_config(
-        model,
-        args,
-        trainable_token_indices=token_rows,
-        modules_to_save=["image_embedding"],
-    )
-    return get_peft_model(model, config)
-
-
-def start_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
-    """The checkpoint that a run from `model` loads, which is its base where it is an adapter.
-
-    Raises ValueError as `checkpoint_of`, and for an adapter with which a run with `args` cannot go on.
-    """
-    if is_adapter(model):
-        check_continuing(Path(model), args)
-    return checkpoint_of(model)
-
-
-def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:
-    """Raise ValueError unless a run with `args` can go on with `adapter`; `continue_lora` compares its layers."""
-    config, positions = read_adapter_config(adapter), positions_of(adapter)
-    if args.tuning != "lora":
-        remedy = "`unified merge` it first, or go on with tuning lora"
-        if positions != "all":
-            remedy = f"go on with tuning lora, as one with lora_positions {positions} cannot be merged"
-        raise ValueError(f"tuning {args.tuning} needs a checkpoint but {adapter} is an adapter; {remedy}")
-    if positions == "all" and config.get("peft_type") != "LORA":
-        raise ValueError(f"{adapter} is an adapter of type {config.get('peft_type')}; only LoRA can go on")
-    if args.lora_positions == "apart":
-        check_rank(config["r"])
-    own = {"lora_positions": positions, "lora_rank": config["r"], "lora_alpha": config["lora_alpha"]}
-    for name, value in own.items():
-        if vars(args)[name] not in (None, value) and (value, vars(args)[name]) not in WIDER:
-            raise ValueError(
-                f"{name} {vars(args)[name]} is not that of the adapter {adapter}, {value}; leave {name} out to go on "
-                "with the adapter, or give its base as model for a new one"
-            )
-
-
-def continue_lora(
-    model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, adapter: Path
-) -> PeftModel:
-    """`model` with its adapter, all of which goes on learning: updates and rows in float32, whatever the file holds.
-
-    One of image positions goes on from images onward, or with ranks apart, where `args.lora_positions` says so.
-    Raises ValueError where `args` names other layers than the adapter's.
-    """
-    config = PeftConfig.from_pretrained(str(adapter))
-    config.lora_dropout = args.lora_dropout
-    if widened := (positions_of(adapter), args.lora_positions) in WIDER:
-        config.positions = args.lora_positions
-    endings = args.lora_target_modules
-    wanted = None if endings is None else set(backbone_layers(model, endings))
-    adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True, torch_device="cpu")
-    found = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    if wanted not in (None, found):
-        own = sorted({name.rsplit(".", 1)[-1] for name in found})
-        raise ValueError(
-            f"lora_target_modules {endings} are {len(wanted or ())} layers but the adapter {adapter} has {len(found)} "
-            f"({', '.join(own)}); leave lora_target_modules out to go on with the adapter, or give its base as model "
-            "for a new one"
-        )
-    if widened and args.lora_positions == "apart":
-        for layer in model.modules():
-            if isinstance(layer, ImageLinear):
-                set_apart(layer, "default")
-    return adapted
-
-
-def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path | None = None) -> nn.Module:
-    """The model with what `args.tuning` says set to learn; with `adapter`, whose base it is, that one goes on."""
-    if adapter is not None:
-        return continue_lora(model, args, adapter)
-    if args.tuning == "lora":
-        return prepare_lora(model, args)
-    return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
 
 
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
     """Where a run of `model` that resumes goes on; None where it starts.
 
+    A checkpoint that a kill left unfinished, without the state that HF writes last, is passed over for one before it.
     Raises ValueError where the files there are damaged, and where an adapter there acts at other positions.
     """
-    folder = get_last_checkpoint(args.output_dir) if args.resume else None
-    if folder is None:
+    folders = [path.parent for path in Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    if not args.resume or not folders:
         return None
-    check_weights(Path(folder))
+    folder = max(folders, key=lambda path: int(path.name.rpartition("-")[2]))
+    check_weights(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
-        own, found = getattr(model.peft_config["default"], "positions", "all"), positions_of(Path(folder))
+        own, found = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
         if own != found:
             raise ValueError(
                 f"{folder} was trained with lora_positions {found} and this run has {own}; go on with {found} or give "
                 "another output_dir"
             )
-    return folder
+    return str(folder)
 
 
 class DataEpoch(TrainerCallback):
@@ -240,8 +90,26 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
         core.eval()
         images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)
         core.train(training)
+    if args.activation_checkpointing:  # TRL switches it off to generate, and on again without its options
+        options = dict(args.activation_checkpointing_kwargs or {})
+        chosen = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        core.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **chosen)
     if trainer.is_world_process_zero():
         write_picture(contact_sheet(images, args.sample_prompts), path)
+
+
+def check_launch(args: TrainingArguments) -> None:
+    """Raise ValueError for what HF's Trainer would do and this one cannot."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"this process sees {args.n_gpu} GPUs and would share them out itself; `accelerate launch --num_processes "
+            f"{args.n_gpu}` one process for each, or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if args.dataloader_persistent_workers:
+        raise ValueError(
+            "dataloader_persistent_workers True keeps the workers' epoch 0: every epoch would drop the same captions "
+            "and train the same positions; leave it off"
+        )
 
 
 class UnifiedTrainer(Trainer):
@@ -252,6 +120,7 @@ class UnifiedTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_launch(self.args)
         self.add_callback(DataEpoch)
         self.add_callback(ReturnMemory)
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
@@ -322,9 +191,11 @@ class UnifiedTrainer(Trainer):
         """AdamW with an own learning rate for the new parts."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            new = [p for n, p in named if any(part in n for part in NEW_PARTS)]
-            old = [p for n, p in named if not any(part in n for part in NEW_PARTS)]
+            core = self.core
+            parts = (core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding)
+            own = {id(parameter) for part in parts for parameter in part.parameters()}
+            learning = [p for p in self.model.parameters() if p.requires_grad]
+            new, old = [p for p in learning if id(p) in own], [p for p in learning if id(p) not in own]
             groups = [
                 {"params": old, "weight_decay": self.args.weight_decay},
                 {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
