@@ -31,7 +31,6 @@ from unified.arguments import DpoArguments, check_least, parse, run_main
 from unified.configuration import UnifiedConfig
 from unified.files import write_text
 from unified.geneval_prompts import sample_prompts
-from unified.loading import checkpoint_of
 from unified.rows import claim_folder
 from unified.scenes import CLASSES, COLOURS, check_names, tags_of
 from unified.steps import run_step
@@ -162,12 +161,12 @@ def record(out: Path, rounds: list[dict[str, Any]], number: int, model: str, res
     print(f"[round {number}] held-out score {result['value']:.4f} +- {result['stderr'] or 0:.4f}", flush=True)
 
 
-def check_room(model: str, max_length: int) -> None:
-    """Raise ValueError where a picture of `model` does not even fit a pair without its prompt."""
-    needed = UnifiedConfig.from_pretrained(checkpoint_of(model)).image_length + 2
+def check_room(checkpoint: Path, max_length: int) -> None:
+    """Raise ValueError where a picture of `checkpoint` does not even fit a pair without its prompt."""
+    needed = UnifiedConfig.from_pretrained(checkpoint).image_length + 2
     if max_length <= needed:
         raise ValueError(
-            f"max_length {max_length} of --run has no room for a picture of {model}, {needed} positions, and its "
+            f"max_length {max_length} of --run has no room for a picture of {checkpoint}, {needed} positions, and its "
             f"prompt; give --run a YAML with {needed + 100} or more"
         )
 
@@ -180,8 +179,7 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
-    start_of(args.model, run)
-    check_room(args.model, run.max_length)
+    check_room(start_of(args.model, run), run.max_length)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

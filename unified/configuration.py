@@ -19,7 +19,7 @@ LAYER_KINDS = {"full_attention", "sliding_attention"}  # those that a mask of bl
 
 def layer_kinds(text_config: PreTrainedConfig) -> set[str]:
     """Kinds of a backbone's layers, as HF names them. Raises ValueError unless all are `LAYER_KINDS`."""
-    kinds = set(text_config.to_dict().get("layer_types") or ["full_attention"])
+    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
     if not kinds <= LAYER_KINDS or not getattr(text_config, "num_attention_heads", 0):
         found = f"layers of kind {', '.join(sorted(kinds))}" if not kinds <= LAYER_KINDS else "no attention heads"
         raise ValueError(f"the backbone has {found}; take one whose layers are all {' or '.join(sorted(LAYER_KINDS))}")

@@ -37,9 +37,8 @@ class UnifiedPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights around the image tokenizer, which stays float32: what a checkpoint says it is."""
-        own = (p for name, p in self.named_parameters() if "vq_model." not in name and p.is_floating_point())
-        return next(own).dtype
+        """The backbone's: the image tokenizer comes first and stays float32, which no checkpoint should say it is."""
+        return next(self.base_model.get_submodule("language_model").parameters()).dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.text_config.initializer_range

@@ -30,17 +30,19 @@ def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.M
     A checkpoint that a kill left unfinished, without the state that HF writes last, is passed over for one before it.
     Raises ValueError where the files there are damaged, and where an adapter there acts at other positions.
     """
-    folders = [path.parent for path in Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    if not args.resume or not folders:
+    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if args.resume else ()
+    steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
+    whole = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
+    if not whole:
         return None
-    folder = max(folders, key=lambda path: int(path.name.rpartition("-")[2]))
+    folder = whole[max(whole)]
     check_weights(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
-        own, found = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
-        if own != found:
+        own, trained = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
+        if own != trained:
             raise ValueError(
-                f"{folder} was trained with lora_positions {found} and this run has {own}; go on with {found} or give "
-                "another output_dir"
+                f"{folder} was trained with lora_positions {trained} and this run has {own}; go on with {trained} or "
+                "give another output_dir"
             )
     return str(folder)
 

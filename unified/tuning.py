@@ -153,9 +153,16 @@ def continue_lora(
         config.positions = args.lora_positions
     endings = args.lora_target_modules
     wanted = None if endings is None else set(backbone_layers(model, endings))
-    options: dict[str, Any] = {"is_trainable": True, "torch_device": "cpu"}
-    options["autocast_adapter_dtype"] = not is_deepspeed_zero3_enabled()
-    adapted = in_float32(PeftModel.from_pretrained(model, adapter, config=config, **options))
+    adapted = in_float32(
+        PeftModel.from_pretrained(
+            model,
+            adapter,
+            config=config,
+            is_trainable=True,
+            torch_device="cpu",
+            autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
+        )
+    )
     found = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if wanted not in (None, found):
         own = sorted({name.rsplit(".", 1)[-1] for name in found})
