@@ -160,6 +160,9 @@ def refuse(
         (["--scale_loss_weights", "1"], ["scale_loss_weights", "1 values for 2 scales"]),
         (["--last_scale_fraction", "0"], ["last_scale_fraction", "(0, 1]"]),
         (["--tuning", "lora", "--lora_target_modules", "query"], ["query", "match nothing"]),
+        (["--tuning", "align", "--lora_rank", "8"], ["lora_rank given, but tuning is align", "give tuning lora"]),
+        (["--lora_dropout", "0.1"], ["lora_dropout given, but tuning is full"]),
+        (["--code_noise", "1.5"], ["code_noise 1.5", "not a share"]),
     ],
 )
 def test_bad_settings_are_one_line_and_status_2(

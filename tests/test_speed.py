@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from conftest import load_script
+from torch import Tensor, fx, nn
 
 from unified import UnifiedForCausalLM
-from unified.speed import gemm_rate
+from unified.fast_layers import compile_layers
+from unified.speed import WARM_UP, gemm_rate
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,3 +74,21 @@ def test_images_that_are_learnt_and_positions_that_run_are_counted(measure: Call
 
 def test_products_have_a_rate() -> None:
     assert gemm_rate(64, 32, 48, torch.float32, torch.device("cpu")) > 1e6
+
+
+def test_compiled_layers_are_timed_and_the_others_counted(
+    measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        return lambda *given: passes.append(graph) or graph(*given)
+
+    monkeypatch.setattr(load_script("recipes/sft.py"), "compile_layers", partial(compile_layers, backend=backend))
+    torch._dynamo.reset()
+    compiled = measure("dddd" * 4, "--compile_layers", True, steps=4)
+    torch._dynamo.reset()
+    plain = measure("dddd" * 4, steps=4)
+    layers, timed = 2, 2
+    assert len(passes) == layers * (WARM_UP + timed)
+    assert flop_per_position(compiled) == pytest.approx(flop_per_position(plain))

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments import UnifiedTrainingArguments
 from unified.data import ChatDataset, SFTCollator, load_encoded_rows
+from unified.fast_layers import compile_layers
 from unified.loading import load
 from unified.trainer import ReturnMemory, UnifiedTrainer, check_launch
 from unified.tuning import prepare
@@ -267,3 +269,28 @@ def test_free_memory_goes_back_at_every_log_line(
     assert calls == [0, 0, 0]  # two lines of losses, one of totals
     monkeypatch.setattr(callback, "libc", None)  # another C library
     callback.on_log(trainer.args, trainer.state, trainer.control)
+
+
+def test_compiled_layers_are_for_training_alone(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+    trainer, compiled = make_trainer("dddd"), CompileCounter()
+    torch._dynamo.reset()
+    compile_layers(trainer.core, backend=compiled)
+    trainer.evaluate()
+    assert compiled.frame_count == 0
+    trainer.train()
+    assert compiled.frame_count > 0
+    torch._dynamo.reset()
+
+
+def test_wrong_codes_are_fed_in_training_and_not_in_evaluation(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+    losses = {}
+    for noise in (0.0, 0.9):
+        trainer = make_trainer("dddd", code_noise=noise, learning_rate=0.0, new_parts_learning_rate=0.0)
+        trainer.train()
+        losses[noise] = {
+            "train": [entry["loss"] for entry in logged(trainer)],
+            "eval": trainer.evaluate()["eval_loss"],
+        }
+    assert losses[0.0]["eval"] == losses[0.9]["eval"]
+    assert len(set(losses[0.0]["train"])) == 1  # the same batch, and nothing moves
+    assert len(set(losses[0.9]["train"])) == 3  # other wrong codes at every step

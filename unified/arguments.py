@@ -215,6 +215,7 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "grouped", "eager"] | None = _arg(
         None, "None: on a CPU grouped (unified/attention.py), elsewhere the backbone's own choice"
     )
+    compile_layers: bool = _arg(False, "let torch compile the layers: half a minute first, then faster; needs g++")
     modality_stride: int = _arg(1, "compute -log p(image) on every n-th image position, n times weighted; saves time")
     text_loss_weight: float = _arg(1.0, "weight of text tokens in the loss")
     scale_loss_weights: list[float] | None = _arg(None, "weight of every scale's codes in the loss; None is all 1")
@@ -238,9 +239,7 @@ class TuningArguments:
 
     train_text_rows: bool = _arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
     lora_positions: Literal["all", "image", "onward", "apart"] | None = _arg(
-        None,
-        "where updates act; image: inside images; onward: there and behind; apart: so, by ranks of their own; with "
-        "these three, text before images stays the base's, but nothing merges; None: as the adapter `model`, else all",
+        None, "where updates act, see unified/image_lora.py; only `all` merges; None: as the adapter `model`, else all"
     )
     lora_rank: int | None = _arg(None, "rank of the updates; None: as the adapter `model`, else 32")
     lora_alpha: int | None = _arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")
@@ -265,6 +264,7 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
     )
     new_parts_learning_rate: float = _arg(2e-3, "learning rate of image embedding and matrix rows")
+    code_noise: float = _arg(0.0, "up to this share of all but the last scale's codes is fed wrong, to learn to mend")
     max_minutes: float | None = _arg(None, "stop and save after this wall time; the schedule is not shortened")
     speed_steps: int = _arg(0, "above 0: measure the speed of so many steps, write speed.json and train no further")
     label_names: list[str] | None = _arg(["labels"], "HF's; PEFT hides the model's own")

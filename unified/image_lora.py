@@ -47,12 +47,13 @@ def check_rank(rank: int) -> None:
 class ImageGate:
     """Tells the linear layers of a backbone, which see states and no ids, where images are.
 
-    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image` and `onward`, and by a
-    rank what `of` made of them.
+    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image` and `onward`, and (B, T,
+    rank) for the `ranks` of `apart` adapters. All are made before the backbone runs, whose layers may be compiled.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         self.places: dict[str | int, Tensor] = {}
+        self.ranks: set[int] = set()
         for layer in backbone.modules():
             if isinstance(layer, nn.Linear):
                 layer.image_gate = self  # type: ignore[assignment]  # torch expects tensors and modules
@@ -70,26 +71,26 @@ class ImageGate:
         cache = inputs.get("past_key_values")
         if seen is not None or cache is None or not cache.get_seq_length():
             here["onward"] = onward(inside, documents, seen)[..., None]
+            here |= {rank: apart(here["image"], here["onward"], rank) for rank in self.ranks}
         outputs = backbone(**inputs)
         if outputs[0].requires_grad and backbone.is_activation_checkpointing:
             outputs[0].register_hook(lambda _: setattr(self, "places", here))
         return outputs
 
     def of(self, positions: str, rank: int) -> Tensor:
-        """Where an adapter's `rank` updates act: (B, T, 1) bool, or (B, T, rank) where they differ; made once a run.
+        """Where an adapter's `rank` updates act: (B, T, 1) bool, or (B, T, rank) where they differ.
 
         Raises ValueError behind a cache of which nobody said whether it holds images, where that matters.
         """
         if positions != "image" and "onward" not in self.places:
             raise ValueError("image_seen must be given with a filled cache: these updates act behind images too")
-        if positions != "apart":
-            return self.places[positions]
-        if rank not in self.places:
-            inside, behind = self.places["image"], behind_ranks(rank)
-            later = self.places["onward"] & ~inside
-            masks = inside.expand(-1, -1, rank - behind), later.expand(-1, -1, behind)
-            self.places[rank] = torch.cat(masks, dim=-1)
-        return self.places[rank]
+        return self.places[rank if positions == "apart" else positions]
+
+
+def apart(inside: Tensor, later: Tensor, rank: int) -> Tensor:
+    """Where each of `rank` updates acts, (B, T, rank) bool: most `inside` (B, T, 1), the last only `later`."""
+    behind = behind_ranks(rank)
+    return torch.cat([inside.expand(-1, -1, rank - behind), (later & ~inside).expand(-1, -1, behind)], dim=-1)
 
 
 def onward(inside: Tensor, documents: Tensor | None, seen: Tensor | None) -> Tensor:
@@ -110,7 +111,9 @@ class ImageVariant(LoraVariant):
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
         """Notes where the adapter acts; LoRA's own matrices are all else it needs."""
-        module.positions[adapter_name] = kwargs["config"].positions
+        module.positions[adapter_name] = positions = kwargs["config"].positions
+        if positions == "apart":
+            module.get_base_layer().image_gate.ranks.add(module.r[adapter_name])
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:

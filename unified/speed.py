@@ -2,11 +2,13 @@
 
 Operations are counted by torch as the step runs them (products and attention, forward and backward), so that what an
 adapter or frozen weights spare is not claimed. Next to every step, products of the backbone's own shapes are timed in
-the training's precision: what the step would reach if it did nothing else. Steps that are counted are not timed.
+the training's precision: what the step would reach if it did nothing else. Steps that are counted are not timed, and
+run layers as they are written: compiled ones would be left uncompiled from then on if torch met them while counting.
 """
 
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,7 @@ class Speed(TrainerCallback):
     def __post_init__(self) -> None:
         self.core.register_forward_pre_hook(self.see, with_kwargs=True)
         self.counter: FlopCounterMode | None = None
+        self.counting = ExitStack()
         self.started = self.last = time.perf_counter()
 
     def see(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -94,8 +97,9 @@ class Speed(TrainerCallback):
     ) -> None:
         self.work.append(Work())
         if len(self.work) > WARM_UP and len(self.work) % 2:
+            self.counting.enter_context(torch.compiler.set_stance("force_eager"))
             self.counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-            self.counter.__enter__()
+            self.counting.enter_context(self.counter)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,7 +107,7 @@ class Speed(TrainerCallback):
         wait_for(args.device)
         done = self.work[-1]
         if self.counter is not None:
-            self.counter.__exit__(None, None, None)
+            self.counting.close()
             done.flop, self.counter = self.counter.get_total_flops(), None
         else:
             done.seconds = time.perf_counter() - self.last

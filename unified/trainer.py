@@ -22,6 +22,7 @@ from unified.loading import FROZEN, check_weights, frozen_weights
 from unified.modeling import UnifiedForCausalLM
 from unified.pictures import write_picture
 from unified.processing import UnifiedProcessor
+from unified.self_correction import SelfCorrection
 
 
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
@@ -128,6 +129,8 @@ class UnifiedTrainer(Trainer):
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
+        noise = self.args.code_noise
+        self.self_correction = SelfCorrection(self.core, noise) if noise else None
         groups = 1 + len(self.core.config.patch_nums)
         self.groups = {mode: torch.zeros(2, groups, device=self.args.device) for mode in ("train", "eval")}
         self.images_seen, self.last_log = 0.0, time.monotonic()
@@ -144,6 +147,8 @@ class UnifiedTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """HF's loss; keeps what the model says of every group for the log."""
+        if model.training and self.self_correction is not None:
+            inputs = self.self_correction(inputs, self.args.seed, self.state.global_step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.groups["train" if model.training else "eval"] += torch.stack([outputs.group_losses, outputs.group_counts])
         return (loss, outputs) if return_outputs else loss
@@ -207,8 +212,9 @@ class UnifiedTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's evaluation, then a sheet of pictures of `args.sample_prompts`."""
-        metrics = super().evaluate(*args, **kwargs)
-        if self.args.sample_prompts:
-            assert isinstance(self.processing_class, UnifiedProcessor)
-            write_samples(self, self.core, self.processing_class)
+        with torch.compiler.set_stance("force_eager"):  # compiled layers are for training's batches
+            metrics = super().evaluate(*args, **kwargs)
+            if self.args.sample_prompts:
+                assert isinstance(self.processing_class, UnifiedProcessor)
+                write_samples(self, self.core, self.processing_class)
         return metrics

@@ -111,10 +111,14 @@ def in_float32(adapted: PeftModel) -> PeftModel:
 def start_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
     """The checkpoint that a run from `model` loads, which is its base where it is an adapter.
 
-    Raises ValueError as `checkpoint_of`, and for an adapter with which a run with `args` cannot go on.
+    Raises ValueError as `checkpoint_of`, for an adapter with which a run with `args` cannot go on, and for settings of
+    low-rank updates in a run that has none.
     """
     if is_adapter(model):
         check_continuing(Path(model), args)
+    given = [name for name in (*LORA_DEFAULTS, "lora_dropout") if vars(args)[name]]
+    if args.tuning != "lora" and given:
+        raise ValueError(f"{', '.join(given)} given, but tuning is {args.tuning}; give tuning lora or leave these out")
     return checkpoint_of(model)
 
 
