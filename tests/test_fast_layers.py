@@ -114,18 +114,10 @@ def test_a_run_stores_what_its_autocast_uses(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     script = load_script("recipes/sft.py")
-    flags = [
-        "--model",
-        toy_checkpoint,
-        "--train_files",
-        toy_rows("dddd"),
-        "--output_dir",
-        tmp_path,
-        "--report_to",
-        "none",
-    ]
+    flags = ["--model", toy_checkpoint, "--train_files", toy_rows("dddd"), "--output_dir", tmp_path]
+    flags += ["--report_to", "none", "--tuning", "lora", "--lora_positions", "image"]
     kinds = (ModelArguments, DataArguments, UnifiedTrainingArguments)
-    trainer = script.build_trainer(*parse(kinds, [*map(str, flags), "--tuning", "lora", "--lora_positions", "image"]))
+    trainer = script.build_trainer(*parse(kinds, list(map(str, flags))))
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, ImageLinear)]
     assert layers and {layer.get_base_layer().weight.dtype for layer in layers} == {stored}
 

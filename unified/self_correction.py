@@ -64,8 +64,8 @@ class SelfCorrection:
 
     def __init__(self, core: UnifiedForCausalLM, most: float) -> None:
         check_noise(core.config, most)
-        self.config, self.most = core.config, most
-        tokenizer = VQModel(self.config.vq_config)
+        self.core, self.most = core, most
+        tokenizer = VQModel(core.config.vq_config)
         weights = frozen_weights(Path(str(core.name_or_path)))
         tokenizer.load_state_dict({name.removeprefix(FROZEN): weight for name, weight in weights.items()})
         self.quantizer = tokenizer.quantizer.float().eval().requires_grad_(False)
@@ -76,9 +76,9 @@ class SelfCorrection:
         Which positions are trained stays as it is, and so do images that are read. What is wrong follows from `seed`,
         step and batch, so it differs between ranks and is the same in a run that was resumed.
         """
-        vocabulary, ids, labels = self.config.vocabulary, inputs["input_ids"], inputs["labels"]
+        vocabulary, ids, labels = self.core.config.vocabulary, inputs["input_ids"], inputs["labels"]
         written = vocabulary.is_image(ids)
-        codes = vocabulary.ids_to_codes(ids[written]).view(-1, self.config.image_length)
+        codes = self.core.model.written_codes(ids, written)
         if not len(codes):
             return inputs
         entropy = np.random.SeedSequence([seed, step, int(ids.sum())]).generate_state(1)
