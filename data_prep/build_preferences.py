@@ -17,7 +17,7 @@ Pairs whose scores tie are dropped and counted. What was drawn stays in OUT/samp
 so that another scorer need not draw: give it the same --sampled and another --out. --questions needs no model: encoded
 rows about images (see data_prep/render_scenes.py) become pairs of their right answer and a wrong one.
 
-Written are shards `OUT/00000.parquet` (see unified/preferences.py). A run that was stopped goes on with the shards
+Written are shards `OUT/00000.parquet` (see unified/data/preferences.py). A run that was stopped goes on with the shards
 that are missing; `settings.json` says what a folder was made of, and another model, prompt set or scorer is refused.
 The prompts of a batch are run once, whatever --samples; guidance's unconditional prompt is run for every picture.
 """
@@ -40,15 +40,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import check_least, parse, run_main
-from unified.detections import DetectionArguments, checkpoint_digest
-from unified.drawing import codes_to_images, contact_sheet
-from unified.generation import ImageSampling
-from unified.geneval_files import read_captions
-from unified.loading import best_device, load, weights_digest
-from unified.preferences import Pair, read_counts, write_pairs
-from unified.rows import claim_folder, read_encoded_rows, shared_stamp, write_parquet
-from unified.scorers import (
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import load, weights_digest
+from unified.data.preferences import Pair, read_counts, write_pairs
+from unified.data.rows import claim_folder, read_encoded_rows, shared_stamp, write_parquet
+from unified.evaluation.detections import DetectionArguments, checkpoint_digest
+from unified.evaluation.geneval_files import read_captions
+from unified.evaluation.preference_scorers import (
     ChoiceScorer,
     ClipScorer,
     MarginScorer,
@@ -58,7 +56,10 @@ from unified.scorers import (
     question_pair,
     read_choices,
 )
-from unified.variants import draw_variants, image_seed
+from unified.hardware.device import best_device
+from unified.inference.samples_per_prompt import draw_variants, image_seed
+from unified.inference.text_to_image import codes_to_images, contact_sheet
+from unified.models.generation import ImageSampling
 
 SAMPLES = pa.schema(
     [("metadata", pa.string()), ("seeds", pa.list_(pa.int64())), ("codes", pa.list_(pa.list_(pa.int32())))]

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments import check_least, nearest, parse, run_main
-from unified.files import write_text
-from unified.jsonl import read_lines
-from unified.mixtures import read_weights
-from unified.vq_data import IMAGE_SUFFIXES
+from unified.arguments.parser import check_least, nearest, parse, run_main
+from unified.data.mixtures import read_weights
+from unified.files.atomic import write_text
+from unified.files.jsonl import read_lines
+from unified.image_tokenizer.image_dataset import IMAGE_SUFFIXES
 
 KINDS = ("draw", "describe")
 REQUESTS = ("Describe the picture.", "What is in the picture?", "What do you see?", "Please write a caption.")
@@ -224,7 +224,7 @@ def conversations(
 
 
 def row(kind: str, picture: str, text: str, caption: str) -> dict[str, Any]:
-    """One conversation as `unified.rows` has it: the picture in the answer (draw) or in the question (describe)."""
+    """One conversation as `unified.data.rows` has it: the picture in the answer (draw) or in the question (describe)."""
     image, asked, told = {"type": "image"}, {"type": "text", "text": text}, {"type": "text", "text": caption}
     question, answer = ([asked], [image]) if kind == "draw" else ([image, asked], [told])
     return {

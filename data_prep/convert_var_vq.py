@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unified.arguments import run_main
-from unified.configuration import VQConfig
-from unified.vq_model import VQModel
+from unified.arguments.parser import run_main
+from unified.image_tokenizer.configuration import VQConfig
+from unified.image_tokenizer.model import VQModel
 
 UNUSED = "quantize.ema_vocab_hit_SV"  # usage statistics of VAR's training
 

@@ -3,7 +3,7 @@
     python data_prep/encode_images.py --vq out/vq --out out/encoded --inputs out/scenes/*.parquet
     accelerate launch --num_processes 8 data_prep/encode_images.py --vq out/vq --out out/encoded --inputs rows.jsonl
 
-Inputs are rows as JSONL or parquet (see `unified.rows`), with or without pictures. A picture of another size is
+Inputs are rows as JSONL or parquet (see `unified.data.rows`), with or without pictures. A picture of another size is
 scaled to cover the tokenizer's square and cropped to its centre. Outputs are shards `OUT/00000.parquet` of
 --shard-size rows, one input file after the other, and each process takes every n-th of them. A run that was stopped
 goes on with the shards that are missing. `OUT/settings.json` says what the folder was made of: another tokenizer or
@@ -26,11 +26,11 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
-from unified.loading import load_vq
-from unified.pictures import image_to_pixels, read_picture
-from unified.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
-from unified.vq_model import VQModel
+from unified.arguments.parser import parse, run_main
+from unified.data.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
+from unified.files.images import image_to_pixels, read_picture
+from unified.image_tokenizer.loading import load_vq
+from unified.image_tokenizer.model import VQModel
 
 
 @dataclass

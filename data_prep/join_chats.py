@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments import check_least, parse, run_main
-from unified.data import files_of
-from unified.messages import continued
-from unified.rows import claim_folder, read_encoded_rows, read_rows, shared_stamp, write_encoded_shard
+from unified.arguments.parser import check_least, parse, run_main
+from unified.data.chat_dataset import files_of
+from unified.data.rows import claim_folder, read_encoded_rows, read_rows, shared_stamp, write_encoded_shard
+from unified.models.messages import continued
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
 NO_CODES: Stamp = ("", ())  # of encoded rows without images

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unified.arguments import parse, run_main
-from unified.files import write_text
-from unified.glyphs import COLOURS, NEW_OBJECTS
-from unified.mixtures import read_names
-from unified.new_objects import captions, new_object_scenes
-from unified.pictures import write_picture
-from unified.rows import claim_folder
-from unified.scenes import Scene, check_names, draw_scene, named
+from unified.arguments.parser import parse, run_main
+from unified.data.mixtures import read_names
+from unified.data.rows import claim_folder
+from unified.files.atomic import write_text
+from unified.files.images import write_picture
+from unified.scenes.glyphs import COLOURS, NEW_OBJECTS
+from unified.scenes.new_objects import captions, new_object_scenes
+from unified.scenes.rendering import Scene, check_names, draw_scene, named
 
 
 @dataclass

@@ -25,13 +25,13 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
-from unified.arrangement import tidy
-from unified.mixtures import read_names, read_weights
-from unified.pictures import write_picture
-from unified.rows import ROW_SCHEMA, claim_folder, write_parquet
-from unified.scene_texts import KINDS, messages_for
-from unified.scenes import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
+from unified.arguments.parser import parse, run_main
+from unified.data.mixtures import read_names, read_weights
+from unified.data.rows import ROW_SCHEMA, claim_folder, write_parquet
+from unified.files.images import write_picture
+from unified.scenes.rendering import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
+from unified.scenes.texts import KINDS, messages_for
+from unified.scenes.tidy_layout import tidy
 
 PREVIEW_COLUMNS, PREVIEW_ROWS, PREVIEW_ZOOM = 8, 6, 3
 PREVIEW_LINES = 9  # of the longest conversation: the image, a caption and three questions

@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from unified.arguments import parse, run_main
-from unified.jsonl import parse_text
-from unified.messages import SYSTEM_PROMPT
-from unified.rows import claim_folder, read_encoded_rows, write_encoded_shard
+from unified.arguments.parser import parse, run_main
+from unified.data.rows import claim_folder, read_encoded_rows, write_encoded_shard
+from unified.files.jsonl import parse_text
+from unified.models.messages import SYSTEM_PROMPT
 
 HELD_OUT_EVERY = 6
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"')*]*(?=\s|$)")  # not the "2." of a list

@@ -26,12 +26,18 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
-from unified.detections import Detections
-from unified.files import write_text
-from unified.jsonl import read_lines
-from unified.metrics import GenevalRules, check_geneval_metadata, clustered_mean, geneval_objects, geneval_verdict
-from unified.results import prompts_digest, write_result
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.detections import Detections
+from unified.evaluation.metrics import (
+    GenevalRules,
+    check_geneval_metadata,
+    clustered_mean,
+    geneval_objects,
+    geneval_verdict,
+)
+from unified.files.atomic import write_text
+from unified.files.jsonl import read_lines
+from unified.files.results import prompts_digest, write_result
 
 
 @dataclass

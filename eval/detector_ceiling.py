@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
-from unified.arrangement import tidy
-from unified.detections import DetectionArguments, Detections, Detector
-from unified.detector_ceilings import reconstructions, summary, wrong_captions
-from unified.geneval_prompts import near_miss
-from unified.loading import load_vq
-from unified.results import prompts_digest, write_result
-from unified.scenes import Scene, draw_scene, sample_scene, tags_of
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.detections import DetectionArguments, Detections, Detector
+from unified.files.results import prompts_digest, write_result
+from unified.image_tokenizer.loading import load_vq
+from unified.scenes.detector_ceilings import reconstructions, summary, wrong_captions
+from unified.scenes.prompts import near_miss
+from unified.scenes.rendering import Scene, draw_scene, sample_scene, tags_of
+from unified.scenes.tidy_layout import tidy
 
 SHARE_AND_ERROR = (("", "overall"), ("_stderr", "stderr"))
 

@@ -10,7 +10,7 @@ draws the same picture again and again, or pictures all of one kind. Printed, an
     by_scale               the same for the codes of every scale
     rms                    root mean square difference of such two pictures, of values in [0, 1]
     usage_by_scale, perplexity_by_scale    codes that all pictures use, and exp(entropy) of them
-    brightness, contrast, sharpness, colourfulness    means over all pictures, see unified/diversity.py
+    brightness, contrast, sharpness, colourfulness    means over all pictures, see unified/evaluation/diversity.py
 """
 
 import json
@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments import check_least, parse, run_main
-from unified.diversity import pair_differences, picture_statistics
-from unified.geneval_files import Sample, read_folder, read_image, read_settings
-from unified.loading import load_vq
-from unified.metrics import clustered_mean
-from unified.pictures import image_to_pixels
-from unified.results import prompts_digest, write_result
-from unified.scales import scale_spans
-from unified.vq_losses import CodeUsage
-from unified.vq_model import VQModel
+from unified.arguments.parser import check_least, parse, run_main
+from unified.evaluation.diversity import pair_differences, picture_statistics
+from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
+from unified.evaluation.metrics import clustered_mean
+from unified.files.images import image_to_pixels
+from unified.files.results import prompts_digest, write_result
+from unified.image_tokenizer.loading import load_vq
+from unified.image_tokenizer.losses import CodeUsage
+from unified.image_tokenizer.model import VQModel
+from unified.image_tokenizer.scales import scale_spans
 
 
 @dataclass

@@ -26,11 +26,12 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import check_least, parse, run_main
-from unified.loading import best_device, checkpoint_of
-from unified.preferences import PairCollator
-from unified.processing import IGNORE_INDEX
-from unified.results import write_result
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import checkpoint_of
+from unified.data.preferences import PairCollator
+from unified.files.results import write_result
+from unified.hardware.device import best_device
+from unified.models.processing import IGNORE_INDEX
 
 WAYS = ("fused", "logits")
 BETA = 0.1

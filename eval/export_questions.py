@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, Image, Value
 
-from unified.arguments import check_least, parse, run_main
-from unified.files import whole
-from unified.scenes import NUMBERS, draw_scene
-from unified.understanding import PARTS, Domain, Question, questions
+from unified.arguments.parser import check_least, parse, run_main
+from unified.files.atomic import whole
+from unified.scenes.rendering import NUMBERS, draw_scene
+from unified.scenes.understanding import PARTS, Domain, Question, questions
 
 FEATURES = Features({"image": Image(), **{name: Value("string") for name in ("part", "question", "answer")}})
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments import check_least, parse, run_main
-from unified.geneval_files import read_settings
-from unified.inception import Inception, feature_statistics
-from unified.loading import best_device
-from unified.metrics import frechet_distance
-from unified.pictures import read_picture, square
-from unified.results import write_result
-from unified.vq_data import open_images
+from unified.arguments.parser import check_least, parse, run_main
+from unified.evaluation.geneval_files import read_settings
+from unified.evaluation.inception import Inception, feature_statistics
+from unified.evaluation.metrics import frechet_distance
+from unified.files.images import read_picture, square
+from unified.files.results import write_result
+from unified.hardware.device import best_device
+from unified.image_tokenizer.image_dataset import open_images
 
 
 @dataclass

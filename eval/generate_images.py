@@ -33,16 +33,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import check_least, parse, run_main
-from unified.chat import text_budget
-from unified.drawing import codes_to_images, draw_codes
-from unified.files import write_text
-from unified.generation import ImageSampling
-from unified.geneval_files import PROMPT_SET, read_captions
-from unified.loading import best_device, load, weights_digest
-from unified.results import write_result
-from unified.rows import claim_folder
-from unified.variants import image_seed
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import load, weights_digest
+from unified.data.rows import claim_folder
+from unified.evaluation.geneval_files import PROMPT_SET, read_captions
+from unified.files.atomic import write_text
+from unified.files.results import write_result
+from unified.hardware.device import best_device
+from unified.inference.chat import text_budget
+from unified.inference.samples_per_prompt import image_seed
+from unified.inference.text_to_image import codes_to_images, draw_codes
+from unified.models.generation import ImageSampling
 
 
 @dataclass

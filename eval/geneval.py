@@ -24,12 +24,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from unified.arguments import parse, run_main
-from unified.detections import DetectionArguments, DetectionLog, Detections
-from unified.files import write_text
-from unified.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
-from unified.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
-from unified.results import prompts_digest, write_result
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.detections import DetectionArguments, DetectionLog, Detections
+from unified.evaluation.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
+from unified.evaluation.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
+from unified.files.atomic import write_text
+from unified.files.results import prompts_digest, write_result
 
 
 @dataclass

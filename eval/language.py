@@ -31,15 +31,15 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import parse, run_main
-from unified.data import load_encoded_rows
-from unified.extension import check_llm
-from unified.loading import load
-from unified.messages import continued
-from unified.metrics import clustered_mean
-from unified.processing import IGNORE_INDEX, EncodedChat
-from unified.results import share_stderr, write_result
-from unified.rows import read_rows
+from unified.arguments.parser import parse, run_main
+from unified.checkpoints.extension import check_llm
+from unified.checkpoints.loading import load
+from unified.data.chat_dataset import load_encoded_rows
+from unified.data.rows import read_rows
+from unified.evaluation.metrics import clustered_mean
+from unified.files.results import share_stderr, write_result
+from unified.models.messages import continued
+from unified.models.processing import IGNORE_INDEX, EncodedChat
 
 
 @dataclass

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.arguments import check_least, parse, run_main
-from unified.files import whole
-from unified.power_law import PowerLaw, fit_power_law
-from unified.report import read_results
-from unified.results import write_result
-from unified.training_log import STATE, read_logs
+from unified.arguments.parser import check_least, parse, run_main
+from unified.evaluation.power_law import PowerLaw, fit_power_law
+from unified.files.atomic import whole
+from unified.files.results import write_result
+from unified.reports.results_page import read_results
+from unified.training.log_history import STATE, read_logs
 
 
 @dataclass

@@ -8,7 +8,7 @@ For models taught with data_prep/render_objects.py, whose pictures have one obje
 picture is right when the nearest of all known pictures (the 68 classes of Scenes and those in --objects, natural and
 in ten colours, as drawn and through the image tokenizer --vq) is of the class that was asked for, clearly nearer than
 any other and near enough; with a colour, the nearest of the ten must be the one asked for; of two objects, both must
-be there, in either order. `unified/nearest_object.py` has the rules. A right object in another place counts as wrong.
+be there, in either order. `unified/scenes/nearest_object.py` has the rules. A right object in another place counts as wrong.
 
 Printed, and written to --out, is one JSON:
 
@@ -31,17 +31,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.arguments import parse, run_main
-from unified.detector_ceilings import reconstructions
-from unified.geneval_files import Sample, read_folder, read_image, read_settings
-from unified.glyphs import NEW_OBJECTS
-from unified.jsonl import read_lines
-from unified.loading import load_vq
-from unified.metrics import clustered_mean
-from unified.nearest_object import STEPS, Judge, Pictures, See, draw, items_of, moved, verdict
-from unified.results import prompts_digest, write_result
-from unified.scenes import CLASSES, Colouring, check_names
-from unified.vq_model import VQModel
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
+from unified.evaluation.metrics import clustered_mean
+from unified.files.jsonl import read_lines
+from unified.files.results import prompts_digest, write_result
+from unified.image_tokenizer.loading import load_vq
+from unified.image_tokenizer.model import VQModel
+from unified.scenes.detector_ceilings import reconstructions
+from unified.scenes.glyphs import NEW_OBJECTS
+from unified.scenes.nearest_object import STEPS, Judge, Pictures, See, draw, items_of, moved, verdict
+from unified.scenes.rendering import CLASSES, Colouring, check_names
 
 Items = tuple[Colouring, ...]  # what a prompt asks for
 

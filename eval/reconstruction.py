@@ -29,15 +29,15 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments import check_least, parse, run_main
-from unified.inception import Inception, feature_statistics
-from unified.loading import load_vq
-from unified.metrics import clustered_mean, frechet_distance, psnr
-from unified.pictures import pixels_to_image, to_pixel_values, to_uint8
-from unified.results import write_result
-from unified.vq_data import PixelDataset, open_images
-from unified.vq_losses import LPIPS, CodeUsage
-from unified.vq_model import VQModel
+from unified.arguments.parser import check_least, parse, run_main
+from unified.evaluation.inception import Inception, feature_statistics
+from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
+from unified.files.images import pixels_to_image, to_pixel_values, to_uint8
+from unified.files.results import write_result
+from unified.image_tokenizer.image_dataset import PixelDataset, open_images
+from unified.image_tokenizer.loading import load_vq
+from unified.image_tokenizer.losses import LPIPS, CodeUsage
+from unified.image_tokenizer.model import VQModel
 
 
 @dataclass

@@ -21,11 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments import check_least, parse, run_main
-from unified.drawing import draw_codes
-from unified.generation import ImageSampling, OnlyIds
-from unified.loading import load
-from unified.results import prompts_digest, write_result
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import load
+from unified.files.results import prompts_digest, write_result
+from unified.inference.text_to_image import draw_codes
+from unified.models.generation import ImageSampling, OnlyIds
 
 
 @dataclass

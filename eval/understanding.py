@@ -9,8 +9,8 @@ questions and their order depend on --seed alone, and no seed of data_prep/rende
 training-style scene may still look like one that was trained on (a tidy single apple has one picture); scenes of
 --split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in words that
 are not trained on. --describe_first has the picture described and asks in the same chat, where an answer can be found
-in what the model itself has said; captions are asked for once. `unified/understanding.py` says exactly what is asked
-and `unified/claims.py` how answers are read.
+in what the model itself has said; captions are asked for once. `unified/scenes/understanding.py` says exactly what is asked
+and `unified/scenes/answer_parsing.py` how answers are read.
 
 Answers are greedy, in words, in left-padded batches. Printed, and written to --out, is one JSON:
 
@@ -33,14 +33,14 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from unified.answering import AnswerLog, about, answer, follow
-from unified.arguments import check_least, parse, run_main
-from unified.loading import load, weights_digest
-from unified.modeling import UnifiedForCausalLM
-from unified.processing import UnifiedProcessor
-from unified.results import prompts_digest, write_result
-from unified.scenes import CLASSES, COLOURS, check_names, draw_scene
-from unified.understanding import PARTS, WORDINGS, Domain, Judgement, Question, judge, questions, summary
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import load, weights_digest
+from unified.files.results import prompts_digest, write_result
+from unified.inference.batched_answers import AnswerLog, about, answer, follow
+from unified.models.modeling import UnifiedForCausalLM
+from unified.models.processing import UnifiedProcessor
+from unified.scenes.rendering import CLASSES, COLOURS, check_names, draw_scene
+from unified.scenes.understanding import PARTS, WORDINGS, Domain, Judgement, Question, judge, questions, summary
 
 
 @dataclass

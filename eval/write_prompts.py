@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.arguments import parse, run_main
-from unified.files import write_text
-from unified.geneval_files import read_prompts
-from unified.geneval_prompts import renderable_prompts, sample_prompts
-from unified.scenes import CLASSES, COLOURS
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.geneval_files import read_prompts
+from unified.files.atomic import write_text
+from unified.scenes.prompts import renderable_prompts, sample_prompts
+from unified.scenes.rendering import CLASSES, COLOURS
 
 
 @dataclass

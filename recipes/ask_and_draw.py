@@ -6,18 +6,18 @@
 
 recipes/teach.py does so before and after its training; nothing is scored. --pictures are rendered as Scenes renders
 them: an object of Scenes, or one that it has not, in a colour or in its own. Written are OUT/*.png and, last,
-OUT/showing.json (see unified/showing.py). The i-th prompt is drawn from seed + i; answers in words are greedy.
+OUT/showing.json (see unified/reports/demo_transcript.py). The i-th prompt is drawn from seed + i; answers in words are greedy.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unified.arguments import check_least, parse, run_main
-from unified.chat import Chat
-from unified.drawing import draw_by_scale
-from unified.generation import ImageSampling
-from unified.loading import load
-from unified.showing import Drawing, Query, Showing, about_objects, converse
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.loading import load
+from unified.inference.chat import Chat
+from unified.inference.text_to_image import draw_by_scale
+from unified.models.generation import ImageSampling
+from unified.reports.demo_transcript import Drawing, Query, Showing, about_objects, converse
 
 
 @dataclass

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
-from unified.files import write_text
-from unified.rows import claim_folder
-from unified.steps import run_step
-from unified.training_log import read_logs
+from unified.arguments.parser import parse, run_main
+from unified.data.rows import claim_folder
+from unified.files.atomic import write_text
+from unified.reports.steps import run_step
+from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
+from unified.training.log_history import read_logs
 
 COLUMNS = {
     "eval_image_loss": "image loss",

@@ -44,14 +44,15 @@ from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.adapters import is_adapter
-from unified.arguments import DpoArguments, parse, run_main
-from unified.attention import prefer_grouped
-from unified.leaving import leave
-from unified.loading import FROZEN, frozen_weights
-from unified.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.trainer import newest_checkpoint, write_samples
-from unified.tuning import continue_lora, lora_config, prepare_full, start_of
+from unified.arguments.parser import parse, run_main
+from unified.checkpoints.adapters import is_adapter
+from unified.checkpoints.loading import FROZEN, frozen_weights
+from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
+from unified.models.attention import prefer_grouped
+from unified.training.arguments import DpoArguments
+from unified.training.shutdown import leave
+from unified.training.trainer import newest_checkpoint, write_samples
+from unified.training.tuning import continue_lora, lora_config, prepare_full, start_of
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 

@@ -27,14 +27,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.arguments import DpoArguments, check_least, parse, run_main
-from unified.configuration import UnifiedConfig
-from unified.files import write_text
-from unified.geneval_prompts import sample_prompts
-from unified.rows import claim_folder
-from unified.scenes import CLASSES, COLOURS, check_names, tags_of
-from unified.steps import run_step
-from unified.tuning import start_of
+from unified.arguments.parser import check_least, parse, run_main
+from unified.data.rows import claim_folder
+from unified.files.atomic import write_text
+from unified.models.configuration import UnifiedConfig
+from unified.reports.steps import run_step
+from unified.scenes.prompts import sample_prompts
+from unified.scenes.rendering import CLASSES, COLOURS, check_names, tags_of
+from unified.training.arguments import DpoArguments
+from unified.training.tuning import start_of
 
 
 @dataclass

@@ -11,8 +11,9 @@ done is not done again, and a fine-tuning that was stopped goes on from its newe
 import sys
 from pathlib import Path
 
-from unified.arguments import ScratchArguments, parse, run_main
-from unified.steps import REPLAY, Job, fine_tune, render_and_encode
+from unified.arguments.parser import parse, run_main
+from unified.reports.scratch_arguments import ScratchArguments
+from unified.reports.steps import REPLAY, Job, fine_tune, render_and_encode
 
 
 def scenes(args: ScratchArguments, job: Job, split: str, count: int, seed: int) -> Path:

@@ -4,7 +4,7 @@
         --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet out/joined
 
 Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
-token comes next hangs on four vectors alone, for which this solves exactly (unified/modality.py): on the model's own
+token comes next hangs on four vectors alone, for which this solves exactly (unified/training/image_start.py): on the model's own
 states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
 Every fifth row is kept back; for these and for the others each group's loss before, after, and its tokens are printed:
 where text runs on the base's own weights, that of words is KL(base || model).
@@ -22,13 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.adapters import ADAPTER_WEIGHTS, read_adapter_config
-from unified.arguments import check_least, parse, run_main
-from unified.data import ChatDataset, SFTCollator, load_encoded_rows
-from unified.loading import check_adapter, check_free, checkpoint_of, load, new_folder
-from unified.messages import is_drawing
-from unified.modality import GROUPS, Decisions, decide, settle, shift_rows
-from unified.vocabulary import Vocabulary
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
+from unified.checkpoints.loading import checkpoint_of, load
+from unified.checkpoints.publishing import check_adapter
+from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.files.atomic import check_free, new_folder
+from unified.models.messages import is_drawing
+from unified.models.vocabulary import Vocabulary
+from unified.training.image_start import GROUPS, Decisions, decide, settle, shift_rows
 
 HELD_BACK = 5  # one row in so many
 ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens

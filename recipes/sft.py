@@ -11,13 +11,13 @@ Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resu
 in output_dir along the trajectory the run would have had, or starts where there is none. The result in output_dir is
 a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
 
-`--speed_steps 20` trains so many steps and leaves nothing but output_dir/speed.json (unified/speed.py):
+`--speed_steps 20` trains so many steps and leaves nothing but output_dir/speed.json (unified/training/throughput.py):
 pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
 
 `--compile_layers True` lets torch compile the backbone's layers: a fifth more pictures a second for SmolLM2's adapter
 on two cores, after half a minute (needs g++ on a CPU, triton on a GPU; not with DeepSpeed). `--code_noise 0.2` feeds
 wrong codes, of every image a share of its own up to that, and has later scales set them right
-(unified/self_correction.py); training's image losses are then those of the corrections, evaluation's as ever.
+(unified/training/self_correction.py); training's image losses are then those of the corrections, evaluation's as ever.
 
 Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, its rows and its image embedding.
 Its rank, alpha, layers and positions are what it was made with; a run that names others is refused, but one of image
@@ -33,16 +33,17 @@ from transformers import AutoProcessor, TrainerCallback, TrainerControl, Trainer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified import UnifiedConfig, UnifiedForCausalLM
-from unified.adapters import is_adapter
-from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, parse, run_main
-from unified.attention import prefer_grouped
-from unified.data import ChatDataset, SFTCollator, load_encoded_rows
-from unified.fast_layers import compile_layers, round_frozen
-from unified.leaving import leave
-from unified.self_correction import check_noise
-from unified.speed import WARM_UP, Speed
-from unified.trainer import UnifiedTrainer, newest_checkpoint
-from unified.tuning import prepare, start_of
+from unified.arguments.parser import parse, run_main
+from unified.checkpoints.adapters import is_adapter
+from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.models.attention import prefer_grouped
+from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
+from unified.training.compiled_layers import compile_layers, round_frozen
+from unified.training.self_correction import check_noise
+from unified.training.shutdown import leave
+from unified.training.throughput import WARM_UP, Speed
+from unified.training.trainer import UnifiedTrainer, newest_checkpoint
+from unified.training.tuning import prepare, start_of
 
 
 class StopAfter(TrainerCallback):

@@ -8,18 +8,20 @@ stopped: `--model out/demo-full/2_sft/checkpoint-300`.
 
 import numpy as np
 
-from unified.arguments import ModelArguments, ScratchArguments, parse, run_main
-from unified.arrangement import tidy
-from unified.chat import Chat
-from unified.drawing import contact_sheet, draw_by_scale
-from unified.files import write_text
-from unified.generation import ImageSampling
-from unified.loading import load
-from unified.page import ModelPage
-from unified.pictures import write_picture
-from unified.scenes import CLASSES, sample_scene
-from unified.showing import Query, about_scene, converse
-from unified.steps import Job
+from unified.arguments.parser import parse, run_main
+from unified.checkpoints.loading import load
+from unified.files.atomic import write_text
+from unified.files.images import write_picture
+from unified.inference.chat import Chat
+from unified.inference.text_to_image import contact_sheet, draw_by_scale
+from unified.models.generation import ImageSampling
+from unified.reports.demo_transcript import Query, about_scene, converse
+from unified.reports.page import ModelPage
+from unified.reports.scratch_arguments import ScratchArguments
+from unified.reports.steps import Job
+from unified.scenes.rendering import CLASSES, sample_scene
+from unified.scenes.tidy_layout import tidy
+from unified.training.arguments import ModelArguments
 
 STRIPS = 8  # prompts whose pictures are shown scale by scale
 

@@ -20,20 +20,22 @@ from typing import Any
 
 from PIL import Image
 
-from unified.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, read_adapter_config, read_record
-from unified.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments, check_least, parse, run_main
-from unified.configuration import VQConfig
-from unified.detections import scenes_folder
-from unified.files import write_text
-from unified.glyphs import NEW_OBJECTS
-from unified.jsonl import read_lines
-from unified.loading import check_weights, checkpoint_of
-from unified.pictures import read_picture
-from unified.rows import claim_folder
-from unified.scales import normalize_patch_nums
-from unified.showing import Showing, about_objects
-from unified.steps import REPLAY, Job, encode, fine_tune, render_and_encode
-from unified.teach_page import Pair, Score, TeachPage, scores
+from unified.arguments.parser import check_least, parse, run_main
+from unified.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, read_adapter_config, read_record
+from unified.checkpoints.loading import checkpoint_of
+from unified.data.rows import claim_folder
+from unified.evaluation.detections import scenes_folder
+from unified.files.atomic import write_text
+from unified.files.images import read_picture
+from unified.files.jsonl import read_lines
+from unified.files.weights import check_weights
+from unified.image_tokenizer.configuration import VQConfig
+from unified.image_tokenizer.scales import normalize_patch_nums
+from unified.reports.demo_transcript import Showing, about_objects
+from unified.reports.fine_tuning_page import Pair, Score, TeachPage, scores
+from unified.reports.steps import REPLAY, Job, encode, fine_tune, render_and_encode
+from unified.scenes.glyphs import NEW_OBJECTS
+from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 
 STRIPS = 4  # new and as many known prompts whose pictures are shown scale by scale
 DETECTOR = "scenes"

@@ -26,17 +26,18 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unified.arguments import DetectorArguments, DetectorTrainingArguments, parse, run_main
-from unified.averaged_run import AveragedRun, newest_checkpoint
-from unified.detector import DetectorConfig, SceneDetector
-from unified.detector_ceilings import ceilings
-from unified.detector_data import PictureMix, SceneBatches, retouch
-from unified.leaving import leave
-from unified.loading import load_vq
-from unified.pictures import to_pixel_values
-from unified.results import write_result
-from unified.scenes import CANVAS, CLASSES, COLOURS
-from unified.vq_model import VQModel
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.detector import DetectorConfig, SceneDetector
+from unified.files.images import to_pixel_values
+from unified.files.results import write_result
+from unified.image_tokenizer.loading import load_vq
+from unified.image_tokenizer.model import VQModel
+from unified.scenes.detector_arguments import DetectorArguments, DetectorTrainingArguments
+from unified.scenes.detector_ceilings import ceilings
+from unified.scenes.detector_data import PictureMix, SceneBatches, retouch
+from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
+from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.shutdown import leave
 
 LEAST_BATCH = 16
 

@@ -26,14 +26,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from unified.arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments, parse, run_main
-from unified.averaged_run import AveragedRun, newest_checkpoint
-from unified.configuration import VQConfig
-from unified.leaving import leave
-from unified.metrics import psnr
-from unified.pictures import to_pixel_values, to_uint8
-from unified.vq_data import PixelDataset, StepSampler, held_out_split, open_images, stack
-from unified.vq_losses import (
+from unified.arguments.parser import parse, run_main
+from unified.evaluation.metrics import psnr
+from unified.files.images import to_pixel_values, to_uint8
+from unified.image_tokenizer.configuration import VQConfig
+from unified.image_tokenizer.image_dataset import PixelDataset, StepSampler, held_out_split, open_images, stack
+from unified.image_tokenizer.losses import (
     LPIPS,
     CodeUsage,
     PatchDiscriminator,
@@ -43,7 +41,10 @@ from unified.vq_losses import (
     residuals,
     revive_dead_codes,
 )
-from unified.vq_model import VQModel
+from unified.image_tokenizer.model import VQModel
+from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.shutdown import leave
+from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from toys import make_tokenizer, make_vq, save_llm, write_toy_rows
 from transformers import PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQModel
-from unified.extension import extend
+from unified.checkpoints.extension import extend
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, load_script
 
-from unified import steps
-from unified.arguments import parse
+from unified.arguments.parser import parse
+from unified.reports import steps
 
 
 class World:
-    """Runs no command of `unified.steps`; a subclass makes in `leave` what one would leave."""
+    """Runs no command of `unified.reports.steps`; a subclass makes in `leave` what one would leave."""
 
     def __init__(self) -> None:
         self.fails_at = ""
@@ -28,7 +28,7 @@ class World:
     def run(self, command: list[str], **_: object) -> SimpleNamespace:
         words = command[1:]
         flags = dict(zip(words, words[1:], strict=False))
-        name = next(Path(word).stem for word in words if word.endswith(".py") or word == "unified.cli")
+        name = next(Path(word).stem for word in words if word.endswith(".py") or word == "unified.cli.main")
         if name == self.fails_at:
             return SimpleNamespace(returncode=3)
         self.commands.append((name, flags, words))

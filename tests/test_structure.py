@@ -13,85 +13,31 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import load_script
 from transformers import TrainingArguments
 
-from unified.arguments import parse
+from unified.arguments.parser import parse
 
 ROOT = Path(__file__).parent.parent
 OUTER = ("recipes", "data_prep", "eval", "tests")
 SCRIPTS = [path for folder in OUTER[:3] for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"]
-ROOMS = {path.stem: path for path in sorted((ROOT / "unified").glob("*.py")) if path.stem != "__init__"}
-SOURCES = [*ROOMS.values(), *SCRIPTS, *sorted((ROOT / "tests").glob("*.py"))]
+PACKAGES = sorted(path.parent.name for path in (ROOT / "unified").glob("*/__init__.py"))
+MODULES = [path for path in sorted((ROOT / "unified").glob("*/*.py")) if path.stem != "__init__"]
+SOURCES = [*MODULES, *SCRIPTS, *sorted((ROOT / "tests").rglob("*.py"))]
 RUNS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 
-# What a room may import of ours; `cli` may import anything and nothing imports it.
-ALLOWED = {
-    # pure functions and dataclasses: nothing of ours
-    **{room: "" for room in ("scales", "vocabulary", "sampling", "metrics", "arguments", "messages")},
-    **{room: "" for room in ("auto_classes", "files", "inception", "leaving", "mixtures", "page")},
-    **{room: "" for room in ("power_law", "training_log", "diversity", "precision", "token_rows")},
-    "glyphs": "",
-    "jsonl": "",
-    "steps": "files training_log",
-    "pictures": "files",
-    "vq_data": "pictures",
-    # data on disk and what Scenes say
-    "rows": "jsonl scales",
-    "scenes": "glyphs metrics",
-    "scene_texts": "scenes",
-    "arrangement": "scenes",
-    "new_objects": "arrangement glyphs scenes",
-    # the image tokenizer
-    "configuration": "auto_classes scales vocabulary",
-    "quantizer": "scales",
-    "vq_layers": "configuration",
-    "vq_model": "configuration quantizer scales vq_layers",
-    "vq_losses": "scales",
-    "averaged_run": "arguments",
-    # the model
-    "attention": "precision",
-    "image_lora": "precision",
-    "losses": "precision token_rows vocabulary",
-    "layout": "configuration scales",
-    "image_embedding": "configuration scales",
-    "generation": "configuration layout losses sampling scales vocabulary",
-    "modeling": "attention configuration generation image_embedding image_lora layout losses quantizer scales "
-    "token_rows vocabulary vq_model",
-    # chats and training rows: never the model
-    "processing": "configuration messages pictures scales vocabulary",
-    "packing": "processing",
-    "data": "configuration messages packing processing rows vocabulary",
-    # what uses a whole model
-    "extension": "configuration image_embedding loading modeling processing vocabulary vq_model",
-    "adapters": "configuration image_lora",
-    "loading": "adapters configuration modeling processing vq_model",
-    "drawing": "generation modeling pictures processing sampling",
-    "chat": "generation layout messages modeling pictures processing",
-    "showing": "chat drawing files glyphs new_objects page pictures scenes",
-    "speed": "modeling results",
-    "fast_layers": "modeling",
-    "modality": "modeling processing vocabulary",
-    "tuning": "adapters arguments image_lora loading modeling",
-    "self_correction": "configuration loading modeling quantizer scales vq_model",
-    "trainer": "adapters arguments drawing generation loading modeling pictures processing self_correction",
-    "answering": "files layout messages modeling processing",
-    "variants": "drawing generation layout modeling processing",
-    "preferences": "configuration data jsonl messages processing rows scales",
-    # what scores
-    "claims": "scene_texts scenes",
-    "understanding": "arrangement claims metrics scene_texts scenes",
-    "lmms_adapter": "answering loading pictures",
-    "scorers": "detections jsonl messages metrics preferences",
-    "detector": "pictures vq_layers",
-    "detector_data": "arrangement detector scales scenes vq_model",
-    "detector_ceilings": "arrangement detector metrics pictures scenes vq_model",
-    "nearest_object": "new_objects scenes",
-    "coco_detector": "loading metrics",
-    "detections": "coco_detector detector files loading",
-    "report": "files jsonl page",
-    "teach_page": "page",
-    "results": "files",
-    "geneval_files": "jsonl metrics",
-    "geneval_prompts": "scenes",
+# What a package may import of ours, from the bottom up; `cli` may import anything and nothing imports it.
+ARROWS = {
+    "hardware": "",
+    "files": "",
+    "arguments": "",
+    "image_tokenizer": "files hardware",
+    "models": "files hardware image_tokenizer",
+    "checkpoints": "files hardware image_tokenizer models",
+    "data": "files image_tokenizer models",
+    "inference": "files models",
+    "training": "arguments checkpoints files image_tokenizer inference models",
+    "evaluation": "checkpoints data files hardware image_tokenizer inference models",
+    "scenes": "arguments evaluation files image_tokenizer training",
+    "reports": "arguments files inference scenes training",
 }
 
 
@@ -117,18 +63,38 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_every_room_has_its_arrows_and_they_make_no_circle() -> None:
-    assert set(ROOMS) == {*ALLOWED, "cli"}, "a new room: give it a line in ALLOWED"
-    tuple(TopologicalSorter({room: arrows.split() for room, arrows in ALLOWED.items()}).static_order())
+def arrows(package: str) -> set[str]:
+    """Packages of ours that a package imports."""
+    found = {module for path in (ROOT / "unified" / package).glob("*.py") for module in imports(path)}
+    return {module.split(".")[1] for module in found if module.startswith("unified.")} - {package}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_what_they_may(room: str) -> None:
-    modules = imports(ROOMS[room])
-    ours = {module.split(".")[1] for module in modules if module.startswith("unified.")}
-    assert ours <= (set(ROOMS) if room == "cli" else set(ALLOWED[room].split()))
-    assert "cli" not in ours and "unified" not in modules  # the package itself imports the rooms: a circle
+def test_the_root_holds_packages_only_and_they_make_no_circle() -> None:
+    assert [path.name for path in (ROOT / "unified").glob("*.py")] == ["__init__.py"]
+    assert {*PACKAGES} == {*ARROWS, "cli"}, "a new package: give it a line in ARROWS"
+    order = TopologicalSorter({package: allowed.split() for package, allowed in ARROWS.items()})
+    tuple(order.static_order())
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_packages_import_what_they_may_and_may_what_they_import(package: str) -> None:
+    assert arrows(package) == set(ARROWS[package].split()), "forbidden arrows, or permissions that nothing uses"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_modules_import_whole_names_and_nothing_outside(path: Path) -> None:
+    modules = imports(path)
     assert not [module for module in modules if module.startswith(".") or module.split(".")[0] in OUTER]
+    assert "unified" not in modules  # the package itself imports its rooms: a circle
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is_for_and_names_all_its_modules(package: str) -> None:
+    module = importlib.import_module(f"unified.{package}")
+    inside = {path.stem for path in MODULES if path.parent.name == package} - {"__main__"}
+    assert set(module.__all__) == inside
+    listed = re.findall(r"^    (\w+)  +\S", module.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(inside), "one line a module"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name)
@@ -136,7 +102,7 @@ def test_scripts_import_the_package_and_no_neighbour(path: Path) -> None:
     modules = imports(path)
     neighbours = {script.stem for script in SCRIPTS} | set(OUTER)
     assert not [module for module in modules if module.startswith(".") or module.split(".")[0] in neighbours]
-    assert "unified.cli" not in modules
+    assert not [module for module in modules if module.startswith("unified.cli")]
 
 
 @pytest.mark.parametrize("folder", OUTER[:3])
@@ -157,13 +123,13 @@ def test_sizes(path: Path) -> None:
 
 
 def test_functions_are_short_in_the_middle() -> None:
-    lines = [count for path in ROOMS.values() for count in functions(path).values()]
+    lines = [count for path in MODULES for count in functions(path).values()]
     assert statistics.median(lines) <= 12
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_do_not_print_and_leave_offsets_alone(room: str) -> None:
-    for node in ast.walk(ast.parse(ROOMS[room].read_text(encoding="utf-8"))):
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_modules_do_not_print_and_leave_offsets_alone(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print")
         sides: list[ast.expr] = []
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
@@ -171,7 +137,7 @@ def test_rooms_do_not_print_and_leave_offsets_alone(room: str) -> None:
         elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add | ast.Sub):
             sides = [node.target, node.value]
         names = {side.attr if isinstance(side, ast.Attribute) else ast.unparse(side) for side in sides}
-        assert room == "vocabulary" or "image_token_offset" not in names, f"line {node.lineno}: use Vocabulary"
+        assert path.stem == "vocabulary" or "image_token_offset" not in names, f"line {node.lineno}: use Vocabulary"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Mask2FormerConfig, SwinConfig
 
-from unified.coco_detector import CocoSettings, InstanceSegmenter, Sizes
+from unified.evaluation.coco_detector import CocoSettings, InstanceSegmenter, Sizes
 
 TINY = CocoSettings(shortest_edge=64, longest_edge=96, batch_size=2, colour_batch_size=3)
 MOUSE, REMOTE = 64, 65

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQConfig, VQModel
-from unified.extension import extend_tokenizer
-from unified.rows import write_encoded_shard
+from unified.checkpoints.extension import extend_tokenizer
+from unified.data.rows import write_encoded_shard
 
 SENTENCES = [
     "You are a helpful assistant.",

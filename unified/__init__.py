@@ -1,8 +1,59 @@
-"""One causal language model that reads text and images, writes text, and paints images scale by scale."""
+"""One causal language model that reads text and images, writes text, and generates images scale by scale.
 
-from unified.configuration import UnifiedConfig, VQConfig
-from unified.modeling import UnifiedForCausalLM, UnifiedModel
-from unified.processing import UnifiedProcessor
-from unified.vq_model import VQModel
+Names load their packages when they are first used, so that `import unified` costs nothing.
+"""
 
-__all__ = ["UnifiedConfig", "UnifiedForCausalLM", "UnifiedModel", "UnifiedProcessor", "VQConfig", "VQModel"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified.checkpoints.extension import extend
+    from unified.checkpoints.loading import load
+    from unified.image_tokenizer.configuration import VQConfig
+    from unified.image_tokenizer.model import VQModel
+    from unified.inference.chat import Chat
+    from unified.inference.text_to_image import draw
+    from unified.models.configuration import UnifiedConfig
+    from unified.models.generation import ImageSampling
+    from unified.models.modeling import UnifiedForCausalLM, UnifiedModel
+    from unified.models.processing import UnifiedProcessor
+
+_MODULES = {
+    "Chat": "inference.chat",
+    "ImageSampling": "models.generation",
+    "UnifiedConfig": "models.configuration",
+    "UnifiedForCausalLM": "models.modeling",
+    "UnifiedModel": "models.modeling",
+    "UnifiedProcessor": "models.processing",
+    "VQConfig": "image_tokenizer.configuration",
+    "VQModel": "image_tokenizer.model",
+    "draw": "inference.text_to_image",
+    "extend": "checkpoints.extension",
+    "load": "checkpoints.loading",
+}
+
+__all__ = [
+    "Chat",
+    "ImageSampling",
+    "UnifiedConfig",
+    "UnifiedForCausalLM",
+    "UnifiedModel",
+    "UnifiedProcessor",
+    "VQConfig",
+    "VQModel",
+    "draw",
+    "extend",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,258 @@
+"""The command line on a toy checkpoint: extend -> draw -> chat -> merge, and bad input is one line and status 2."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified.checkpoints.loading import load
+from unified.checkpoints.publishing import merge
+from unified.cli import main as cli
+from unified.cli.main import app
+from unified.inference.chat import Chat, text_budget
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object, stdin: str = "") -> Result:
+    """Outcome of `unified ARGUMENTS`."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def error_of(*arguments: object, stdin: str = "") -> str:
+    """The one line a command fails with, having checked that it is one line and the status 2."""
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def model_dir(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> Path:
+    """Checkpoint made by the command itself."""
+    result = run("extend", "--llm", tiny_llm_dir, "--vq", vq_dir, "--out", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    assert "32 image codes, 5 codes an image" in result.stdout
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def adapter_dir(model_dir: Path, tmp_path: Path) -> Path:
+    """LoRA adapter whose low-rank updates, token rows and image embedding all differ from the base's."""
+    model, processor = load(model_dir, device="cpu")
+    config = peft.LoraConfig(
+        target_modules=["q_proj", "v_proj"],
+        trainable_token_indices={"embed_tokens": [processor.boi_token_id, *processor.vocabulary.image_ids]},
+        modules_to_save=["image_embedding"],
+        task_type="CAUSAL_LM",
+    )
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def picture(path: Path) -> Path:
+    Image.new("RGB", (20, 16), (200, 30, 30)).save(path)
+    return path
+
+
+@torch.no_grad()
+def teach_to_paint(model_dir: Path, question: str) -> None:
+    """Make the image start the likeliest answer to `question`: its output row becomes the state that is scored."""
+    model, processor = load(model_dir, device="cpu")
+    inputs = processor.apply_chat_template([{"role": "user", "content": question}])
+    state = model.model(**inputs).last_hidden_state[0, -1]
+    model.lm_head.weight[processor.boi_token_id] = 10 * state
+    model.save_pretrained(model_dir)
+
+
+def logits(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> torch.Tensor:
+    chat = processor.encode_chat(
+        [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": [{"type": "image"}]}], [[1, 2, 3, 4, 5]]
+    )
+    with torch.no_grad():
+        return model(torch.tensor([chat.input_ids])).logits
+
+
+def test_draw_is_reproducible_and_counts_seeds(model_dir: Path, tmp_path: Path) -> None:
+    one = ("draw", "a red apple", "--model", model_dir, "--temperature", 1, "--guidance", 2)
+    assert run(*one, "--seed", 3, "--out", tmp_path / "new" / "a.png").exit_code == 0
+    result = run(*one, "--seed", 2, "--count", 2, "--out", tmp_path / "b.png")
+    assert result.stdout.split() == [str(tmp_path / "b_0.png"), str(tmp_path / "b_1.png")]
+    single, second = (Image.open(tmp_path / name).tobytes() for name in ("new/a.png", "b_1.png"))
+    assert single == second != Image.open(tmp_path / "b_0.png").tobytes()
+
+
+def test_draw_strip_ends_with_the_picture(model_dir: Path, tmp_path: Path) -> None:
+    draw = ("draw", "a red apple", "--model", model_dir, "--top-k", 4, "--top-p", 0.9)
+    assert run(*draw, "--out", tmp_path / "plain.png").exit_code == 0
+    assert run(*draw, "--out", tmp_path / "x.png", "--strip").exit_code == 0
+    assert Image.open(tmp_path / "x.png").tobytes() == Image.open(tmp_path / "plain.png").tobytes()
+    assert Image.open(tmp_path / "x_scales.png").size[0] == 2 * 168 + 8  # two scales side by side
+
+
+def test_chat_piped_reads_paints_and_resets(model_dir: Path, tmp_path: Path) -> None:
+    teach_to_paint(model_dir, "draw")
+    lines = [
+        "draw",
+        f"/image {picture(tmp_path / 'cat.png')}",
+        "what is this?",
+        "/reset",
+        "draw",
+        "/quit",
+        "never asked",
+    ]
+    result = run(
+        "chat", "--model", model_dir, "--out-dir", tmp_path / "painted", "--max-new-tokens", 8, stdin="\n".join(lines)
+    )
+    assert result.exit_code == 0, result.output + result.stderr
+    assert f"[image: {tmp_path / 'painted' / '000.png'}]" in result.stdout
+    assert f"[{tmp_path / 'cat.png'} goes with your next question]" in result.stdout
+    assert "[a new conversation]" in result.stdout and "<|" not in result.stdout
+    assert Image.open(tmp_path / "painted" / "000.png").size == (16, 16)
+    assert len(list((tmp_path / "painted").iterdir())) == result.stdout.count("[image: ") >= 2
+
+
+def test_chat_keeps_codes_of_read_and_painted_images(model_dir: Path, tmp_path: Path) -> None:
+    teach_to_paint(model_dir, "draw")
+    talk = Chat(*load(model_dir, device="cpu"), max_new_tokens=6)
+    heard: list[str] = []
+    parts = talk.ask("draw", heard.append)
+    assert parts[0]["type"] == "image" and len(talk.codes) == 1
+    assert "".join(heard) == "".join(part["text"] for part in parts if part["type"] == "text")
+    talk.show(Image.open(picture(tmp_path / "cat.png")))
+    shown = talk.shown[0]
+    talk.ask("and this?")
+    assert torch.equal(talk.codes[1], shown) and torch.equal(talk.codes[0], parts[0]["codes"]) and not talk.shown
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+
+
+def test_first_is_asked_of_pictures_alone(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+    ask = Chat.ask
+
+    def listen(talk: Chat, text: str, *rest: Any) -> list[dict[str, Any]]:
+        asked.append((text, len(talk.shown), len(talk.messages)))
+        return ask(talk, text, *rest)
+
+    monkeypatch.setattr(Chat, "ask", listen)
+    chat = ("chat", "--model", model_dir, "--out-dir", tmp_path, "--max-images", 0, "--max-new-tokens", 4)
+    lines = ["hello", f"/image {picture(tmp_path / 'cat.png')}", "is it a cat?", "sure?"]
+    assert run(*chat, "--first", "What do you see?", stdin="\n".join(lines)).exit_code == 0
+    assert asked == [("hello", 0, 0), ("What do you see?", 1, 2), ("is it a cat?", 0, 4), ("sure?", 0, 6)]
+
+
+def test_overflow_is_an_error_and_takes_the_question_back(model_dir: Path) -> None:
+    talk = Chat(*load(model_dir, device="cpu"), max_new_tokens=4)
+    talk.ask("hello")
+    before = list(talk.messages)
+    with pytest.raises(ValueError, match=r"the prompt takes \d+ positions .* context has 512; shorten"):
+        talk.ask("many words " * 300)
+    assert talk.messages == before
+    talk.ask("again")
+
+
+def test_budget_counts_ticks_not_codes(model_dir: Path) -> None:
+    model, processor = load(model_dir, device="cpu")
+    assert model.config.image_ticks == 2 + 2
+    chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": [{"type": "image"}]}]
+    ids = processor.prompt_ids([*chat, {"role": "user", "content": "x"}], [[0] * 5, [1] * 5])
+    # of 4 placeholders one position counts, of 5 codes two
+    assert text_budget(model, ids, images=1) == 512 - (len(ids) - 3 - 3) - 4
+
+
+def test_adapter_loads_merged(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> None:
+    base, adapted = load(model_dir, device="cpu"), load(adapter_dir, device="cpu")
+    assert type(adapted[0]) is UnifiedForCausalLM and not torch.allclose(logits(*base), logits(*adapted), atol=1e-3)
+    assert run("merge", "--model", adapter_dir, "--out", tmp_path / "merged").exit_code == 0
+    torch.testing.assert_close(logits(*load(tmp_path / "merged", device="cpu")), logits(*adapted))
+
+
+def test_bad_input_is_one_line(model_dir: Path, vq_dir: Path, tiny_llm_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    extend = ("extend", "--llm", tiny_llm_dir, "--vq", vq_dir, "--out")
+    assert "exists already" in error_of(*extend, model_dir)
+    assert "takes a tokenizer of one scale" in error_of(*extend, tmp_path / "m", "--image-order", "raster")
+    assert "is not a folder; give a folder" in error_of("draw", "cat", "--model", tmp_path / "no", "--out", out)
+    assert "type 'llama', not 'unified'" in error_of("draw", "cat", "--model", tiny_llm_dir, "--out", out)
+    assert "end it with .png" in error_of("draw", "cat", "--model", model_dir, "--out", tmp_path / "x.docx")
+    assert "context has 512" in error_of("draw", "cat " * 600, "--model", model_dir, "--out", out)
+    assert "no adapter_config.json" in error_of("merge", "--model", model_dir, "--out", tmp_path / "m")
+    (tmp_path / "fake.png").write_text("not a picture")
+    chat = ("chat", "--model", model_dir, "--out-dir", tmp_path)
+    assert "cannot be read (" in error_of(*chat, "--image", tmp_path / "fake.png")
+    assert "cannot be read (" in error_of(*chat, stdin=f"/image {tmp_path / 'missing.png'}\n")
+    assert "unknown command '/paint'" in error_of(*chat, stdin="/paint\n")
+    assert not out.exists() and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--modle"], "error: No such option: --modle"),
+        (["drw"], "error: No such command 'drw'. Did you mean 'draw'; see --help"),
+        (["draw"], "error: Missing argument"),
+        (["merge", "--out", "x"], "error: Missing option '--model'; see --help"),
+        (["draw", "cat", "--model", "x", "--out", "x.png", "--seed", "one"], "error: Invalid value for '--seed': "),
+        (["draw", "cat", "--model", "x", "--out", "x.png", "--top-p", "2"], "error: Invalid value for '--top-p': "),
+        (["extend", "--llm", "a", "--vq", "b", "--out", "c", "--image-order", "z"], "error: Invalid value for '--im"),
+    ],
+)
+def test_flags_are_refused_in_one_line(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(said) and result.stderr.endswith("; see --help\n"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert run().exit_code == 0 and run().stdout == run("--help").stdout
+
+
+def test_incomplete_folders_are_named(model_dir: Path, adapter_dir: Path) -> None:
+    (model_dir / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="has no processor_config.json; give a folder written by `unified extend`"):
+        load(model_dir)
+    with pytest.raises(ValueError, match="has no processor_config.json"):
+        merge(adapter_dir, model_dir.with_name("merged"))
+    model_dir.rename(model_dir.with_name("moved"))
+    with pytest.raises(ValueError, match="is not a folder here; put the base back or correct base_model_name_or_path"):
+        load(adapter_dir)
+
+
+def test_readme_snippet_runs_and_its_tree_is_whole(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach_to_paint(model_dir, "a photo of a cat")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(snippet.replace("weights/scenes-smollm2", str(model_dir)), {})
+    assert Image.open(tmp_path / "cat.png").size == (16, 16)
+    rooms = re.findall(r"^  (\w+\.py) ", readme, re.MULTILINE)
+    assert sorted(rooms) == sorted(path.name for path in (ROOT / "unified").glob("[!_]*.py"))
+
+
+def test_help_loads_no_room_that_loads_torch() -> None:
+    imports = [
+        node
+        for node in ast.parse(Path(cli.__file__).read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
+    assert modules == {"os", "sys", "pathlib", "typing", "typer", "typer.core"}
+    for command in ("extend", "draw", "chat", "merge", "publish"):
+        assert command in run("--help").stdout and run(command, "--help").exit_code == 0

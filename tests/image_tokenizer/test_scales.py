@@ -1,0 +1,52 @@
+"""The geometry of scales against counting by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unified.image_tokenizer.scales import grid_centres, image_length, normalize_patch_nums, scale_ids, scale_spans
+
+SIDES = st.lists(st.integers(1, 6), min_size=1, max_size=5).map(sorted)
+PATCH_NUMS = st.tuples(SIDES, SIDES).map(lambda sides: tuple(zip(*sides, strict=False)))
+
+
+def test_a_number_is_a_square() -> None:
+    assert normalize_patch_nums((1, 2, [4, 6])) == ((1, 1), (2, 2), (4, 6))
+    assert image_length((1, 2, 4, 8)) == 85
+
+
+@settings(deadline=None)
+@given(PATCH_NUMS)
+def test_spans_and_ids_count_every_position_once(patch_nums: tuple[tuple[int, int], ...]) -> None:
+    by_hand = [scale for scale, (h, w) in enumerate(patch_nums) for _ in range(h * w)]
+    assert scale_ids(patch_nums).tolist() == by_hand
+    assert image_length(patch_nums) == len(by_hand)
+    spans = scale_spans(patch_nums)
+    assert [by_hand[start:stop] for start, stop in spans] == [[k] * (h * w) for k, (h, w) in enumerate(patch_nums)]
+
+
+@settings(deadline=None)
+@given(PATCH_NUMS)
+def test_centres_are_row_major_and_shared_between_scales(patch_nums: tuple[tuple[int, int], ...]) -> None:
+    by_hand = [[(i + 0.5) / h, (j + 0.5) / w] for h, w in patch_nums for i in range(h) for j in range(w)]
+    torch.testing.assert_close(grid_centres(patch_nums), torch.tensor(by_hand))
+
+
+def test_the_middle_of_the_picture_is_one_place_at_odd_scales() -> None:
+    centres = grid_centres((1, 3, 5))
+    assert [centres[place].tolist() for place in (0, 1 + 4, 1 + 9 + 12)] == [[0.5, 0.5]] * 3
+
+
+@pytest.mark.parametrize(
+    ("patch_nums", "complaint"),
+    [
+        ((), "is empty"),
+        ((0, 1), "at least 1"),
+        ((2, 1), r"\(1, 1\) is smaller than the scale before"),
+        (((2, 2), (4, 1)), r"\(4, 1\) is smaller than the scale before"),
+    ],
+)
+def test_impossible_scales_are_refused(patch_nums: tuple, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        normalize_patch_nums(patch_nums)

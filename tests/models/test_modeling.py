@@ -1,0 +1,210 @@
+"""The contract of the model, with random backbones of five families: who scores what, and who sees whom."""
+
+import pytest
+import torch
+from torch import Tensor
+from toy_models import BACKBONES, BOI, EOI, IMAGE_PAD, OFFSET, random_codes, shown, toy_model, written
+
+from unified import UnifiedForCausalLM
+from unified.image_tokenizer.scales import scale_spans
+from unified.models.losses import soft_cap
+from unified.models.sequence_layout import read_layout
+
+MODES = [
+    {"image_positions": "tick"},
+    {"image_positions": "sequential"},
+    {"image_order": "raster"},
+]
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, atol=2e-5)
+
+
+def story(model: UnifiedForCausalLM, codes: Tensor | None = None) -> Tensor:
+    """Ids (1, T): words, an image that is written, words, another one, words."""
+    codes = random_codes(model, 2) if codes is None else codes
+    return torch.tensor([[5, 6, 7, *written(codes[0]), 8, 9, *written(codes[1]), 10, 11]])
+
+
+@torch.no_grad()
+def logits_of(model: UnifiedForCausalLM, input_ids: Tensor, **inputs: Tensor) -> Tensor:
+    return model(input_ids, **inputs).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_fused_log_probs_are_the_logits(backbone: str, tied: bool) -> None:
+    """What TRL's trainers compute: `base_model`'s hidden states times the output matrix."""
+    model = toy_model(backbone, tied)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    input_ids = story(model)
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
+        fused = soft_cap(hidden @ model.get_output_embeddings().weight.T, model.config.logit_cap).log_softmax(dim=-1)
+    whole = logits_of(model, input_ids)[:, :-1].log_softmax(dim=-1)
+    assert close(fused.gather(2, input_ids[:, 1:, None]), whole.gather(2, input_ids[:, 1:, None]))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_image_positions_score_their_own_token_and_text_the_next(backbone: str) -> None:
+    model = toy_model(backbone)
+    input_ids, body = story(model), model.model
+    layout = read_layout(input_ids, model.config)
+    with torch.no_grad():
+        positions = layout.ticks.cumsum(dim=1) - 1
+        raw = body.run(body.embed(input_ids, layout), positions, layout.blocks, torch.ones_like(input_ids))
+        rolled = body(input_ids).last_hidden_state[0]
+    for place in range(1, input_ids.shape[1]):
+        scoring = place if layout.written[0, place] else place - 1
+        assert torch.equal(rolled[place - 1], raw.last_hidden_state[0, scoring]), place
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_a_scale_depends_on_the_scales_before_it_only(backbone: str, mode: dict) -> None:
+    model = toy_model(backbone, **mode)
+    codes, first = random_codes(model, 2), 4  # `first` is the place of the first image's first code
+    before = logits_of(model, story(model, codes))[0]
+    for start, stop in scale_spans(model.config.patch_nums):
+        other = codes.clone()
+        other[0, start:stop] = (other[0, start:stop] + 1) % 32
+        after = logits_of(model, story(model, other))[0]
+        scored = first + stop - 1  # logits before this score scales up to the changed one
+        assert close(after[:scored], before[:scored])
+        changed = (after - before).abs().amax(dim=-1)
+        if stop < 21:  # no scale is predicted from the last one, so that nothing ever sees it
+            assert (changed[scored : first + 21] > 1e-4).all() and changed[first + 21 :].max() > 1e-4
+        else:
+            assert changed.max() < 2e-5
+
+
+def test_codes_in_raster_order_are_ordinary_tokens() -> None:
+    model = toy_model(image_order="raster")
+    codes = random_codes(model, 2)
+    before = logits_of(model, story(model, codes))[0]
+    for place in (0, 7, 15):
+        other = codes.clone()
+        other[0, place] = (other[0, place] + 1) % 32
+        changed = (logits_of(model, story(model, other))[0] - before).abs().amax(dim=-1)
+        assert changed[: 4 + place].max() < 1e-5 and (changed[4 + place :] > 1e-5).all()
+    with torch.no_grad():
+        rows = model.model.language_model(input_ids=story(model, codes)).last_hidden_state
+    assert close(logits_of(model, story(model, codes)), rows @ model.lm_head.weight.T)
+
+
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_positions_of_an_image_matter(mode: dict) -> None:
+    """Equal codes everywhere still give each place of a scale its own prediction."""
+    model = toy_model(**mode)
+    codes = torch.full((2, model.config.image_length), 3)
+    own = logits_of(model, story(model, codes))[0, 3 : 3 + model.config.image_length]
+    last = own[-16:]
+    assert torch.cdist(last, last)[~torch.eye(16, dtype=torch.bool)].min() > 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_packed_and_alone_are_the_same(backbone: str, mode: dict) -> None:
+    model = toy_model(backbone, **mode)
+    codes = random_codes(model, 2)
+    documents = [[5, *written(codes[0]), 6], [7, 8, *written(codes[1]), 9, 10], [11, 12]]
+    packed = torch.tensor([sum(documents, [0, 0])])
+    ids = torch.tensor([[-1, -1] + [i for i, document in enumerate(documents) for _ in document]])
+    found = logits_of(model, packed, attention_mask=(ids >= 0).long(), document_ids=ids)[0]
+    for number, document in enumerate(documents):
+        alone = logits_of(model, torch.tensor([document]))[0]
+        assert close(found[ids[0] == number], alone), number
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_padding_changes_nothing(backbone: str, mode: dict) -> None:
+    model = toy_model(backbone, **mode)
+    input_ids = story(model)
+    alone = logits_of(model, input_ids)[0]
+    length = input_ids.shape[1]
+    for left, right in ((3, 0), (0, 3), (2, 1)):
+        padded = torch.nn.functional.pad(input_ids, (left, right), value=9)
+        mask = torch.nn.functional.pad(torch.ones_like(input_ids), (left, right))
+        assert close(logits_of(model, padded, attention_mask=mask)[0, left : left + length], alone)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_and_their_codes_are_read_alike(mode: dict) -> None:
+    model = toy_model(**mode)
+    pixel_values = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = model.model.vq_model.encode(pixel_values)
+    assert len(codes.unique()) > 3
+    row = torch.tensor([[5, *shown(model), 6, *written(random_codes(model, 1)[0]), *shown(model), 7]])
+    seen = logits_of(model, row, pixel_values=pixel_values)
+    assert torch.equal(logits_of(model, row, image_codes=codes), seen)
+    swapped = logits_of(model, row, image_codes=codes.flip(0))
+    assert not close(swapped[:, 2:], seen[:, 2:]) and close(swapped[:, :1], seen[:, :1])
+
+
+def test_an_image_that_is_read_is_seen_from_everywhere_in_it() -> None:
+    model = toy_model()
+    row = torch.tensor([[5, *shown(model), 6]])
+    codes = random_codes(model, 1)
+    other = codes.clone()
+    other[0, -1] = (other[0, -1] + 1) % 32  # a corner of the finest scale
+    changed = logits_of(model, row, image_codes=other) - logits_of(model, row, image_codes=codes)
+    assert (changed[0].abs().amax(dim=-1)[2:] > 1e-6).all() and changed[0, :2].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_placeholders_and_images_have_to_match(count: int) -> None:
+    model = toy_model()
+    row = torch.tensor([[5, *shown(model), 6, *shown(model)]])
+    inputs = {"image_codes": random_codes(model, count)} if count else {}
+    with pytest.raises(ValueError, match=f"32 image placeholders.*{count} images of 16 positions"):
+        model(row, **inputs)
+    with pytest.raises(ValueError, match="15 image placeholders"):
+        model(torch.tensor([[5, *[IMAGE_PAD] * 15]]), image_codes=random_codes(model, 1))
+
+
+def test_half_an_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="20 image ids do not fit images of 21 codes"):
+        toy_model()(torch.tensor([[BOI, *[OFFSET] * 20, EOI]]))
+
+
+@pytest.mark.parametrize("backbone", ["llama", "gemma3"])
+def test_eager_attention_computes_what_sdpa_computes(backbone: str) -> None:
+    model = toy_model(backbone)
+    model.set_attn_implementation("sdpa")
+    expected = logits_of(model, story(model))
+    model.set_attn_implementation("eager")
+    assert model.model.language_model.config._attn_implementation == "eager"
+    assert close(logits_of(model, story(model)), expected)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("mode", MODES[::2])
+def test_a_cache_continues_behind_an_image(backbone: str, mode: dict) -> None:
+    model = toy_model(backbone, **mode)
+    input_ids = torch.cat([story(model), torch.arange(20, 32)[None]], dim=1)
+    whole, prefix = logits_of(model, input_ids), story(model).shape[1]
+    positions = read_layout(input_ids, model.config).ticks.cumsum(dim=1) - 1
+    with torch.no_grad():
+        output = model(input_ids[:, :prefix], use_cache=True)
+        for place in range(prefix, input_ids.shape[1]):
+            now = slice(place, place + 1)
+            cache = output.past_key_values
+            output = model(input_ids[:, now], position_ids=positions[:, now], past_key_values=cache)
+            assert close(output.logits[:, 0], whole[:, place]), place
+
+
+def test_a_filled_cache_needs_positions() -> None:
+    model = toy_model()
+    cache = model(story(model), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="position_ids must be given with a filled cache"):
+        model(torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_logits_can_be_computed_for_the_end_alone() -> None:
+    model = toy_model()
+    whole = logits_of(model, story(model))
+    assert close(model(story(model), logits_to_keep=2).logits, whole[:, -2:])
+    chosen = torch.tensor([3, 5])
+    assert close(model(story(model), logits_to_keep=chosen).logits, whole[:, chosen])

@@ -1,0 +1,170 @@
+"""Masks and clocks against a double loop over positions that were laid out by hand."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toy_models import BOI, EOI, IMAGE_PAD, OFFSET
+
+from unified import UnifiedConfig, VQConfig
+from unified.models.sequence_layout import attention_pairs, clock, read_layout, run_index
+
+SCALES = (1, 2, 4)
+GRID = SCALES[-1] ** 2
+SEGMENTS = st.lists(st.sampled_from(["word", "written", "read"]), min_size=1, max_size=4)
+DOCUMENTS = st.lists(SEGMENTS, min_size=1, max_size=3)
+PADDING = -1
+
+
+@dataclass
+class Position:
+    """One position as a person would describe it; `group` names the block that sees itself."""
+
+    token: int
+    document: int
+    group: tuple | None = None
+
+
+def config_of(**changes: object) -> UnifiedConfig:
+    patch_nums = (4,) if changes.get("image_order") == "raster" else SCALES
+    vq_config = VQConfig(image_size=32, patch_nums=patch_nums, codebook_size=32)
+    ids = {"boi_token_id": BOI, "eoi_token_id": EOI, "image_pad_token_id": IMAGE_PAD, "image_token_offset": OFFSET}
+    return UnifiedConfig(vq_config=vq_config, **ids, **changes)
+
+
+def lay_out(documents: list[list[str]], raster: bool = False) -> list[Position]:
+    row, images = [], 0
+    for document, segments in enumerate(documents):
+        for segment in segments:
+            images += 1
+            if segment == "word":
+                row.append(Position(5, document))
+                continue
+            row.append(Position(BOI, document))
+            if segment == "read":
+                row += [Position(IMAGE_PAD, document, (images, "read"))] * GRID
+            elif raster:
+                row += [Position(OFFSET + 3, document)] * GRID
+            else:
+                for scale, side in enumerate(SCALES):
+                    row += [Position(OFFSET + scale, document, (images, scale))] * side**2
+            row.append(Position(EOI, document))
+    return row
+
+
+def tensors(row: list[Position]) -> tuple[Tensor, Tensor, Tensor]:
+    """`input_ids`, `valid` and `document_ids`, each (1, T)."""
+    documents = torch.tensor([[p.document for p in row]])
+    return torch.tensor([[p.token for p in row]]), (documents != PADDING).long(), documents
+
+
+def pairs_by_hand(row: list[Position], window: int | None = None) -> Tensor:
+    allowed = torch.zeros(len(row), len(row), dtype=torch.bool)
+    for i, query in enumerate(row):
+        for j, key in enumerate(row):
+            before = j <= i
+            if window is not None and before:
+                before = sum(p.document != PADDING for p in row[j + 1 : i + 1]) < window
+            together = query.group is not None and query.group == key.group
+            seen = (before or together) and key.document == query.document and key.document != PADDING
+            allowed[i, j] = seen or i == j
+    return allowed
+
+
+def clock_by_hand(row: list[Position], tick: bool) -> list[int]:
+    times: list[int] = []
+    for i, p in enumerate(row):
+        if i == 0 or row[i - 1].document != p.document:
+            times.append(0)
+        else:
+            same = tick and p.group is not None and p.group == row[i - 1].group
+            times.append(times[-1] + (not same))
+    return times
+
+
+@settings(deadline=None, max_examples=25)
+@given(DOCUMENTS, st.sampled_from([None, 3, 8, 1000]), st.integers(0, 4))
+def test_mask_of_a_packed_row(documents: list[list[str]], window: int | None, padding: int) -> None:
+    row = lay_out(documents) + [Position(0, PADDING)] * padding
+    input_ids, valid, document_ids = tensors(row)
+    blocks = read_layout(input_ids, config_of()).blocks
+    assert torch.equal(attention_pairs(blocks, valid, document_ids, window)[0, 0], pairs_by_hand(row, window))
+
+
+@settings(deadline=None, max_examples=15)
+@given(SEGMENTS, st.sampled_from([None, 8]), st.integers(1, 4))
+def test_mask_behind_left_padding(segments: list[str], window: int | None, padding: int) -> None:
+    row = [Position(0, PADDING)] * padding + lay_out([segments])
+    input_ids, valid, _ = tensors(row)
+    blocks = read_layout(input_ids, config_of()).blocks
+    found, by_hand = attention_pairs(blocks, valid, None, window)[0, 0], pairs_by_hand(row, window)
+    assert torch.equal(found[padding:], by_hand[padding:])
+    assert found[:padding].any(dim=1).all()  # padding needs a finite softmax, whatever it sees
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    rows = [lay_out([["word", "written", "written"]]), lay_out([["written", "word", "written"]])]
+    input_ids = torch.cat([tensors(row)[0] for row in rows])
+    masks = attention_pairs(read_layout(input_ids, config_of()).blocks, torch.ones_like(input_ids))
+    assert all(torch.equal(mask[0], pairs_by_hand(row)) for mask, row in zip(masks, rows, strict=True))
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_mask_of_new_positions_is_the_end_of_the_whole(window: int | None) -> None:
+    input_ids, valid, _ = tensors(lay_out([["word", "read", "word", "written", "word"]]))
+    blocks = read_layout(input_ids, config_of()).blocks
+    whole = attention_pairs(blocks, valid, None, window)
+    for first in (1, 2 + GRID, 3 + GRID):
+        assert torch.equal(attention_pairs(blocks[:, first:], valid, None, window), whole[:, :, first:])
+
+
+@settings(deadline=None, max_examples=20)
+@given(DOCUMENTS, st.sampled_from(["tick", "sequential"]), st.sampled_from(["scales", "raster"]))
+def test_the_clock_of_a_packed_row(documents: list[list[str]], image_positions: str, image_order: str) -> None:
+    row = lay_out(documents, raster=image_order == "raster")
+    input_ids, valid, document_ids = tensors(row)
+    ticks = read_layout(input_ids, config_of(image_positions=image_positions, image_order=image_order)).ticks
+    assert clock(ticks, valid, document_ids)[0].tolist() == clock_by_hand(row, image_positions == "tick")
+
+
+def test_an_image_takes_as_many_ticks_as_scales() -> None:
+    row = lay_out([["word", "written", "read", "word"]])
+    positions = clock(read_layout(tensors(row)[0], config_of()).ticks, tensors(row)[1])[0]
+    # word boi 3 scales eoi, boi 1 block eoi, word
+    assert positions.unique().tolist() == list(range(10)) and positions[-1] == 9
+
+
+def test_padding_moves_no_clock() -> None:
+    row = lay_out([["word", "written", "word"]])
+    gap = [Position(0, PADDING)] * 2
+    padded = gap + row[:1] + gap + row[1:]
+    input_ids, valid, _ = tensors(padded)
+    positions = clock(read_layout(input_ids, config_of()).ticks, valid)
+    assert positions[valid.bool()].tolist() == clock_by_hand(row, tick=True)
+
+
+def test_raster_images_are_causal() -> None:
+    row = lay_out([["word", "written", "read"]], raster=True)
+    input_ids, valid, _ = tensors(row)
+    layout = read_layout(input_ids, config_of(image_order="raster"))
+    assert torch.equal(attention_pairs(layout.blocks, valid)[0, 0], pairs_by_hand(row))
+    assert layout.written.sum() == layout.read.sum() == GRID
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=20))
+def test_run_index_counts_within_runs(inside: list[bool]) -> None:
+    by_hand: list[int] = []
+    for i, flag in enumerate(inside):
+        by_hand.append(by_hand[-1] + 1 if i and flag and inside[i - 1] else 0)
+    assert run_index(torch.tensor([inside]))[0].tolist() == by_hand
+
+
+def test_a_layout_can_be_thinned_out() -> None:
+    layout = read_layout(tensors(lay_out([["word", "written"]]))[0], config_of())
+    thin = layout.at(torch.tensor([[0, 2, 5, -1]]))
+    assert thin.written.tolist() == [[False, True, True, False]]
+    assert torch.equal(thin.blocks[0, :3], layout.blocks[0, [0, 2, 5]])

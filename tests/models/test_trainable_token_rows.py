@@ -1,0 +1,72 @@
+"""Rows of an adapter beside the matrix they belong to, against PEFT's whole copy of it."""
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.utils.other import TrainableTokensWrapper
+from test_image_lora import MODELS, adapted, rows_of
+from toy_models import BOI, OFFSET, toy_model
+
+from unified.models import modeling
+from unified.models.trainable_token_rows import OwnRows, look_up, split_rows
+
+
+@pytest.fixture(params=MODELS, ids=lambda settings: settings["backbone"])
+def model(request: pytest.FixtureRequest) -> PeftModel:
+    return adapted(toy_model(**request.param))
+
+
+def test_rows_and_matrix_are_peft_s_merged_matrix(model: PeftModel) -> None:
+    core = model.get_base_model()
+    for layer in (core.get_input_embeddings(), core.lm_head):
+        table, own = split_rows(layer)
+        assert isinstance(layer, TrainableTokensWrapper) and own is not None
+        assert torch.equal(own.into(table), layer.weight) and not torch.equal(table, layer.weight)
+        assert torch.equal(own.part(OFFSET, table[OFFSET:]), layer.weight[OFFSET:])
+        assert torch.equal(own.part(BOI, table[BOI : BOI + 2]), layer.weight[BOI : BOI + 2])
+
+
+def test_look_up_is_the_layer(model: PeftModel) -> None:
+    layer = model.get_base_model().get_input_embeddings()
+    ids = torch.tensor([[3, BOI, OFFSET + 5], [BOI, 7, 7]])
+    assert torch.equal(look_up(layer, ids), layer(ids))
+
+
+@pytest.mark.parametrize("off", ["disabled", "merged", "plain"])
+def test_without_an_adapter_there_is_one_matrix(model: PeftModel, off: str) -> None:
+    core, ids = model.get_base_model(), torch.tensor([[3, BOI, OFFSET + 5]])
+    if off == "merged":
+        for layer in (core.get_input_embeddings(), core.lm_head):
+            layer.token_adapter.merge()
+    elif off == "plain":
+        core = toy_model()
+    with model.disable_adapter() if off == "disabled" else torch.no_grad():
+        for layer in (core.get_input_embeddings(), core.lm_head):
+            table, own = split_rows(layer)
+            assert own is None and table.shape == (core.config.vocabulary.size, core.config.text_config.hidden_size)
+        layer = core.get_input_embeddings()
+        assert torch.equal(look_up(layer, ids), layer(ids))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_step_is_the_one_with_peft_s_matrix(
+    model: PeftModel, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = rows_of(model.get_base_model())
+    model.get_base_model().config.modality_stride = stride
+    model.train()
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(**batch, labels=batch["input_ids"].where(batch["attention_mask"] == 1, -100)).loss
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        monkeypatch.setattr(modeling, "look_up", lambda layer, ids: layer(ids))
+        monkeypatch.setattr(modeling, "split_rows", lambda layer: (layer.weight, None))
+    assert any("trainable_tokens_delta" in name for name in found[0][1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_of_another_dtype_take_the_matrix_s() -> None:
+    own = OwnRows(torch.tensor([1]), torch.ones(1, 2))
+    assert own.into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,0 +1,31 @@
+"""The end of a training's process: one of several never reaches Python's own, where threads of others may abort it."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import atexit, os, sys
+from types import SimpleNamespace
+from unified.training.shutdown import leave
+
+class FailsAtTheEnd:
+    def __del__(self, fail=os._exit):
+        fail(3)
+
+calls = []
+atexit.register(lambda: print("handlers", *calls))
+kept = FailsAtTheEnd()
+steps = {name: lambda name=name: calls.append(name) for name in ("wait_for_everyone", "end_training")}
+leave(SimpleNamespace(num_processes=int(sys.argv[1]), **steps))
+print("behind it")
+"""
+
+
+@pytest.mark.parametrize(("processes", "words"), [(1, ["behind", "it"]), (2, [])])
+def test_one_of_several_ends_there_and_well(processes: int, words: list[str]) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(processes)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.stdout.split() == [*words, "handlers", "wait_for_everyone", "end_training"]
+    assert result.returncode == (0 if processes > 1 else 3)  # alone it goes the usual way, through Python's end

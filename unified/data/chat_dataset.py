@@ -1,0 +1,242 @@
+"""What a training row looks like: encoded rows from disk, the chat data set, collators for SFT and preference.
+
+Legend: B rows, T positions, T' kept positions, N read images, L codes of one image.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from datasets import Features, List, Value
+from torch import Tensor
+from tqdm import tqdm
+
+from unified.models.configuration import UnifiedConfig
+from unified.models.messages import is_drawing, is_written
+from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
+from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
+from unified.data.rows import read_rows
+
+CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
+PART = {"type": Value("string"), "text": Value("string")}
+FEATURES = Features(
+    {
+        "messages": List({"role": Value("string"), "content": List(PART)}),
+        "codes": List(List(Value("int32"))),
+        "metadata": Value("string"),
+        "source": Value("string"),
+    }
+)
+
+
+def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
+    """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
+
+    Raises ValueError when a file holds codes of another tokenizer than `config.vq_fingerprint`, or unencoded images.
+    """
+    files = [file for path in paths for file in files_of(path)]
+    return datasets.concatenate_datasets([_load_file(file, config.vq_fingerprint) for file in files])
+
+
+def files_of(path: str, what: str = "encoded rows") -> list[Path]:
+    """A file, or a folder's parquet shards; ValueError where there is none of `what`."""
+    place = Path(path)
+    found = sorted(place.glob("*.parquet")) if place.is_dir() else [place] * place.is_file()
+    if not found or any(file.suffix not in (".parquet", ".jsonl") for file in found):
+        raise ValueError(f"{path}: no {what}; give a .parquet or .jsonl file or a folder of parquet shards")
+    return found
+
+
+def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset:
+    if file.suffix == ".jsonl" or "codes" not in pq.read_schema(file).names:
+        return _text_rows(file)
+    found = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode()
+    if found != vq_fingerprint and _has_codes(file):
+        raise ValueError(
+            f"{file}: its codes are of tokenizer {found or '(not named)'} but the model speaks {vq_fingerprint}; "
+            "encode the images again with data_prep/encode_images.py and this model's tokenizer"
+        )
+    return datasets.Dataset.from_parquet(str(file), columns=list(FEATURES), features=FEATURES)
+
+
+def _has_codes(file: Path) -> bool:
+    images = pc.list_value_length(pq.read_table(file, columns=["codes"])["codes"])
+    return bool(pc.any(pc.greater(images, 0)).as_py())
+
+
+def _text_rows(file: Path) -> datasets.Dataset:
+    """Rows without codes in the form of encoded ones; an image among them is an error."""
+    encoded = []
+    for row in read_rows(file):
+        if row.images:
+            raise ValueError(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
+        encoded.append({"messages": row.messages, "codes": [], "metadata": row.metadata, "source": row.source})
+    return datasets.Dataset.from_list(encoded, features=FEATURES)
+
+
+class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Encoded rows as ids and labels.
+
+    Items hold `input_ids`, `labels` (lists), `read_codes`, `index`, `epoch`: what `SFTCollator` takes (so the Trainer
+    must leave the columns alone: `remove_unused_columns=False`).
+
+    Args:
+        rows: from `load_encoded_rows`.
+        caption_dropout: share of drawn images whose prompt is replaced by the unconditional one. A row takes part
+            when its last user turn is text and its answer is one image; whether it is replaced depends on
+            `(seed, epoch, index)` alone, so a resumed run sees what an uninterrupted one sees.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, processor: UnifiedProcessor, caption_dropout: float = 0.0, seed: int = 0
+    ) -> None:
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"caption_dropout {caption_dropout} is not in [0, 1); 0.1 is usual for guidance")
+        self.rows, self.processor = rows, processor
+        self.caption_dropout, self.seed, self.epoch = caption_dropout, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that caption dropout and position dropping depend on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = dict(self.rows[index])
+        if self._drops_caption(index) and is_drawing(row["messages"]):
+            row["messages"] = [{"role": "user", "content": ""}, row["messages"][-1]]
+            row["codes"] = row["codes"][-1:]
+        return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch}
+
+    def check_lengths(self, max_length: int, last_scale_fraction: float = 1.0) -> list[int]:
+        """Positions every row takes in a pack, before training.
+
+        Raises ValueError naming a row that takes more than `max_length`, or has nothing to train on.
+        """
+        dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
+        lengths = []
+        for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
+            chat = self._encode(row, index)
+            self._check_trained(row, index, chat)
+            lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.read_codes)))
+            if lengths[-1] > max_length:
+                raise ValueError(
+                    f"row {index} (source {row['source']}) takes {lengths[-1]} positions, more than max_length "
+                    f"{max_length}; raise max_length or take the row out"
+                )
+        return lengths
+
+    def _encode(self, row: Mapping[str, Any], index: int) -> EncodedChat:
+        try:
+            return self.processor.encode_chat(row["messages"], row["codes"])
+        except ValueError as error:
+            raise ValueError(f"row {index} (source {row['source']}): {error}") from error
+
+    def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
+        # a position scores the next one, so nothing scores the first label
+        if any(label != IGNORE_INDEX for label in chat.labels[1:]):
+            return
+        answered = any(map(is_written, row["messages"]))
+        why = "its assistant turns are empty" if answered else "it has no assistant turn"
+        raise ValueError(
+            f"row {index} (source {row['source']}): {why}, so nothing in it is trained (every label is "
+            f"{IGNORE_INDEX}); give it an answer in words or an image, or take the row out"
+        )
+
+    def _drops_caption(self, index: int) -> bool:
+        if not self.caption_dropout:
+            return False
+        return np.random.default_rng((self.seed, self.epoch, index, CAPTION_STREAM)).random() < self.caption_dropout
+
+
+class SFTCollator:
+    """Packs examples of `ChatDataset` into rows.
+
+    Args:
+        pack_length: positions a row may take, counted after dropping.
+        last_scale_fraction: share of the last scale's positions trained per step, drawn anew every epoch.
+        seed: of that draw. pack: False gives every example a row of its own.
+
+    Returns `input_ids`, `attention_mask`, `document_ids`, `labels` (B, T), with a fraction below 1 `keep_positions`
+    (B, T'), and with read images `image_codes` (N, L) in the order of their placeholders. Padding is on the right.
+    """
+
+    def __init__(
+        self,
+        processor: UnifiedProcessor,
+        pack_length: int,
+        last_scale_fraction: float = 1.0,
+        seed: int = 0,
+        pack: bool = True,
+    ) -> None:
+        self.vocabulary, self.pad_token_id = processor.vocabulary, processor.pad_token_id
+        self.dropping = LastScaleDropping.of(processor, last_scale_fraction, seed)
+        self.pack_length, self.pack = pack_length, pack
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        documents = [self._document(example) for example in examples]
+        lengths = [len(document.keep_positions) for document in documents]
+        alone = [PackedRow(length, [member]) for member, length in enumerate(lengths)]
+        rows = pack_tightly(lengths, self.pack_length) if self.pack else alone
+        batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
+        if self.dropping.fraction == 1:
+            del batch["keep_positions"]
+        read_codes = [codes for row in rows for member in row.members for codes in examples[member]["read_codes"]]
+        if read_codes:
+            batch["image_codes"] = torch.tensor(read_codes)
+        return batch
+
+    def _document(self, example: Mapping[str, Any]) -> Document:
+        input_ids = torch.tensor(example["input_ids"])
+        kept = self.dropping.keep_positions(self.vocabulary.is_image(input_ids), example["epoch"], example["index"])
+        return Document(input_ids, torch.tensor(example["labels"]), kept)
+
+
+class PreferenceCollator:
+    """Pairs of answers for TRL's `DPOTrainer` (its layout for images: first every chosen answer, then every rejected).
+
+    Examples hold `messages` (the prompt), `chosen`, `rejected` (the assistant's messages) and, one list per image
+    part, `codes`, `chosen_codes`, `rejected_codes`. A column `images` (it may be empty lists) and
+    `remove_unused_columns=False` keep the trainer from tokenizing by itself.
+
+    Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), padded on the right, and with read images
+    `image_codes` (2N, L). The completion is the answer and the special token that ends its turn.
+    """
+
+    def __init__(self, processor: UnifiedProcessor, max_length: int) -> None:
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        answers = [self._answer(example, kind) for kind in ("chosen", "rejected") for example in examples]
+        rows = [[input_ids] for input_ids, _, _ in answers]
+        batch = {
+            "input_ids": pad_right(rows, self.processor.pad_token_id),
+            "attention_mask": pad_right([[torch.ones_like(input_ids)] for [input_ids] in rows], 0),
+            "completion_mask": pad_right([[mask] for _, mask, _ in answers], 0),
+        }
+        read_codes = [codes for *_, of_prompt in answers for codes in of_prompt]
+        if read_codes:
+            batch["image_codes"] = torch.tensor(read_codes)
+        return batch
+
+    def _answer(self, example: Mapping[str, Any], kind: str) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """Ids and completion mask (T,) of the prompt with one of its answers, and the codes of its read images."""
+        answer = [example[kind]] if isinstance(example[kind], Mapping) else list(example[kind])
+        prompt = self.processor.prompt_ids(example["messages"], example["codes"])
+        chat = self.processor.encode_chat(
+            [*example["messages"], *answer], [*example["codes"], *example[f"{kind}_codes"]]
+        )
+        if chat.input_ids[: len(prompt)] != prompt:
+            raise ValueError("the chat template writes the prompt differently once it is answered; DPO needs a prefix")
+        completion = torch.tensor(chat.labels) >= 0
+        completion[: len(prompt)] = False
+        stop = int(completion.nonzero().max()) + 1
+        if stop > self.max_length:
+            raise ValueError(f"a {kind} answer ends at position {stop}, beyond max_length {self.max_length}; raise it")
+        return torch.tensor(chat.input_ids[:stop]), completion[:stop].long(), chat.read_codes

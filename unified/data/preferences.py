@@ -1,0 +1,304 @@
+"""Pairs of answers: what one is, how they lie on disk, which are refused, and how TRL's `DPOTrainer` gets them.
+
+A *pair* is `{messages, chosen, rejected, codes, chosen_codes, rejected_codes, score_chosen, score_rejected, seeds,
+metadata, source}`: a conversation up to the assistant's turn, two lists of the assistant's messages, and L codes for
+every image part of each of the three. Scores and seeds may be null. L: codes of one image, K: scales.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Features, List, Value
+from torch import Tensor
+from tqdm import tqdm
+
+from unified.models.configuration import UnifiedConfig
+from unified.data.chat_dataset import PART, PreferenceCollator, files_of
+from unified.files.jsonl import read_lines
+from unified.models.messages import content_parts, count_images
+from unified.models.processing import UnifiedProcessor
+from unified.data.rows import write_parquet
+from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
+
+MESSAGES = List({"role": Value("string"), "content": List(PART)})
+CODES = List(List(Value("int32")))
+PAIR_FEATURES = Features(
+    {
+        "messages": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "codes": CODES,
+        "chosen_codes": CODES,
+        "rejected_codes": CODES,
+        "score_chosen": Value("float64"),
+        "score_rejected": Value("float64"),
+        "seeds": List(Value("int64")),
+        "metadata": Value("string"),
+        "source": Value("string"),
+    }
+)
+MODALITIES = ("image", "mixed", "understanding", "text")
+SHOWN_ERRORS = 3  # bad pairs named in one message
+
+Pair = dict[str, Any]
+
+
+def modality(pair: Mapping[str, Any]) -> str:
+    """`image` (answers are images), `mixed` (text and image), `understanding` (text about an image), or `text`."""
+    parts = [part["type"] for kind in ("chosen", "rejected") for turn in pair[kind] for part in content_parts(turn)]
+    if "image" in parts:
+        return "mixed" if "text" in parts else "image"
+    return "understanding" if count_images(pair["messages"]) else "text"
+
+
+# --- on disk
+
+
+def write_pairs(
+    path: str | Path,
+    pairs: Iterable[Pair],
+    fingerprint: str,
+    patch_nums: PatchNums,
+    counts: Mapping[str, float] | None = None,
+) -> None:
+    """Write pairs to one parquet file, whole or not at all, with the tokenizer's fingerprint and scales.
+
+    `counts` are kept beside them, for `read_counts`.
+    """
+    metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
+    metadata["counts"] = json.dumps(dict(counts or {}))
+    write_parquet(path, pa.Table.from_pylist(list(pairs), schema=PAIR_FEATURES.arrow_schema.with_metadata(metadata)))
+
+
+def read_counts(path: str | Path) -> dict[str, float]:
+    """The `counts` a file of pairs was written with."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(b"counts", b"{}"))
+
+
+def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
+    """Checked pairs (`PAIR_FEATURES`) of files and folders, of all modalities.
+
+    Beside our own parquet, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`), `chosen`
+    and `rejected` as conversations, without `prompt` where both answers hold the whole conversation, or as strings.
+    Raises ValueError naming file and row of bad pairs: see `check_pair`, and `as_pair` for their form.
+    """
+    files = [file for path in paths for file in files_of(path, "pairs")]
+    pairs = datasets.concatenate_datasets([_load_file(file, config) for file in files])
+    if not len(pairs):
+        raise ValueError(f"{', '.join(paths)}: not one pair; draw more samples, or score them otherwise")
+    return pairs
+
+
+def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
+    encoded = file.suffix == ".parquet" and "chosen_codes" in pq.read_schema(file).names
+    fingerprint = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
+    pairs, errors = [], []
+    for number, record in _records(file):
+        try:
+            pair = as_pair(record, source=file.stem)
+            check_pair(pair, config, fingerprint)
+            pairs.append({} if encoded else pair)
+        except ValueError as error:
+            errors.append(f"{file}:{number}: {error}")
+    if errors:
+        more = f"; and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise ValueError(f"{len(errors)} bad pairs: {'; '.join(errors[:SHOWN_ERRORS])}{more}")
+    if encoded and pairs:  # stays on disk
+        return datasets.Dataset.from_parquet(str(file), columns=list(PAIR_FEATURES), features=PAIR_FEATURES)
+    columns = {name: [pair[name] for pair in pairs] for name in PAIR_FEATURES}  # also where there are no pairs
+    return datasets.Dataset.from_dict(columns, features=PAIR_FEATURES)
+
+
+def _records(file: Path) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".jsonl":
+        return read_lines(file)
+    batches = pq.ParquetFile(file).iter_batches(256)
+    return enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+
+
+# --- one pair
+
+
+def as_pair(record: Any, source: str = "") -> Pair:
+    """A pair in our form from one in ours or TRL's. Raises ValueError saying what is missing or does not fit."""
+    if not isinstance(record, Mapping) or record.get("chosen") is None or record.get("rejected") is None:
+        raise ValueError('not a pair; write {"prompt": [...], "chosen": [...], "rejected": [...]} as TRL does')
+    prompt, chosen, rejected = _split_prompt(
+        _turns(record.get("messages", record.get("prompt")), "user"),
+        _turns(record["chosen"], "assistant"),
+        _turns(record["rejected"], "assistant"),
+    )
+    metadata = record.get("metadata")
+    return {
+        "messages": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        **{name: record.get(name) or [] for name in ("codes", "chosen_codes", "rejected_codes")},
+        "score_chosen": record.get("score_chosen"),
+        "score_rejected": record.get("score_rejected"),
+        "seeds": record.get("seeds"),
+        "metadata": metadata if isinstance(metadata, str) else json.dumps(metadata or {}),
+        "source": str(record.get("source") or source),
+    }
+
+
+def _turns(value: Any, role: str) -> list[Pair]:
+    """Messages with lists of parts; a string is one message of `role`, nothing is none."""
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    messages = [value] if isinstance(value, Mapping) else list(value or [])
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError(f"{str(value)[:60]!r} is no conversation; give messages with role and content")
+    turns = []
+    for message in messages:
+        parts = [{"type": part["type"], "text": part.get("text")} for part in content_parts(message)]
+        turns.append({"role": message["role"], "content": parts})
+    return turns
+
+
+def _split_prompt(
+    prompt: list[Pair], chosen: list[Pair], rejected: list[Pair]
+) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Take the prompt off answers that repeat it, as TRL's implicit prompts do. ValueError where prompts differ."""
+    heads = []
+    for answer in (chosen, rejected):
+        others = [place for place, turn in enumerate(answer) if turn["role"] != "assistant"]
+        heads.append(answer[: others[-1] + 1] if others else [])
+    if heads[0] != heads[1]:
+        raise ValueError("chosen and rejected answer different prompts; a pair has one prompt")
+    head = heads[0]
+    if prompt and head and prompt != head[-len(prompt) :]:  # it may leave out the turns before
+        raise ValueError("the answers repeat another prompt than the pair's own; leave it out or make them equal")
+    return head or prompt, chosen[len(head) :], rejected[len(head) :]
+
+
+def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None:
+    """Raise ValueError for a pair that DPO cannot learn from with a model of `config`.
+
+    Refused are prompts that do not end before the assistant's turn, answers that are empty, not the assistant's or the
+    same twice, images without codes, with codes of another tokenizer than `config`'s (`fingerprint` says whose they
+    are) or of another number, and scores that prefer the rejected answer.
+    """
+    if not pair["messages"] or pair["messages"][-1]["role"] == "assistant":
+        raise ValueError("the prompt does not end with a turn to answer; give it one")
+    for kind in ("chosen", "rejected"):
+        parts = [part for turn in pair[kind] for part in turn["content"]]
+        if any(turn["role"] != "assistant" for turn in pair[kind]):
+            raise ValueError(f"the {kind} answer has turns that are not the assistant's; put them into the prompt")
+        if not any(part["type"] == "image" or part["text"].strip() for part in parts):
+            raise ValueError(f"the {kind} answer is empty; take the pair out")
+    _check_codes(pair, config, fingerprint)
+    if pair["chosen"] == pair["rejected"] and pair["chosen_codes"] == pair["rejected_codes"]:
+        what = "image" if pair["chosen_codes"] else "answer"
+        raise ValueError(f"chosen and rejected are the same {what}; take the pair out")
+    scores = pair["score_chosen"], pair["score_rejected"]
+    if None not in scores and not scores[0] > scores[1]:
+        raise ValueError(f"the chosen answer scores {scores[0]}, the rejected one {scores[1]}; swap them")
+
+
+def _check_codes(pair: Pair, config: UnifiedConfig, fingerprint: str) -> None:
+    length, size = config.image_length, config.vocabulary.codebook_size
+    for kind, name in (("messages", "codes"), ("chosen", "chosen_codes"), ("rejected", "rejected_codes")):
+        images = count_images(pair[kind])
+        if images != len(pair[name]):
+            raise ValueError(f"{images} image parts in {kind} but {name} of {len(pair[name])}; give L codes for each")
+        if images and fingerprint != config.vq_fingerprint:
+            raise ValueError(
+                f"its codes are of tokenizer {fingerprint[:12] or '(not named)'} but the model speaks "
+                f"{config.vq_fingerprint[:12]}; build the pairs anew with data_prep/build_preferences.py"
+            )
+        for codes in pair[name]:
+            if len(codes) != length or not 0 <= min(codes) <= max(codes) < size:
+                raise ValueError(
+                    f"{name} are {len(codes)} from {min(codes, default=0)} to {max(codes, default=0)}; the model's "
+                    f"images have {length} from 0 to {size - 1}"
+                )
+
+
+# --- for training
+
+
+def split_held_out(pairs: datasets.Dataset, share: float) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Pairs to train on, and about `share` of the prompts' pairs held out (None without any).
+
+    A prompt's pairs stay together, and whether it is held out depends on the prompt alone.
+    Raises ValueError for a share outside [0, 1) and one that leaves nothing to train on or nothing held out.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"held_out_share {share} is not in [0, 1); 0.05 is usual")
+    if not share:
+        return pairs, None
+    names = [json.dumps([pair["messages"], pair["codes"]]) for pair in pairs.select_columns(["messages", "codes"])]
+    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names]
+    out = [index for index, draw in enumerate(draws) if draw < share]
+    kept = [index for index, draw in enumerate(draws) if draw >= share]
+    if not out or not kept:
+        raise ValueError(f"held_out_share {share} of {len(pairs)} pairs leaves {len(kept)} to train on; change it")
+    return pairs.select(kept), pairs.select(out)
+
+
+def by_modality(pairs: datasets.Dataset) -> dict[str, datasets.Dataset]:
+    """The pairs of every modality there is: as `eval_dataset`, TRL then reports each apart."""
+    kinds = [modality(pair) for pair in pairs]
+    places = {kind: [index for index, found in enumerate(kinds) if found == kind] for kind in MODALITIES}
+    return {kind: pairs.select(indices) for kind, indices in places.items() if indices}
+
+
+def for_trl(pairs: datasets.Dataset, precompute: bool = False) -> datasets.Dataset:
+    """The pairs with the columns by which stock `DPOTrainer` leaves their tokenization to `PairCollator`.
+
+    A column `images` makes TRL skip its own tokenization, but then it refuses to precompute reference log-probs. So to
+    `precompute`, TRL gets a tokenizer and one short chat to use it on, over and over; the answers go by other names.
+    """
+    if not precompute:
+        return pairs.add_column("images", [[]] * len(pairs))
+    pairs = pairs.rename_columns({"chosen": "chosen_answer", "rejected": "rejected_answer"})
+    for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+        pairs = pairs.add_column(name, [[{"role": role, "content": "."}]] * len(pairs))
+    return pairs
+
+
+class PairCollator:
+    """`PreferenceCollator` for the rows of `for_trl`, with precomputed reference log-probs where they hold them.
+
+    Args:
+        max_length: positions of prompt and answer; a longer pair is a ValueError.
+        num_scales: count the codes of so many scales, coarse to fine, in the answers' log-probs; None is all. As
+            scales are written coarse to fine, that is the log-prob of the coarse picture. TRL sums log-probs with
+            weights 0 and 1 only.
+    """
+
+    def __init__(self, processor: UnifiedProcessor, max_length: int, num_scales: int | None = None) -> None:
+        scales = len(processor.patch_nums)
+        if num_scales is not None and not 1 <= num_scales <= scales:
+            raise ValueError(f"num_scales {num_scales} of a pyramid with {scales}; give 1 to {scales}")
+        self.collate, self.vocabulary = PreferenceCollator(processor, max_length), processor.vocabulary
+        self.counted = scale_ids(processor.patch_nums) < (scales if num_scales is None else num_scales)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        names = ("chosen_answer", "rejected_answer") if "chosen_answer" in examples[0] else ("chosen", "rejected")
+        pairs = [{**example, "chosen": example[names[0]], "rejected": example[names[1]]} for example in examples]
+        batch = self.collate(pairs)
+        is_image = self.vocabulary.is_image(batch["input_ids"])
+        places = (torch.cumsum(is_image, dim=1) - 1).clamp(min=0) % len(self.counted)
+        batch["completion_mask"] *= (self.counted[places] | ~is_image).long()
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+
+def check_lengths(pairs: datasets.Dataset, collator: PairCollator) -> None:
+    """Encode every pair, before training. Raises ValueError naming the first that is too long or cannot be encoded."""
+    for number, pair in enumerate(tqdm(pairs, desc="check pairs", unit="pair", mininterval=1)):
+        try:
+            collator([pair])
+        except ValueError as error:
+            raise ValueError(f"pair {number} (source {pair['source']}): {error}") from error

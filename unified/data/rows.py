@@ -1,0 +1,244 @@
+"""Rows on disk: a chat with its pictures (JSONL or parquet) going in, the same chat with codes coming out.
+
+A *row* is `{"messages", "images", "metadata", "source"}`; an *encoded row* has `codes` in place of `images`. In both,
+every `{"type": "image"}` part of the messages stands for the next image, in order. L: codes of one image.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unified.files.jsonl import read_lines
+from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
+
+_MESSAGES = pa.list_(
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),
+        ]
+    )
+)
+_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+ROW_SCHEMA = pa.schema(
+    [("messages", _MESSAGES), ("images", _IMAGES), ("metadata", pa.string()), ("source", pa.string())]
+)
+ENCODED_SCHEMA = pa.schema(
+    [
+        ("messages", _MESSAGES),
+        ("codes", pa.list_(pa.list_(pa.int32()))),
+        ("metadata", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+ROLES = ("system", "user", "assistant")
+_BATCH_ROWS = 256  # rows of parquet held in memory at once, images included
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture not yet read: its name for messages to people, and its bytes or the file that has them."""
+
+    name: str
+    data: bytes | None = None
+    file: Path | None = None
+
+    def read(self) -> bytes:
+        """Bytes of the encoded picture; raises OSError when its file cannot be read."""
+        return self.data if self.data is not None else Path(self.file or self.name).read_bytes()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked row; `messages` have lists of parts as content, `where` is `file:number` counted from 1."""
+
+    messages: list[dict[str, Any]]
+    images: list[ImageRef]
+    metadata: str
+    source: str
+    where: str
+
+
+def count_rows(path: str | Path) -> int:
+    """Rows of a `.jsonl` or `.parquet` file.
+
+    JSONL is checked on the way, so that a mistake in its last line is found before hours of work on the others.
+    Raises ValueError as `read_rows` does.
+    """
+    return pq.read_metadata(path).num_rows if _kind(path) == ".parquet" else sum(1 for _ in read_rows(path))
+
+
+def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+    """Rows `start` to `stop` (half-open, blank lines not counted) of a `.jsonl` or `.parquet` file.
+
+    In JSONL a content may be a plain string, images are paths relative to the file, `metadata` may be an object, and
+    `metadata` and `source` (the file's stem) may be missing. Keys beside these four are not read.
+    Raises ValueError naming file and row when a row is malformed or has not one image per image part.
+    """
+    path = Path(path)
+    records = _parquet_records if _kind(path) == ".parquet" else read_lines
+    for number, record in records(path, start, stop):
+        yield _checked(record, path, f"{path}:{number}")
+
+
+def write_encoded_shard(
+    path: str | Path, rows: Iterable[dict[str, Any]], fingerprint: str, patch_nums: PatchNums
+) -> None:
+    """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, whole or not at all.
+
+    `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, which fit every tokenizer.
+    Raises ValueError when a list of codes has not L entries.
+    """
+    rows, length = list(rows), image_length(patch_nums) if patch_nums else 0
+    for codes in (codes for row in rows for codes in row["codes"]):
+        if len(codes) != length:
+            raise ValueError(f"{path}: an image has {len(codes)} codes, its tokenizer gives {length}; encode it again")
+    scales = normalize_patch_nums(patch_nums) if patch_nums else ()
+    metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(scales)}
+    write_parquet(path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA.with_metadata(metadata)))
+
+
+def write_parquet(path: str | Path, table: pa.Table) -> None:
+    """Write a table to a temporary neighbour of `path` and rename it, so that `path` is never half a file."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """`(vq_fingerprint, patch_nums)` an encoded shard was written with.
+
+    Raises ValueError when the file is not an encoded shard.
+    """
+    metadata = pq.read_schema(path).metadata or {}
+    if b"vq_fingerprint" not in metadata or b"patch_nums" not in metadata:
+        raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
+    scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
+    return metadata[b"vq_fingerprint"].decode(), scales
+
+
+def shared_stamp(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The `read_encoded_stamp` that all shards have, which `flag` named; ValueError where there are several."""
+    stamps = {read_encoded_stamp(path) for path in paths}
+    if len(stamps) != 1:
+        raise ValueError(f"{flag} are of {len(stamps)} image tokenizers; give files of one")
+    return stamps.pop()
+
+
+def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of an encoded shard as dicts of `ENCODED_SCHEMA`'s columns; the inverse of `write_encoded_shard`."""
+    return pq.read_table(path, columns=ENCODED_SCHEMA.names).to_pylist()
+
+
+def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
+    """Make `folder` the output of a job with these `settings`, or check that it is: `settings.json` says which.
+
+    Safe to call from several processes at once. Raises ValueError naming what differs from the settings found there,
+    or where there are shards that no settings tell of.
+    """
+    folder, wanted = Path(folder), json.dumps(settings, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, has_shards = folder / "settings.json", any(folder.glob("*.parquet"))  # shards come behind their stamp
+    if stamp.exists():
+        found, settings = json.loads(stamp.read_text()), json.loads(wanted)
+        changed = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
+        if changed:
+            key = changed[0]
+            values = f"{_short(found.get(key))}, not {_short(settings.get(key))}"
+            raise ValueError(f"{folder} was made with {key} {values}; give another --out or delete the folder")
+        return folder
+    if has_shards:
+        raise ValueError(f"{folder} holds parquet files without a settings.json; give another --out")
+    temporary = stamp.with_suffix(f".{uuid.uuid4().hex}.tmp")  # processes of several machines may share a number
+    temporary.write_text(wanted)
+    os.replace(temporary, stamp)
+    return folder
+
+
+def _kind(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    if suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path} is neither .jsonl nor .parquet; give files of rows, for instance DIR/*.parquet")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file; check the path")
+    return suffix
+
+
+def _parquet_records(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    file = pq.ParquetFile(path)
+    columns = [name for name in ROW_SCHEMA.names if name in file.schema_arrow.names]
+    stop = file.metadata.num_rows if stop is None else stop
+    row = 0
+    for group in range(file.num_row_groups):
+        after = row + file.metadata.row_group(group).num_rows
+        if after <= start or row >= stop:
+            row = after
+            continue
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+            wanted = batch.slice(max(start - row, 0), max(min(stop, row + len(batch)) - max(start, row), 0))
+            yield from enumerate(wanted.to_pylist(), start=max(start, row) + 1)
+            row += len(batch)
+
+
+def _checked(record: dict[str, Any], path: Path, where: str) -> Row:
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}: no `messages`; give a list of {{role, content}} as Hugging Face chats have")
+    messages = [_checked_message(message, where) for message in messages]
+    images = [_image_ref(image, path, where) for image in record.get("images") or []]
+    parts = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if parts != len(images):
+        raise ValueError(f"{where}: {parts} image parts in `messages` but {len(images)} `images`; give one each")
+    metadata = record.get("metadata")
+    if not isinstance(metadata, str):
+        metadata = json.dumps(metadata or {})
+    return Row(messages, images, metadata, str(record.get("source") or path.stem), where)
+
+
+def _checked_message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        raise ValueError(f"{where}: message {_short(message)} has not both `role` and `content`; give both")
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise ValueError(f"{where}: role {_short(role)}; choose from {', '.join(ROLES)}")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise ValueError(f"{where}: content {_short(content)} of role {role}; give a string or a list of parts")
+    return {"role": role, "content": [_checked_part(part, where) for part in content]}
+
+
+def _checked_part(part: Any, where: str) -> dict[str, str | None]:
+    if isinstance(part, dict):
+        given = {key for key, value in part.items() if value is not None}
+        if part.get("type") == "text" and given == {"type", "text"} and isinstance(part["text"], str):
+            return {"type": "text", "text": part["text"]}
+        if part.get("type") == "image" and given == {"type"}:
+            return {"type": "image", "text": None}
+    text, image = '{"type": "text", "text": "..."}', '{"type": "image"}'
+    raise ValueError(f"{where}: part {_short(part)}; write {text} or {image} (its file goes into `images`)")
+
+
+def _image_ref(image: Any, path: Path, where: str) -> ImageRef:
+    if isinstance(image, str):
+        return ImageRef(image, file=path.parent / image)
+    if isinstance(image, dict) and image.get("bytes") is not None:
+        return ImageRef(image.get("path") or where, data=image["bytes"])
+    if isinstance(image, dict) and image.get("path"):
+        return ImageRef(image["path"], file=path.parent / image["path"])
+    raise ValueError(f"{where}: image {_short(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,27 @@
+"""A folder to an image tokenizer that is ready to use."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from unified.files.weights import check_weights
+from unified.hardware.device import best_device
+from unified.image_tokenizer.configuration import VQConfig
+from unified.image_tokenizer.model import VQModel
+
+
+def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None) -> VQModel:
+    """Image tokenizer alone, in float32, on the best device by default; ValueError where there is none."""
+    config = Path(folder, "config.json")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if kind != VQConfig.model_type:
+        found = "no config.json" if kind is None else f"a model of type {kind!r}"
+        raise ValueError(
+            f"vq {folder} holds no tokenizer ({found}); give a folder that recipes/train_vq.py or "
+            "data_prep/convert_var_vq.py has written"
+        )
+    check_weights(Path(folder))
+    vq = VQModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return vq.to(device or best_device())  # type: ignore[arg-type]  # HF wraps nn.Module.to

@@ -1,0 +1,76 @@
+"""Several pictures of each prompt, whose prompt is run once: the samples preferences are made of.
+
+Legend: B prompts, N pictures of each, T sequence, L codes of an image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified.inference.text_to_image import image_prompts
+from unified.models.generation import Canvas, ImageSampling
+from unified.models.modeling import UnifiedForCausalLM
+from unified.models.processing import UnifiedProcessor
+from unified.models.sequence_layout import context_left
+
+
+def image_seed(seed: int, prompt: int, sample: int) -> int:
+    """Seed of one picture: 32 bits, which is all that torch's CPU generator looks at."""
+    return int(np.random.SeedSequence([seed, prompt, sample]).generate_state(1)[0])
+
+
+@torch.no_grad()
+def draw_variants(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    prompts: Sequence[str],
+    seeds: Sequence[Sequence[int]],
+    sampling: ImageSampling | None = None,
+) -> Tensor:
+    """Codes (B, N, L): for prompt b one picture for each of its N `seeds[b]`.
+
+    A picture is the one `unified draw` paints from its prompt and seed, but for rounding. The prompts are run once
+    and their cache is copied N times; guidance's unconditional half is run for every picture.
+    Raises ValueError where the numbers of seeds differ, and for a prompt that fills the backbone's context.
+    """
+    counts = {len(own) for own in seeds}
+    if len(seeds) != len(prompts) or len(counts) != 1 or not min(counts):
+        raise ValueError(f"{len(prompts)} prompts with {[len(own) for own in seeds]} seeds; give each as many")
+    canvas = _prompted(model, processor, prompts)
+    nothing = torch.zeros(len(prompts), 0, model.config.text_config.hidden_size, device=model.device)
+    model.feed(canvas, nothing, ~canvas.finished, scale=0)
+    return _paint_copies(model, processor, canvas, seeds, sampling or ImageSampling()).view(
+        len(prompts), counts.pop(), -1
+    )
+
+
+def _prompted(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]) -> Canvas:
+    """The prompts, padded on the left, each with the image start behind it."""
+    ids, mask = image_prompts(model, processor, prompts)
+    context_left(ids, mask, model.config, images=1)
+    return Canvas(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
+
+
+def _paint_copies(
+    model: UnifiedForCausalLM,
+    processor: UnifiedProcessor,
+    canvas: Canvas,
+    seeds: Sequence[Sequence[int]],
+    sampling: ImageSampling,
+) -> Tensor:
+    """Codes (B * N, L) of pictures painted on N copies of every row, whose ids are all in the cache."""
+    copies = len(seeds[0])
+    canvas.cache.batch_repeat_interleave(copies)
+    wide = Canvas(
+        canvas.input_ids.repeat_interleave(copies, dim=0),
+        canvas.mask.repeat_interleave(copies, dim=0),
+        canvas.finished.repeat_interleave(copies, dim=0),
+        canvas.filler,
+        cache=canvas.cache,
+    )
+    generators = [torch.Generator(model.device).manual_seed(seed) for own in seeds for seed in own]
+    model.paint(wide, ~wide.finished, sampling, torch.tensor([processor.unconditional_ids()]), generators)
+    start = canvas.input_ids.shape[1]
+    return model.config.vocabulary.ids_to_codes(wide.input_ids[:, start : start + model.config.image_length])

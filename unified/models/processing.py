@@ -1,0 +1,335 @@
+"""What a chat looks like: messages -> ids, and ids -> text and image parts.
+
+A *read* image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a *written* one (assistant turn) is
+`boi, L image ids, eoi`. Only the chat template may place special tokens: text of a message is always ordinary text.
+Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from unified.files.images import image_to_pixels
+from unified.image_tokenizer.scales import image_length, normalize_patch_nums
+from unified.models.configuration import UnifiedConfig
+from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_written, with_system_prompt
+from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
+
+IGNORE_INDEX = -100  # the label that the loss skips
+SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: stands for a content part while the template is rendered
+IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
+
+Codes = Sequence[int] | Tensor
+
+
+@dataclass
+class EncodedChat:
+    """One conversation: `input_ids` and `labels` of equal length, and the codes of its read images in order."""
+
+    input_ids: list[int]
+    labels: list[int]
+    read_codes: list[list[int]] = field(default_factory=list)
+
+
+def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template of `tokenizer` accepts a system message."""
+    if not tokenizer.chat_template:
+        return False  # the constructor says what is missing
+    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Hello."}]
+    try:
+        return bool(tokenizer.apply_chat_template(chat, tokenize=False))
+    except TemplateError:
+        return False
+
+
+class UnifiedProcessor(ProcessorMixin):
+    """A tokenizer and the geometry of images: everything that turns chats into ids and ids into parts.
+
+    Args:
+        tokenizer: the backbone's, with the three special tokens `unified extend` adds.
+        boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset, codebook_size: see `Vocabulary`.
+        patch_nums, image_size: see `VQConfig`. image_order: see `UnifiedConfig`.
+        system_prompt: begins conversations that bring none; None where the chat template refuses one (Gemma's).
+        chat_template: jinja template; the tokenizer's own by default.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        boi_token_id: int,
+        eoi_token_id: int,
+        image_pad_token_id: int,
+        image_token_offset: int,
+        codebook_size: int,
+        patch_nums: Sequence[int | Sequence[int]],
+        image_size: int,
+        image_order: str = "scales",
+        system_prompt: str | None = SYSTEM_PROMPT,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        self.boi_token_id, self.eoi_token_id, self.image_pad_token_id = boi_token_id, eoi_token_id, image_pad_token_id
+        self.image_token_offset, self.codebook_size = image_token_offset, codebook_size
+        self._vocabulary = Vocabulary(
+            image_token_offset, codebook_size, boi_token_id, eoi_token_id, image_pad_token_id
+        )
+        self.patch_nums = normalize_patch_nums(patch_nums)
+        self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
+        if not self.chat_template:
+            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; take an instruct model's")
+        self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._layouts: dict[tuple, list[list[int]]] = {}
+
+    @classmethod
+    def from_config(cls, tokenizer: PreTrainedTokenizerBase, config: UnifiedConfig) -> "UnifiedProcessor":
+        """Processor of a model's `config`; raises ValueError unless `tokenizer` is the one it was extended with."""
+        expected = [config.boi_token_id, config.eoi_token_id, config.image_pad_token_id]
+        special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        found = [special.get(token) for token in SPECIAL_TOKENS]
+        if found != expected or len(tokenizer) > config.image_token_offset:
+            raise ValueError(
+                f"the tokenizer ({len(tokenizer)} tokens) lacks {SPECIAL_TOKENS} as special ids {expected} below "
+                f"image_token_offset {config.image_token_offset}; make the checkpoint with `unified extend`"
+            )
+        return cls(
+            tokenizer,
+            **asdict(config.vocabulary),
+            patch_nums=config.patch_nums,
+            image_size=config.vq_config.image_size,
+            image_order=config.image_order,
+            system_prompt=SYSTEM_PROMPT if takes_system_prompt(tokenizer) else None,
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The map between codes and ids."""
+        return self._vocabulary
+
+    @property
+    def image_length(self) -> int:
+        """Codes of one image, L."""
+        return image_length(self.patch_nums)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills up a batch: the tokenizer's pad token, else its end of text."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def encode_chat(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> EncodedChat:
+        """Encode a whole conversation for training.
+
+        Args:
+            messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended.
+            codes: L codes for every image part, in order of appearance.
+
+        Returns labels on what the assistant says and the special token that ends its turn, `IGNORE_INDEX` elsewhere.
+        Raises ValueError when the number of images or the length of one's codes does not fit.
+        """
+        return self._encode(messages, list(codes), add_generation_prompt=False)
+
+    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> list[int]:
+        """Ids of a conversation up to where the assistant answers; `codes` as for `encode_chat`."""
+        return self._encode(messages, list(codes), add_generation_prompt=True).input_ids
+
+    def unconditional_ids(self) -> list[int]:
+        """Prompt of an image drawn from nothing: a user turn with empty text. For guidance and caption dropout."""
+        return self.prompt_ids([{"role": "user", "content": ""}])
+
+    def apply_chat_template(  # type: ignore[override]  # images come as codes, and nothing is rendered but the chat
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        codes: Sequence[Codes] | None = None,
+        images: Sequence[Image.Image] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature | Tensor | str | list[str]:
+        """Encode one conversation or a list of them for generation, padded on the left.
+
+        Args:
+            codes: L codes for every image part of all conversations, in order of appearance.
+            images: pictures of the read images instead; then `codes` holds the written images alone.
+            tokenize: False gives the rendered text, with images as `boi image_pad eoi`, for people to look at.
+
+        Returns `input_ids`, `attention_mask` (B, T) and, with read images, `image_codes` (N, L) or `pixel_values`
+        (N, 3, H, W). Raises ValueError as `encode_chat` does.
+        """
+        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        chats = cast(list[Sequence[Message]], list(conversation) if batched else [conversation])
+        if not tokenize:
+            texts = [self._render_text(chat, add_generation_prompt) for chat in chats]
+            return texts if batched else texts[0]
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors {return_tensors!r} is not offered; use 'pt'")
+        pending = iter(self._codes_of_parts(chats, codes, images))
+        encoded = []
+        for chat in chats:
+            chat_codes = [next(pending) for _ in range(count_images(chat))]
+            encoded.append(self._encode(chat, chat_codes, add_generation_prompt))
+        features = self._pad_left([chat.input_ids for chat in encoded])
+        read_codes = [image for chat in encoded for image in chat.read_codes]
+        if images:
+            features["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
+        elif read_codes:
+            features["image_codes"] = torch.tensor(read_codes)
+        return BatchFeature(features) if return_dict else features["input_ids"]
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | list[str] | None = None,
+        split_special_tokens: bool = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenize plain `text` (nothing in it is special by default) and scale `images`; chats take the template."""
+        if text is None and images is None:
+            raise ValueError("neither text nor images given; pass at least one")
+        data: dict[str, Any] = {}
+        if text is not None:
+            data.update(self.tokenizer(text, split_special_tokens=split_special_tokens, **kwargs))
+        if images is not None:
+            pictures = [images] if isinstance(images, Image.Image) else images
+            data["pixel_values"] = torch.stack([image_to_pixels(picture, self.image_size) for picture in pictures])
+        return BatchFeature(data)
+
+    def decode_parts(self, ids: Tensor | Sequence[int]) -> list[dict[str, Any]]:
+        """Split a sequence (T,) into `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`, in order.
+
+        Special tokens and placeholders of read images are left out. Raises ValueError for an incomplete image.
+        """
+        ids, vocabulary, parts = torch.as_tensor(ids, dtype=torch.long).cpu(), self.vocabulary, []
+        is_image = vocabulary.is_image(ids)
+        follows = torch.cat([is_image | (ids == self.image_pad_token_id), torch.tensor([False])])[1:]
+        if bool(((ids == self.boi_token_id) & ~follows).any()):
+            self._check_length(0)
+        _, lengths = is_image.unique_consecutive(return_counts=True)
+        for run in ids.split(lengths.tolist()):
+            if bool(vocabulary.is_image(run).any()):
+                self._check_length(len(run))
+                parts.append({"type": "image", "codes": vocabulary.ids_to_codes(run)})
+            elif text := self.tokenizer.decode([i for i in run.tolist() if i not in self._special_ids]):
+                parts.append({"type": "text", "text": text})
+        return parts
+
+    def batch_decode_parts(self, ids: Iterable[Tensor | Sequence[int]]) -> list[list[dict[str, Any]]]:
+        """`decode_parts` of every sequence."""
+        return [self.decode_parts(row) for row in ids]
+
+    def _encode(
+        self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool
+    ) -> EncodedChat:
+        messages = with_system_prompt(messages, self.system_prompt)
+        parts = [(is_written(message), part) for message in messages for part in content_parts(message)]
+        around = self._template_ids(messages, add_generation_prompt)
+        chat = EncodedChat(list(around[0]), [IGNORE_INDEX] * len(around[0]))
+        contents = self._content_ids(parts, codes, chat.read_codes)
+        for (written, _), content, template in zip(parts, contents, around[1:], strict=True):
+            chat.input_ids += content
+            chat.labels += content if written else [IGNORE_INDEX] * len(content)
+            ends_turn = template[:1] if written and template and template[0] in self._special_ids else []
+            chat.input_ids += template
+            chat.labels += ends_turn + [IGNORE_INDEX] * (len(template) - len(ends_turn))
+        return chat
+
+    def _content_ids(
+        self, parts: list[tuple[bool, dict]], codes: list[Codes | None], read_codes: list[list[int]]
+    ) -> list[list[int]]:
+        """Ids of every content part; codes of the read images are appended to `read_codes`."""
+        count = sum(part["type"] == "image" for _, part in parts)
+        if count != len(codes):
+            raise ValueError(f"{count} image parts in the messages but codes for {len(codes)}; give one list each")
+        texts, pending = iter(self._text_ids([p["text"] for _, p in parts if p["type"] == "text"])), iter(codes)
+        return [
+            next(texts) if part["type"] == "text" else self._image_ids(written, next(pending), read_codes)
+            for written, part in parts
+        ]
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        # split_special_tokens: "<|im_end|>" typed by a user is spelt out, never the special token
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+
+    def _image_ids(self, written: bool, codes: Codes | None, read_codes: list[list[int]]) -> list[int]:
+        h, w = self.patch_nums[-1]
+        inner = [self.image_pad_token_id] * (h * w)
+        if codes is not None:
+            self._check_length(len(codes))
+            codes = torch.as_tensor(codes, dtype=torch.long)
+            ids = self.vocabulary.codes_to_ids(codes).tolist()
+            if written:
+                inner = ids
+            else:
+                read_codes.append(codes.tolist())
+        return [self.boi_token_id, *inner, self.eoi_token_id]
+
+    def _check_length(self, length: int) -> None:
+        if length != self.image_length:
+            raise ValueError(
+                f"an image has {length} codes but patch_nums {list(self.patch_nums)} make {self.image_length}; "
+                "give whole images of this checkpoint's tokenizer"
+            )
+
+    def _codes_of_parts(
+        self, chats: list[Sequence[Message]], codes: Sequence[Codes] | None, images: Sequence[Image.Image] | None
+    ) -> list[Codes | None]:
+        """Codes of every image part of all chats; None for those that come as pictures."""
+        given = [] if codes is None else list(codes)
+        written = [is_written(message) for chat in chats for message in chat for _ in range(count_images([message]))]
+        in_codes = [images is None or painted for painted in written]
+        if images is not None and len(images) != in_codes.count(False):
+            raise ValueError(f"{len(images)} images given for {in_codes.count(False)} read image parts; give one each")
+        if len(given) != sum(in_codes):
+            raise ValueError(f"codes of {len(given)} images for {sum(in_codes)} image parts; give one list each")
+        pending = iter(given)
+        return [next(pending) if has_codes else None for has_codes in in_codes]
+
+    def _template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[list[int]]:
+        """Ids the chat template puts before, between and after the content parts; they depend on the roles alone."""
+        roles = tuple((message["role"], len(content_parts(message))) for message in messages)
+        key = (self.chat_template, roles, add_generation_prompt)
+        if key not in self._layouts:
+            rendered, count = self._render(messages, add_generation_prompt)
+            pieces = re.split(SENTINEL.format(r"(\d+)"), rendered)
+            if [int(index) for index in pieces[1::2]] != list(range(count)):
+                raise ValueError(
+                    f"the chat template gives {len(pieces) // 2} of {count} contents for roles "
+                    f"{[role for role, _ in roles]}, or in another order; use a template that keeps every message"
+                )
+            # the template's own special tokens are honoured here, and only here
+            self._layouts[key] = self.tokenizer(pieces[::2], add_special_tokens=False)["input_ids"]
+        return self._layouts[key]
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, int]:
+        """Template text with a numbered sentinel for every content part, and the number of parts."""
+        skeleton, count = [], 0
+        for message in messages:
+            stop = count + len(content_parts(message))
+            skeleton.append({"role": message["role"], "content": "".join(map(SENTINEL.format, range(count, stop)))})
+            count = stop
+        return self.tokenizer.apply_chat_template(
+            skeleton, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+        ), count
+
+    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        messages = with_system_prompt(messages, self.system_prompt)
+        parts = [part for message in messages for part in content_parts(message)]
+        rendered, _ = self._render(messages, add_generation_prompt)
+        shown = [part["text"] if part["type"] == "text" else IMAGE_TEXT for part in parts]
+        return re.sub(SENTINEL.format(r"(\d+)"), lambda match: shown[int(match[1])], rendered)
+
+    def _pad_left(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        width = max(map(len, rows))
+        padded = [[self.pad_token_id] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+
+
+AutoProcessor.register(UnifiedConfig, UnifiedProcessor)

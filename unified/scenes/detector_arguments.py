@@ -1,0 +1,36 @@
+"""What recipes/train_detector.py can be told."""
+
+from dataclasses import dataclass
+
+from unified.arguments.fields import arg
+from unified.training.tokenizer_arguments import AveragedTrainingArguments
+
+
+@dataclass
+class DetectorArguments:
+    """Shape of the Scenes detector; the names are DetectorConfig's."""
+
+    channels: list[int] = arg([64, 112], "widths at strides 4 and 8")
+    num_blocks: list[int] = arg([2, 3], "residual blocks at strides 4 and 8; the last ones see the whole object")
+
+
+@dataclass
+class DetectorTrainingArguments(AveragedTrainingArguments):
+    """One run of recipes/train_detector.py; precision and processes belong to `accelerate launch`."""
+
+    vq: str = arg("weights/scenes-vq", "image tokenizer whose pictures will be judged")
+    output_dir: str = arg("out/detector", "where checkpoints, the log and the trained detector go")
+    tidy_share: float = arg(0.5, "share of scenes with tidy layout, the others are free")
+    torn_share: float = arg(0.35, "share of pictures patched together from two, so that ruins are no objects")
+    tokenizer_share: float = arg(0.5, "share of pictures seen through the tokenizer; 0.5 costs half a step more")
+    max_steps: int = arg(6000, "optimizer steps; the cosine schedule ends here")
+    batch_size: int = arg(32, "pictures per process and step; at least 16, or scrambled codes are not mixed enough")
+    learning_rate: float = arg(2e-3, "peak learning rate")
+    warmup_steps: int = arg(200, "steps of linear warm-up; the rate then falls to 0 along a cosine")
+    weight_decay: float = arg(0.02, "AdamW's decay of convolution weights")
+    eval_steps: int = arg(1000, "steps between evaluations")
+    eval_scenes: int = arg(50, "scenes of every task in these")
+    ceiling_scenes: int = arg(400, "scenes of every task in the final ceilings, written to ceilings.json")
+    save_steps: int = arg(500, "steps between resumable checkpoints; only the newest is kept")
+    num_workers: int = arg(0, "processes that render; worth it where a GPU would wait for them")
+    seed: int = arg(0, "seed of weights, scenes and codes")

@@ -1,0 +1,188 @@
+"""What the trainings of small vision models share: a model and its moving average, the schedule, checkpoints, the log.
+
+A training that HF's Trainer does not fit (image tokenizer, detector) subclasses `AveragedRun` and writes its `step`.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from unified.training.tokenizer_arguments import AveragedTrainingArguments
+
+
+class AveragedRun(ABC):
+    """Everything a run carries from step to step: weights, their average, optimizer, sums for the log, clocks."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: PreTrainedModel,
+        args: Any,  # an AveragedTrainingArguments; subclasses know which
+        final_learning_rate: float = 0.0,
+        checkpoints_kept: int = 1,
+    ) -> None:
+        self.accelerator, self.args = accelerator, args
+        self.final_learning_rate, self.checkpoints_kept = final_learning_rate, checkpoints_kept
+        self.core: Any = model.to(accelerator.device, memory_format=torch.channels_last).train()
+        self.average: Any = copy.deepcopy(self.core).requires_grad_(False).eval()
+        optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True)
+        self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
+        accelerator.register_for_checkpointing(self.average)
+        self.sums: dict[str, Tensor] = {}
+        self.window_start, self.window_steps = time.monotonic(), 0
+
+    def train(self, batches: Iterable[Any], first_step: int) -> None:
+        """Step through `batches`, which begin with that of `first_step`; log, evaluate and save on the way."""
+        args = self.args
+        started, deadline = time.monotonic(), (args.max_minutes or math.inf) * 60
+        bar = tqdm(total=args.max_steps, initial=first_step, unit="step", disable=not self.accelerator.is_main_process)
+        for step, batch in enumerate(batches, start=first_step):
+            self.step(step, batch)
+            self.window_steps += 1
+            bar.update()
+            done = step + 1
+            out_of_time = self.agree(time.monotonic() - started > deadline)
+            last = done == args.max_steps or out_of_time
+            if done % args.log_steps == 0 or last:
+                bar.set_postfix(self.log_training(done))
+            self.report(done, last)
+            if done % args.save_steps == 0 or last:
+                self.save(done)
+            if out_of_time:
+                break
+        bar.close()
+
+    @abstractmethod
+    def step(self, step: int, batch: Any) -> None:
+        """One update."""
+
+    @abstractmethod
+    def report(self, done: int, last: bool) -> None:
+        """Evaluate where it is due."""
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, clip, optimizer; `begin_step` comes before the loss, `update_average` after."""
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.core.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def begin_step(self, step: int) -> None:
+        """Set the step's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.args, self.final_learning_rate)
+
+    def generator(self, step: int) -> torch.Generator:
+        """This process's randomness of a step, on the CPU: a resumed run draws what an uninterrupted one draws."""
+        seed = (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
+        return torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Move the averaged weights; early on the average is short, or it would remember the random start."""
+        decay = min(self.args.ema_decay, (step + 1) / (step + 10)) if self.args.ema_decay > 0 else 0.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.core.parameters()), 1 - decay)
+
+    def add(self, **terms: Tensor) -> None:
+        """Sum terms on the device; only `log_training` waits for them."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+
+    def log_training(self, done: int, **more: float) -> dict[str, str]:
+        """Write the window's mean terms, `more`, and the speed; returns what the progress bar shows."""
+        seconds = time.monotonic() - self.window_start
+        images = self.window_steps * self.args.batch_size * self.accelerator.num_processes
+        record = {f"train/{name}": float(value) / self.window_steps for name, value in self.sums.items()} | more
+        rate = learning_rate(done - 1, self.args, self.final_learning_rate)
+        record |= {"learning_rate": rate, "images_per_second": images / seconds}
+        self.write(done, record)
+        self.sums, self.window_steps, self.window_start = {}, 0, time.monotonic()
+        return {"loss": f"{record['train/loss']:.4f}", "image/s": f"{record['images_per_second']:.0f}"}
+
+    def write(self, done: int, record: dict[str, float]) -> None:
+        """One line of log.jsonl, and the same values to the trackers there are."""
+        self.accelerator.log(record, step=done)
+        if self.accelerator.is_main_process:
+            with Path(self.args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": done} | record) + "\n")
+
+    def agree(self, mine: bool) -> bool:
+        """True on every process when it is true on one: they must leave the loop together."""
+        if self.accelerator.num_processes == 1 or self.args.max_minutes is None:
+            return mine
+        return bool(self.accelerator.reduce(torch.tensor([float(mine)], device=self.accelerator.device)).item())
+
+    def save(self, done: int) -> None:
+        """Write checkpoint-<step>, complete or not at all, and drop the oldest beyond those that are kept."""
+        folder = Path(self.args.output_dir)
+        partial, final = folder / "unfinished-checkpoint", folder / f"checkpoint-{done:07d}"
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path | None) -> int:
+        """Continue from `checkpoint`; returns the first step. ValueError where processes found different ones."""
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"output_dir {self.args.output_dir} holds checkpoints of steps {sorted(set(steps))} for different "
+                "processes; give all machines one shared folder, or copy the newest checkpoint to each"
+            )
+        if checkpoint is None:
+            return 0
+        self.accelerator.load_state(str(checkpoint))
+        self.accelerator.print(f"resumed from {checkpoint}")
+        return step
+
+    def finish(self) -> None:
+        """Save the averaged weights for `from_pretrained`."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            partial = Path(self.args.output_dir, "unfinished-model")
+            self.average.to(memory_format=torch.contiguous_format).save_pretrained(partial)
+            for path in partial.iterdir():
+                os.replace(path, partial.parent / path.name)
+            partial.rmdir()
+
+
+def learning_rate(step: int, args: AveragedTrainingArguments, final: float) -> float:
+    """Linear warm-up, then a cosine down to `final` at max_steps."""
+    warm = min(1.0, (step + 1) / max(args.warmup_steps, 1))
+    progress = max(0, step - args.warmup_steps) / max(args.max_steps - args.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return warm * (final + (args.learning_rate - final) * cosine)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Convolution weights decay; norms, biases and a codebook do not."""
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    others = [p for p in model.parameters() if p.ndim != 4]
+    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def newest_checkpoint(args: AveragedTrainingArguments) -> Path | None:
+    """Checkpoint to resume from; raises ValueError when a new run would write over an old one's."""
+    found = sorted(Path(args.output_dir).glob("checkpoint-*"))
+    if found and not args.resume:
+        raise ValueError(f"output_dir {args.output_dir} holds {found[-1].name}; add --resume, or give another folder")
+    return found[-1] if found else None
