@@ -1,7 +1,7 @@
 """Pairs of pictures for recipes/dpo.py: a checkpoint draws several for each prompt, a scorer says which is better.
 
     python data_prep/build_preferences.py --model out/sft --prompts prompts.jsonl --out out/pairs --samples 8 \\
-        --guidance 1 --temperature 0.7 --scorer margin --min_gap 0.3
+        --guidance_scale 1 --temperature 0.7 --scorer margin --min_gap 0.3
     accelerate launch --num_processes 8 data_prep/build_preferences.py --model out/sft --prompts prompts.jsonl \\
         --out out/pairs --scorer clip --clip CLIP_DIR
     python data_prep/build_preferences.py --questions out/encoded/*.parquet --out out/question_pairs
@@ -17,7 +17,7 @@ Pairs whose scores tie are dropped and counted. What was drawn stays in OUT/samp
 so that another scorer need not draw: give it the same --sampled and another --out. --questions needs no model: encoded
 rows about images (see data_prep/render_scenes.py) become pairs of their right answer and a wrong one.
 
-Written are shards `OUT/00000.parquet` (see unified/data/preferences.py). A run that was stopped goes on with the shards
+Written are shards `OUT/00000.parquet` (see unified.data.preferences). A run that was stopped goes on with the shards
 that are missing; `settings.json` says what a folder was made of, and another model, prompt set or scorer is refused.
 The prompts of a batch are run once, whatever --samples; guidance's unconditional prompt is run for every picture.
 """
@@ -57,7 +57,7 @@ from unified.evaluation.preference_scorers import (
     read_choices,
 )
 from unified.hardware.device import best_device
-from unified.inference.samples_per_prompt import draw_variants, image_seed
+from unified.inference.samples_per_prompt import draw_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
 from unified.models.generation import ImageSampling
 
@@ -81,7 +81,9 @@ class BuildArguments:
     choices: str | None = field(default=None, metadata={"help": "human: JSONL of choices; None: draw sheets"})
     max_pairs: int = field(default=1, metadata={"help": "pairs of a prompt; each picture is in one at most"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
-    guidance: float = field(default=ImageSampling.guidance, metadata={"help": "classifier-free guidance; 1 is none"})
+    guidance_scale: float = field(
+        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
+    )
     temperature: float = field(default=ImageSampling.temperature, metadata={"help": "lower is less varied"})
     top_k: int = field(default=ImageSampling.top_k, metadata={"help": "choose among so many codes; 0 is all"})
     top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
@@ -91,7 +93,7 @@ class BuildArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        check_least(self, samples=2, max_pairs=1, min_gap=0, guidance=0, batch_size=1, shard_size=1)
+        check_least(self, samples=2, max_pairs=1, min_gap=0, guidance_scale=0, batch_size=1, shard_size=1)
         if self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}; give more than 0, or all pictures are the same")
         if bool(self.questions) == bool(self.prompts) or bool(self.prompts) != bool(self.model):
@@ -101,8 +103,8 @@ class BuildArguments:
 
     @property
     def sampling(self) -> ImageSampling:
-        """As `draw_variants` takes it."""
-        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance)
+        """As `draw_samples` takes it."""
+        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def digest(*paths: str) -> str:
 
 def sample_settings(args: BuildArguments, model: UnifiedForCausalLM) -> dict[str, Any]:
     """What the samples depend on."""
-    names = ("samples", "guidance", "temperature", "top_k", "top_p", "seed", "shard_size")
+    names = ("samples", "guidance_scale", "temperature", "top_k", "top_p", "seed", "shard_size")
     return {name: getattr(args, name) for name in names} | {
         "model": str(Path(args.model).resolve()),
         "weights": weights_digest(args.model),
@@ -177,7 +179,7 @@ def draw_shard(shard: Shard, model: UnifiedForCausalLM, processor: UnifiedProces
         batch = shard.prompts[first : first + size]
         places = range(shard.start + first, shard.start + first + len(batch))
         seeds = [[image_seed(args.seed, place, sample) for sample in range(args.samples)] for place in places]
-        codes = draw_variants(model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling).tolist()
+        codes = draw_samples(model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling).tolist()
         told = [json.dumps(prompt) for prompt in batch]
         rows += [{"metadata": m, "seeds": s, "codes": c} for m, s, c in zip(told, seeds, codes, strict=True)]
     write_parquet(shard.drawn, pa.Table.from_pylist(rows, schema=SAMPLES))

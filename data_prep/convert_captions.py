@@ -224,7 +224,7 @@ def conversations(
 
 
 def row(kind: str, picture: str, text: str, caption: str) -> dict[str, Any]:
-    """One conversation as `unified.data.rows` has it: the picture in the answer (draw) or in the question (describe)."""
+    """One conversation as `unified.data.rows` has it: the image in the answer (draw) or in the question (describe)."""
     image, asked, told = {"type": "image"}, {"type": "text", "text": text}, {"type": "text", "text": caption}
     question, answer = ([asked], [image]) if kind == "draw" else ([image, asked], [told])
     return {

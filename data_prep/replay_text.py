@@ -78,9 +78,7 @@ def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
 ) -> list[str]:
     """Greedy answers to a batch of prompts, cut to whole sentences; "" where nothing whole was said."""
-    chats = [
-        [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}] for prompt in prompts
-    ]
+    chats = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}] for prompt in prompts]
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     ).to(model.device)

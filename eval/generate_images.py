@@ -1,8 +1,9 @@
 """Draw every prompt of a file, some pictures each, into GenEval's folder layout; the scorers then read the folder.
 
-    python eval/generate_images.py --model out/sft --prompts evaluation_metadata.jsonl --out out/geneval --guidance 3
+    python eval/generate_images.py --model out/sft --prompts evaluation_metadata.jsonl \\
+        --out out/geneval --guidance_scale 3
     accelerate launch --num_processes 8 eval/generate_images.py --model out/sft --prompts evaluation_metadata.jsonl \\
-        --out out/geneval --guidance 3
+        --out out/geneval --guidance_scale 3
 
 Prompts are JSONL with a `prompt` in every line; whatever else is there (GenEval's tag, include, exclude) goes with it.
 Written are `OUT/00000/metadata.jsonl` (the prompt's line), `OUT/00000/samples/0000.png` and so on, as GenEval's own
@@ -55,7 +56,9 @@ class GenerateArguments:
     out: str = field(metadata={"help": "folder for the pictures"})
     samples: int = field(default=4, metadata={"help": "pictures for each prompt"})
     batch_size: int = field(default=16, metadata={"help": "pictures drawn at once; memory grows with it"})
-    guidance: float = field(default=ImageSampling.guidance, metadata={"help": "classifier-free guidance; 1 is none"})
+    guidance_scale: float = field(
+        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
+    )
     temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
     top_k: int = field(default=ImageSampling.top_k, metadata={"help": "choose among so many codes; 0 is all"})
     top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
@@ -64,14 +67,14 @@ class GenerateArguments:
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, samples=1, batch_size=1, guidance=0, temperature=0, top_k=0, seed=0)
+        check_least(self, samples=1, batch_size=1, guidance_scale=0, temperature=0, top_k=0, seed=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}; give more than 0 and at most 1")
 
     @property
     def sampling(self) -> ImageSampling:
         """As `draw_codes` takes it."""
-        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance)
+        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def prompts_sha256(args: GenerateArguments) -> str:
 
 def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, first: bool) -> None:
     """Make --out the folder of this run, or check that it is; the `first` process writes its prompts there."""
-    names = ("samples", "batch_size", "guidance", "temperature", "top_k", "top_p", "seed")
+    names = ("samples", "batch_size", "guidance_scale", "temperature", "top_k", "top_p", "seed")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     settings |= {"model": str(Path(args.model)), "model_sha256": weights_digest(args.model)}
     settings |= {"vq_fingerprint": model.config.vq_fingerprint, "dtype": str(model.dtype).removeprefix("torch.")}
@@ -179,7 +182,7 @@ def main() -> None:
     if state.is_main_process and drawn == 0:
         print(f"{args.out}: nothing left to draw, {len(prompts)} prompts with {args.samples} pictures each")
     elif state.is_main_process:  # its own speed: processes never wait for each other
-        config = {"batch_size": args.batch_size, "guidance": args.guidance, "device": str(device)}
+        config = {"batch_size": args.batch_size, "guidance_scale": args.guidance_scale, "device": str(device)}
         config |= {"processes": state.num_processes, "threads": torch.get_num_threads(), "dtype": str(model.dtype)}
         path = Path(args.result) if args.result else None
         speed = {"value": round(drawn / seconds, 3), "n": drawn, "stderr": None, "seconds": seconds}

@@ -7,7 +7,7 @@
 Chats are JSONL rows of messages that end with an assistant's answer (data_prep/replay_text.py --split heldout makes
 them). Printed, and written to --out, is one JSON:
 
-    value, stderr           KL(base || tuned) in nats, mean over the answers' tokens; a chat's tokens hang together
+    value, stderr           KL(base || tuned) in nats, mean over the answers' tokens; a chat's tokens are correlated
     greedy_agreement        share of these tokens on which both models' greedy choices agree, with its stderr
     first_token_agreement   the same share for the first token of every answer
     n, tokens               chats and tokens; prompts_sha256 is that of the file of chats
@@ -85,7 +85,7 @@ def compare(
 
 def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
     """Log-probs (n, V) where the n tokens of a chat's answers are scored."""
-    read = {"image_codes": torch.tensor(chat.read_codes)} if chat.read_codes else {}
+    read = {"image_codes": torch.tensor(chat.input_image_codes)} if chat.input_image_codes else {}
     answered = torch.tensor(chat.labels)[1:] != IGNORE_INDEX
     return model(torch.tensor([chat.input_ids]), **read).logits[0, :-1][answered].float().log_softmax(-1)
 

@@ -8,11 +8,11 @@ For models taught with data_prep/render_objects.py, whose pictures have one obje
 picture is right when the nearest of all known pictures (the 68 classes of Scenes and those in --objects, natural and
 in ten colours, as drawn and through the image tokenizer --vq) is of the class that was asked for, clearly nearer than
 any other and near enough; with a colour, the nearest of the ten must be the one asked for; of two objects, both must
-be there, in either order. `unified/scenes/nearest_object.py` has the rules. A right object in another place counts as wrong.
+be there, in either order. `unified.scenes.nearest_object` has the rules. A right object elsewhere counts as wrong.
 
 Printed, and written to --out, is one JSON:
 
-    value, stderr, n   share of pictures that are right; the pictures of a prompt hang together
+    value, stderr, n   share of pictures that are right; the pictures of a prompt are correlated
     tasks              the same for every task; `taught` the same for what a picture in --objects shows, or not
     confusion          what the wrong ones showed, by what was asked
     thresholds         greatest distance that counts, in grey levels, for one object and for either of two

@@ -95,7 +95,7 @@ def main() -> None:
     (args,) = parse((SpeedArguments,))
     started = time.perf_counter()
     model, processor = load(args.model)
-    guided = ImageSampling(guidance=3.0)
+    guided = ImageSampling(guidance_scale=3.0)
     ways = {
         "scales": lambda batch: draw_codes(model, processor, [args.prompt] * batch, ImageSampling()),
         "scales_guided": lambda batch: draw_codes(model, processor, [args.prompt] * batch, guided),

@@ -9,8 +9,8 @@ questions and their order depend on --seed alone, and no seed of data_prep/rende
 training-style scene may still look like one that was trained on (a tidy single apple has one picture); scenes of
 --split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in words that
 are not trained on. --describe_first has the picture described and asks in the same chat, where an answer can be found
-in what the model itself has said; captions are asked for once. `unified/scenes/understanding.py` says exactly what is asked
-and `unified/scenes/answer_parsing.py` how answers are read.
+in what the model itself has said; captions are asked for once. `unified.scenes.understanding` says what is asked and
+`unified.scenes.answer_parsing` how answers are read.
 
 Answers are greedy, in words, in left-padded batches. Printed, and written to --out, is one JSON:
 

@@ -6,7 +6,8 @@
 
 recipes/teach.py does so before and after its training; nothing is scored. --pictures are rendered as Scenes renders
 them: an object of Scenes, or one that it has not, in a colour or in its own. Written are OUT/*.png and, last,
-OUT/showing.json (see unified/reports/demo_transcript.py). The i-th prompt is drawn from seed + i; answers in words are greedy.
+OUT/showing.json (see unified.reports.demo_transcript).
+The i-th prompt is drawn from seed + i; answers in text are greedy.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from unified.checkpoints.loading import load
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import draw_by_scale
 from unified.models.generation import ImageSampling
-from unified.reports.demo_transcript import Drawing, Query, Showing, about_objects, converse
+from unified.reports.demo_transcript import DemoTranscript, Drawing, Query, about_objects, converse
 
 
 @dataclass
@@ -30,23 +31,25 @@ class ShowArguments:
     question: str = field(default="What is the capital of France?", metadata={"help": "asked without a picture"})
     pictures: list[str] = field(default_factory=list, metadata={"help": "objects shown: star, 'purple umbrella'"})
     picture_questions: list[str] = field(default_factory=list, metadata={"help": "a question about each of them"})
-    guidance: float = field(default=ImageSampling.guidance, metadata={"help": "classifier-free guidance; 1 is none"})
+    guidance_scale: float = field(
+        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
+    )
     temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
     seed: int = field(default=0, metadata={"help": "of the first picture"})
 
     def __post_init__(self) -> None:
-        check_least(self, guidance=0, temperature=0, seed=0)
+        check_least(self, guidance_scale=0, temperature=0, seed=0)
 
 
 def main() -> None:
     (args,) = parse((ShowArguments,))
     asked = [Query(args.question), *about_objects(args.pictures, args.picture_questions)]
     model, processor = load(args.model)
-    sampling = ImageSampling(args.temperature, guidance=args.guidance)
+    sampling = ImageSampling(args.temperature, guidance_scale=args.guidance_scale)
     chat = converse(Chat(model, processor, sampling, seed=args.seed), asked)
     pictures = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     numbered = enumerate(zip(args.prompts, pictures, strict=True), start=args.seed)
-    Showing(chat, [Drawing(prompt, seed, scales) for seed, (prompt, scales) in numbered]).write(Path(args.out))
+    DemoTranscript(chat, [Drawing(prompt, seed, scales) for seed, (prompt, scales) in numbered]).write(Path(args.out))
     print(f"{args.out}: {len(asked)} answers, {len(pictures)} pictures")
 
 

@@ -46,7 +46,7 @@ class CompareArguments:
     minutes: float = field(default=6.0, metadata={"help": "training time of every trial"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "every trial runs with each"})
     prompts: int = field(default=0, metadata={"help": "prompts of Scenes-GenEval; 0: losses only"})
-    guidance: float = field(default=3.0, metadata={"help": "of the pictures for it"})
+    guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures for it"})
     temperature: float = field(default=0.7, metadata={"help": "of the pictures for it"})
     keep_weights: bool = field(default=False, metadata={"help": "keep what was trained: 0.6 GB a trial of SmolLM2"})
     launch: str = field(
@@ -75,7 +75,7 @@ def judge(args: CompareArguments, folder: Path, trained: Path) -> float:
     command = ["eval/write_prompts.py", "--split", "heldout", "--count", str(args.prompts), "--out", str(prompts)]
     run_step(folder / "done" / "prompts", folder.name, command)
     command = ["eval/generate_images.py", "--model", str(trained), "--prompts", str(prompts), "--out", str(images)]
-    command += ["--samples", "1", "--guidance", str(args.guidance), "--temperature", str(args.temperature)]
+    command += ["--samples", "1", "--guidance_scale", str(args.guidance_scale), "--temperature", str(args.temperature)]
     run_step(folder / "done" / "draw", folder.name, command)
     command = ["eval/geneval.py", "--images", str(images), "--detector", "scenes", "--out", str(result)]
     run_step(folder / "done" / "score", folder.name, command)

@@ -50,7 +50,7 @@ from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
-from unified.training.shutdown import leave
+from unified.training.shutdown import shut_down
 from unified.training.trainer import newest_checkpoint, write_samples
 from unified.training.tuning import continue_lora, lora_config, prepare_full, start_of
 
@@ -241,7 +241,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         complete(Path(args.output_dir), checkpoint, processor)
         shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
-    leave(trainer.accelerator)
+    shut_down(trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -57,13 +57,13 @@ class IterateArguments:
     scorer: Literal["verdict", "margin"] = field(default="margin", metadata={"help": "see build_preferences.py"})
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
-    guidance: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
+    guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
     temperature: float = field(default=0.7, metadata={"help": "of the pictures in pairs; a model takes it in"})
     extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
     heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
     heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
     heldout_samples: int = field(default=4, metadata={"help": "pictures for each of them"})
-    heldout_guidance: float = field(default=3.0, metadata={"help": "of the pictures that are measured"})
+    heldout_guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures that are measured"})
     heldout_temperature: float = field(default=0.7, metadata={"help": "of the pictures that are measured"})
     detector: str = field(default="scenes", metadata={"help": "as for eval/geneval.py"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once"})
@@ -128,7 +128,7 @@ def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -
     command = ["data_prep/build_preferences.py", "--model", model, "--prompts", str(prompts)]
     command += ["--out", str(folder / "pairs"), "--samples", str(args.samples), "--scorer", args.scorer]
     command += ["--max_pairs", str(args.max_pairs), "--min_gap", str(args.min_gap), "--detector", args.detector]
-    command += ["--guidance", str(args.guidance), "--temperature", str(args.temperature)]
+    command += ["--guidance_scale", str(args.guidance_scale), "--temperature", str(args.temperature)]
     command += ["--batch_size", str(args.batch_size), "--seed", str(args.seed + number)]
     step(folder, "pairs", command)
     return folder / "pairs"
@@ -148,7 +148,7 @@ def measure(args: IterateArguments, folder: Path, model: str, prompts: Path) -> 
     images, result = folder / "heldout", folder / "heldout.json"
     command = ["eval/generate_images.py", "--model", model, "--prompts", str(prompts), "--out", str(images)]
     command += ["--samples", str(args.heldout_samples), "--batch_size", str(args.batch_size)]
-    command += ["--guidance", str(args.heldout_guidance), "--temperature", str(args.heldout_temperature)]
+    command += ["--guidance_scale", str(args.heldout_guidance_scale), "--temperature", str(args.heldout_temperature)]
     step(folder, "draw_heldout", [*command, "--seed", str(args.seed)])
     command = ["eval/geneval.py", "--images", str(images), "--detector", args.detector, "--prompts", str(prompts)]
     step(folder, "score_heldout", [*command, "--model", model, "--out", str(result)])

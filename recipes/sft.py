@@ -40,8 +40,8 @@ from unified.models.attention import prefer_grouped
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers, round_frozen
 from unified.training.self_correction import check_noise
-from unified.training.shutdown import leave
-from unified.training.throughput import WARM_UP, Speed
+from unified.training.shutdown import shut_down
+from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trainer import UnifiedTrainer, newest_checkpoint
 from unified.training.tuning import prepare, start_of
 
@@ -127,9 +127,11 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
     trainer = build_trainer(model_args, data_args, args)
     halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = halves.get(trainer.accelerator.mixed_precision, trainer.core.dtype)
-    trainer.add_callback(Speed(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps, dtype))
+    trainer.add_callback(
+        ThroughputCallback(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps, dtype)
+    )
     trainer.train()
-    leave(trainer.accelerator)
+    shut_down(trainer.accelerator)
 
 
 def main() -> None:
@@ -141,7 +143,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
-    leave(trainer.accelerator)
+    shut_down(trainer.accelerator)
 
 
 if __name__ == "__main__":

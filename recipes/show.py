@@ -38,7 +38,7 @@ def main() -> None:
     args, model_args = parse((ScratchArguments, ModelArguments))
     job = Job(args.out_dir)
     model, processor = load(model_args.model)
-    sampling = ImageSampling(temperature=args.temperature, top_k=args.top_k, guidance=args.guidance)
+    sampling = ImageSampling(temperature=args.temperature, top_k=args.top_k, guidance_scale=args.guidance_scale)
     chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
     drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     images = [steps[-1] for steps in drawn]
@@ -51,7 +51,7 @@ def main() -> None:
         facts=[
             f"SmolLM2-135M-Instruct, fine-tuned on {int(seen)} rendered pictures on this machine's CPU.",
             f"What it was shown: {domain}; tasks {args.tags or 'all six of GenEval'}. It knows nothing else to draw.",
-            f"Drawn with seeds from {args.seed} on, guidance {args.guidance}, temperature {args.temperature}.",
+            f"Drawn with seeds from {args.seed} on, guidance {args.guidance_scale}, temperature {args.temperature}.",
             "Pictures: OpenMoji (CC BY-SA 4.0), rendered 64 x 64 pixels.",
         ],
         drawings=list(zip(args.prompts, images, strict=True)),

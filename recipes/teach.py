@@ -31,8 +31,8 @@ from unified.files.jsonl import read_lines
 from unified.files.weights import check_weights
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.scales import normalize_patch_nums
-from unified.reports.demo_transcript import Showing, about_objects
-from unified.reports.fine_tuning_page import Pair, Score, TeachPage, scores
+from unified.reports.demo_transcript import DemoTranscript, about_objects
+from unified.reports.fine_tuning_page import FineTuningPage, Pair, Score, scores
 from unified.reports.steps import REPLAY, Job, encode, fine_tune, render_and_encode
 from unified.scenes.glyphs import NEW_OBJECTS
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
@@ -63,13 +63,13 @@ class TeachArguments:
     question: str = field(default="What is the capital of France?", metadata={"help": "asked without a picture"})
     pictures: list[str] = field(default_factory=list, metadata={"help": "objects that are shown, 'purple umbrella'"})
     picture_questions: list[str] = field(default_factory=list, metadata={"help": "a question about each of them"})
-    guidance: float = field(default=3.0, metadata={"help": "classifier-free guidance of all pictures"})
+    guidance_scale: float = field(default=3.0, metadata={"help": "classifier-free guidance of all pictures"})
     temperature: float = field(default=0.7, metadata={"help": "of all pictures"})
     seed: int = field(default=0, metadata={"help": "of scenes, training and pictures"})
 
     def __post_init__(self) -> None:
         check_least(self, max_minutes=0, repeat=1, replay_scenes=1, heldout_prompts=4)
-        check_least(self, guidance=0, temperature=0, seed=0)
+        check_least(self, guidance_scale=0, temperature=0, seed=0)
         for name in ("new_prompts", "known_prompts"):
             if not vars(self)[name]:
                 raise ValueError(f"{name} is empty; name what the page is to show before and after")
@@ -81,7 +81,7 @@ class TeachArguments:
 
     def drawing_flags(self) -> list[str]:
         """How all pictures are drawn."""
-        flags = {"guidance": self.guidance, "temperature": self.temperature, "seed": self.seed}
+        flags = {"guidance_scale": self.guidance_scale, "temperature": self.temperature, "seed": self.seed}
         return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
@@ -190,15 +190,15 @@ def facts(args: TeachArguments, pictures: int) -> list[str]:
         f"text, so that it does not forget. recipes/sft.py with {args.run}, for at most {args.max_minutes:g} minutes.",
         f"Drawings shown: prompts in this order, seeds {args.seed} to {last}, the same before and after, none left "
         f"out. Drawings scored: one of each prompt of new.jsonl and known.jsonl, seeds made of {args.seed}. All with "
-        f"guidance {args.guidance:g} and temperature {args.temperature:g}.",
+        f"guidance {args.guidance_scale:g} and temperature {args.temperature:g}.",
         "Glyphs: OpenMoji 17 (openmoji.org), CC BY-SA 4.0. All pictures on this page derive from them: whoever shares "
         "them names OpenMoji and keeps the licence.",
     ]
 
 
-def page(args: TeachArguments, job: Job) -> TeachPage:
+def page(args: TeachArguments, job: Job) -> FineTuningPage:
     """Everything that was made, side by side."""
-    before, after = (Showing.read(job.out / when) for when in (BEFORE, AFTER))
+    before, after = (DemoTranscript.read(job.out / when) for when in (BEFORE, AFTER))
     captions = [f"{drawing.prompt} (seed {drawing.seed})" for drawing in after.drawn]
     drawn = list(zip(captions, before.drawn, after.drawn, strict=True))
     pairs = [Pair(caption, old.scales[-1], new.scales[-1]) for caption, old, new in drawn]
@@ -207,7 +207,7 @@ def page(args: TeachArguments, job: Job) -> TeachPage:
     pictures, steps = taught_pictures(job), job.steps()
     minutes = sum(float(step["seconds"]) for step in steps if step["step"] == "teach") / 60
     new_scores, known_scores = all_scores(job)
-    return TeachPage(
+    return FineTuningPage(
         title=f"Taught {len(NEW_OBJECTS)} new objects in {minutes:.0f} minutes",
         summary="A small language model could draw 68 kinds of objects. Then it was shown "
         f"{len(pictures)} pictures with captions of things it had never seen: {', '.join(NEW_OBJECTS)}. This is what "

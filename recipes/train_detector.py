@@ -37,7 +37,7 @@ from unified.scenes.detector_ceilings import ceilings
 from unified.scenes.detector_data import PictureMix, SceneBatches, retouch
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
-from unified.training.shutdown import leave
+from unified.training.shutdown import shut_down
 
 LEAST_BATCH = 16
 
@@ -56,7 +56,7 @@ def main() -> None:
     run.finish()
     if accelerator.is_main_process:
         print(json.dumps(write_ceilings(vq, args)))
-    leave(accelerator)
+    shut_down(accelerator)
 
 
 class DetectorRun(AveragedRun):

@@ -43,7 +43,7 @@ from unified.image_tokenizer.losses import (
 )
 from unified.image_tokenizer.model import VQModel
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
-from unified.training.shutdown import leave
+from unified.training.shutdown import shut_down
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     first_step = run.load(checkpoint)
     run.train(make_loader(dataset, train_rows, first_step, run), first_step)
     run.finish()
-    leave(accelerator)
+    shut_down(accelerator)
 
 
 class TokenizerRun(AveragedRun):

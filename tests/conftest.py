@@ -101,7 +101,7 @@ def image_adapter(
     out = tmp_path_factory.mktemp("sft") / "adapter"
     command = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--model", toy_checkpoint]
     command += ["--train_files", toy_rows("ddat"), "--max_steps", 2, "--output_dir", out, "--save_strategy", "no"]
-    command += ["--tuning", "lora", "--lora_positions", "image", "--learning_rate", 0.05]
+    command += ["--tuning", "lora", "--lora_positions", "image_tokens", "--learning_rate", 0.05]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setattr(sys, "argv", list(map(str, command)))

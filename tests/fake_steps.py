@@ -12,7 +12,7 @@ from unified.reports import steps
 
 
 class World:
-    """Runs no command of `unified.reports.steps`; a subclass makes in `leave` what one would leave."""
+    """Runs no command of `unified.reports.steps`; a subclass makes in `shut_down` what one would leave."""
 
     def __init__(self) -> None:
         self.fails_at = ""
@@ -32,9 +32,9 @@ class World:
         if name == self.fails_at:
             return SimpleNamespace(returncode=3)
         self.commands.append((name, flags, words))
-        return SimpleNamespace(returncode=self.leave(name, flags, words))
+        return SimpleNamespace(returncode=self.shut_down(name, flags, words))
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         """Make what the command would make; its exit status."""
         return 0
 

@@ -93,7 +93,7 @@ def test_a_package_says_what_it_is_for_and_names_all_its_modules(package: str) -
     module = importlib.import_module(f"unified.{package}")
     inside = {path.stem for path in MODULES if path.parent.name == package} - {"__main__"}
     assert set(module.__all__) == inside
-    listed = re.findall(r"^    (\w+)  +\S", module.__doc__, re.MULTILINE)
+    listed = re.findall(r"^(\w+)  +\S", module.__doc__, re.MULTILINE)
     assert sorted(listed) == sorted(inside), "one line a module"
 
 

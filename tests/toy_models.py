@@ -67,4 +67,4 @@ def written(codes: torch.Tensor) -> list[int]:
 
 def shown(model: UnifiedForCausalLM) -> list[int]:
     """Ids of an image that is read."""
-    return [BOI, *[IMAGE_PAD] * model.config.read_length, EOI]
+    return [BOI, *[IMAGE_PAD] * model.config.input_image_length, EOI]

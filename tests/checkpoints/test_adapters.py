@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import error_of, logits, run
 from conftest import load_script
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from test_cli import error_of, logits, run
 from toys import make_tokenizer, make_vq, save_llm
 
 from unified import UnifiedConfig, UnifiedForCausalLM
@@ -19,7 +19,7 @@ from unified.checkpoints.adapters import base_digest
 from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load
 from unified.checkpoints.publishing import merge, publish
-from unified.models.position_gated_lora import POSITIONS, behind_ranks
+from unified.models.position_gated_lora import POSITIONS, ranks_after_image
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.tuning import prepare
 
@@ -127,13 +127,17 @@ def test_rows_are_float32_beside_a_model_in_half_precision(published: Path, toy_
 def test_one_inside_images_goes_on_behind_them(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
     """Its weights at the start are the adapter's; only where they act is new, also after a stop."""
     out = tmp_path / "out"
-    flags = ["--model", image_adapter, "--lora_positions", "onward", "--learning_rate", 0, "--output_dir", out]
+    flags = ["--model", image_adapter, "--lora_positions", "after_image", "--learning_rate", 0, "--output_dir", out]
     flags += ["--new_parts_learning_rate", 0]
     sft(*flags, "--max_steps", 1, "--eval_strategy", "no", "--save_steps", 1)
     sft(*flags, "--max_steps", 2, "--eval_strategy", "no", "--resume")
     before, after = weights_of(image_adapter), weights_of(out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert [kind_of(image_adapter), kind_of(out / "checkpoint-1"), kind_of(out)] == ["image", "onward", "onward"]
+    assert [kind_of(image_adapter), kind_of(out / "checkpoint-1"), kind_of(out)] == [
+        "image_tokens",
+        "after_image",
+        "after_image",
+    ]
 
 
 def test_one_inside_images_goes_on_with_ranks_apart(
@@ -141,21 +145,21 @@ def test_one_inside_images_goes_on_with_ranks_apart(
 ) -> None:
     """Most of its ranks stay the images', as near as they can be to what it did; the last ones are new, and learn.
 
-    A stop does not set them apart again.
+    A stop does not split them again.
     """
-    flags = ["--model", image_adapter, "--lora_positions", "apart", "--eval_strategy", "no"]
+    flags = ["--model", image_adapter, "--lora_positions", "split_ranks", "--eval_strategy", "no"]
     still = [*flags, "--learning_rate", 0, "--new_parts_learning_rate", 0, "--output_dir", tmp_path / "still"]
     sft(*still, "--max_steps", 1, "--save_steps", 1)
     sft(*still, "--max_steps", 2, "--resume")
     sft(*flags, "--max_steps", 2, "--output_dir", tmp_path / "out")
     folders = image_adapter, tmp_path / "still", tmp_path / "out"
-    assert [kind_of(folder) for folder in folders] == ["image", "apart", "apart"]
+    assert [kind_of(folder) for folder in folders] == ["image_tokens", "split_ranks", "split_ranks"]
     before, start, after = map(weights_of, folders)
     stopped = weights_of(tmp_path / "still/checkpoint-1")
     assert all(torch.equal(start[name], stopped[name]) for name in start)
     for up in (name for name in start if "lora_B" in name):
         down = up.replace("lora_B", "lora_A")
-        old, kept = before[up] @ before[down], len(start[down]) - behind_ranks(len(start[down]))
+        old, kept = before[up] @ before[down], len(start[down]) - ranks_after_image(len(start[down]))
         lost = torch.linalg.svdvals(old)[kept:].norm().item()
         assert (start[up] @ start[down] - old).norm().item() == pytest.approx(lost, abs=1e-4)
         assert not start[up][:, kept:].any() and after[up][:, kept:].any() and (start[down].norm(dim=1) > 0.1).all()
@@ -165,17 +169,19 @@ def test_one_of_a_single_rank_has_none_to_set_apart(
     sft: Callable[..., None], toy_checkpoint: Path, tmp_path: Path
 ) -> None:
     flags, one = ["--max_steps", 1, "--eval_strategy", "no", "--lora_positions"], tmp_path / "one"
-    sft("--model", toy_checkpoint, *flags, "image", "--lora_rank", 1, "--output_dir", one)
+    sft("--model", toy_checkpoint, *flags, "image_tokens", "--lora_rank", 1, "--output_dir", one)
     with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing"):
-        sft("--model", one, *flags, "apart", "--output_dir", tmp_path / "out")
+        sft("--model", one, *flags, "split_ranks", "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_resumes_at_its_own_positions(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
     flags = ["--model", image_adapter, "--eval_strategy", "no", "--output_dir", tmp_path]
     sft(*flags, "--max_steps", 1, "--save_steps", 1)
-    with pytest.raises(ValueError, match="checkpoint-1 was trained with lora_positions image and this run has apart"):
-        sft(*flags, "--max_steps", 2, "--resume", "--lora_positions", "apart")
+    with pytest.raises(
+        ValueError, match="checkpoint-1 was trained with lora_positions image_tokens and this run has split_ranks"
+    ):
+        sft(*flags, "--max_steps", 2, "--resume", "--lora_positions", "split_ranks")
 
 
 def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
@@ -202,7 +208,12 @@ def test_a_run_that_contradicts_it_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         sft("--model", trained, "--output_dir", tmp_path / "out", *flags)
-    other = {"all": "image", "image": "all", "onward": "image", "apart": "image"}[kind_of(trained)]
+    other = {
+        "all": "image_tokens",
+        "image_tokens": "all",
+        "after_image": "image_tokens",
+        "split_ranks": "image_tokens",
+    }[kind_of(trained)]
     with pytest.raises(ValueError, match=f"lora_positions {other} is not that of"):
         sft("--model", trained, "--output_dir", tmp_path / "out", "--lora_positions", other)
     assert not (tmp_path / "out").exists()

@@ -8,31 +8,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from commands import error_of, logits, run
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.checkpoints.publishing import merge
 from unified.cli import main as cli
-from unified.cli.main import app
 from unified.inference.chat import Chat, text_budget
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: object, stdin: str = "") -> Result:
-    """Outcome of `unified ARGUMENTS`."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-
-
-def error_of(*arguments: object, stdin: str = "") -> str:
-    """The one line a command fails with, having checked that it is one line and the status 2."""
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
-    return lines[0]
 
 
 @pytest.fixture
@@ -79,16 +64,8 @@ def teach_to_paint(model_dir: Path, question: str) -> None:
     model.save_pretrained(model_dir)
 
 
-def logits(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> torch.Tensor:
-    chat = processor.encode_chat(
-        [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": [{"type": "image"}]}], [[1, 2, 3, 4, 5]]
-    )
-    with torch.no_grad():
-        return model(torch.tensor([chat.input_ids])).logits
-
-
 def test_draw_is_reproducible_and_counts_seeds(model_dir: Path, tmp_path: Path) -> None:
-    one = ("draw", "a red apple", "--model", model_dir, "--temperature", 1, "--guidance", 2)
+    one = ("draw", "a red apple", "--model", model_dir, "--temperature", 1, "--guidance_scale", 2)
     assert run(*one, "--seed", 3, "--out", tmp_path / "new" / "a.png").exit_code == 0
     result = run(*one, "--seed", 2, "--count", 2, "--out", tmp_path / "b.png")
     assert result.stdout.split() == [str(tmp_path / "b_0.png"), str(tmp_path / "b_1.png")]
@@ -167,7 +144,7 @@ def test_overflow_is_an_error_and_takes_the_question_back(model_dir: Path) -> No
 
 def test_budget_counts_ticks_not_codes(model_dir: Path) -> None:
     model, processor = load(model_dir, device="cpu")
-    assert model.config.image_ticks == 2 + 2
+    assert model.config.image_rope_positions == 2 + 2
     chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": [{"type": "image"}]}]
     ids = processor.prompt_ids([*chat, {"role": "user", "content": "x"}], [[0] * 5, [1] * 5])
     # of 4 placeholders one position counts, of 5 codes two

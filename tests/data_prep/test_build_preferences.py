@@ -105,12 +105,12 @@ def test_pairs_are_the_best_and_the_worst_picture_of_each_prompt(
 
 
 def test_a_picture_is_drawn_again_from_its_seed(build: Build, toy_checkpoint: Path, tmp_path: Path) -> None:
-    build("--guidance", 2, "--top_k", 8)
+    build("--guidance_scale", 2, "--top_k", 8)
     pair = load_pairs([str(tmp_path / "pairs")], UnifiedConfig.from_pretrained(toy_checkpoint))[3]
     model, processor = load(toy_checkpoint, device="cpu")
     generator = torch.Generator().manual_seed(pair["seeds"][0])
     text = pair["messages"][0]["content"][0]["text"]
-    codes = draw_codes(model, processor, [text], ImageSampling(top_k=8, guidance=2), generator)
+    codes = draw_codes(model, processor, [text], ImageSampling(top_k=8, guidance_scale=2), generator)
     assert codes.tolist() == pair["chosen_codes"]
 
 

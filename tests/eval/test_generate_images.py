@@ -31,7 +31,7 @@ def draw(toy_checkpoint: Path, prompts: Path, tmp_path: Path, run_script: Callab
 
     def run(name: str, *arguments: object, status: int = 0) -> Path:
         common = ["--model", toy_checkpoint, "--prompts", prompts, "--out", tmp_path / name, "--samples", 2]
-        assert run_script(SCRIPT, *common, "--guidance", 2, "--batch_size", 4, *arguments) == status
+        assert run_script(SCRIPT, *common, "--guidance_scale", 2, "--batch_size", 4, *arguments) == status
         return tmp_path / name
 
     return run
@@ -61,7 +61,7 @@ def test_the_folder_is_genevals(draw: Draw, toy_checkpoint: Path, capsys: pytest
     seeds = [seed for path in out.glob("*/seeds.json") for seed in json.loads(path.read_text())]
     assert len(set(seeds)) == 10
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["model"] == str(toy_checkpoint) and settings["seed"] == 0 and settings["guidance"] == 2
+    assert settings["model"] == str(toy_checkpoint) and settings["seed"] == 0 and settings["guidance_scale"] == 2
     assert len(settings["model_sha256"]) == 64 and settings["samples"] == 2 and settings["prompts"] == 5
     speed = json.loads(capsys.readouterr().out)
     assert speed["metric"] == "images_per_second" and speed["n"] == 10 and speed["value"] > 0
@@ -123,7 +123,7 @@ def test_what_is_taken_out_is_drawn_again(draw: Draw) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [("--seed", 1), ("--guidance", 3), ("--top_k", 5), ("--samples", 3), ("--batch_size", 2)]
+    "change", [("--seed", 1), ("--guidance_scale", 3), ("--top_k", 5), ("--samples", 3), ("--batch_size", 2)]
 )
 def test_other_settings_do_not_go_into_the_same_folder(
     draw: Draw, change: tuple[str, int], capsys: pytest.CaptureFixture[str]

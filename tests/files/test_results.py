@@ -19,7 +19,7 @@ SHARED: dict[str, Any] = {"stderr": 0.1, "tokenizer": "feed", "prompts_sha256": 
 
 def test_a_result_is_written_as_it_is_returned(tmp_path: Path) -> None:
     path = tmp_path / "new" / "score.json"
-    config, per_task = {"guidance": 2.0}, {"colors": 0.5}
+    config, per_task = {"guidance_scale": 2.0}, {"colors": 0.5}
     record = write_result(path, "geneval_overall", 0.5, 8, "out/model", config, **SHARED, per_task=per_task)
     assert json.loads(path.read_text()) == record
     names = "metric value n stderr model tokenizer config prompts_sha256 seed commit versions seconds per_task"

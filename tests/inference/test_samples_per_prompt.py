@@ -7,7 +7,7 @@ import torch
 from toy_models import make_lively
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.inference.samples_per_prompt import draw_variants, image_seed
+from unified.inference.samples_per_prompt import draw_samples, image_seed
 from unified.inference.text_to_image import draw_codes
 from unified.models.generation import ImageSampling
 
@@ -27,12 +27,12 @@ def model(toy_checkpoint: Path) -> UnifiedForCausalLM:
     return model
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_every_picture_is_the_one_of_its_seed(
-    model: UnifiedForCausalLM, processor: UnifiedProcessor, guidance: float
+    model: UnifiedForCausalLM, processor: UnifiedProcessor, guidance_scale: float
 ) -> None:
-    sampling = ImageSampling(guidance=guidance, top_k=8)
-    codes = draw_variants(model, processor, PROMPTS, SEEDS, sampling)
+    sampling = ImageSampling(guidance_scale=guidance_scale, top_k=8)
+    codes = draw_samples(model, processor, PROMPTS, SEEDS, sampling)
     assert codes.shape == (2, 3, 5)
     assert len({tuple(picture) for own in codes.tolist() for picture in own}) == 6
     for prompt, seeds, own in zip(PROMPTS, SEEDS, codes, strict=True):
@@ -48,7 +48,7 @@ def test_a_prompt_is_run_once(
     monkeypatch.setattr(
         model.model, "run", lambda states, *a, **k: runs.append(states.shape[:2]) or whole(states, *a, **k)
     )
-    draw_variants(model, processor, PROMPTS, SEEDS)
+    draw_samples(model, processor, PROMPTS, SEEDS)
     prompt, *scales = runs
     assert prompt[0] == 2 and scales == [(6, 1), (6, 4)]
 
@@ -56,7 +56,7 @@ def test_a_prompt_is_run_once(
 def test_uneven_seeds_are_refused(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
     for seeds in ([[1, 2], [3]], [[1]], [[], []]):
         with pytest.raises(ValueError, match="give each as many"):
-            draw_variants(model, processor, PROMPTS, seeds)
+            draw_samples(model, processor, PROMPTS, seeds)
 
 
 def test_seeds_differ() -> None:

@@ -13,7 +13,7 @@ from unified.inference.text_to_image import codes_to_images, contact_sheet, draw
 from unified.models.generation import ImageSampling
 
 PROMPTS = ["a red apple", "a photo of two green books", "cats"]
-SAMPLING = ImageSampling(temperature=1.5, top_k=20, guidance=2.0)
+SAMPLING = ImageSampling(temperature=1.5, top_k=20, guidance_scale=2.0)
 Toy = tuple[UnifiedForCausalLM, UnifiedProcessor]
 
 
@@ -39,7 +39,7 @@ def test_every_prompt_gets_its_picture(toy: Toy) -> None:
 
 
 def test_batches_do_not_change_greedy_pictures(toy: Toy) -> None:
-    greedy = ImageSampling(temperature=0, guidance=3.0)
+    greedy = ImageSampling(temperature=0, guidance_scale=3.0)
     together = pixels(draw(*toy, PROMPTS, greedy))
     assert (pixels(draw(*toy, PROMPTS, greedy, batch_size=1)) == together).all()
     assert (together[0] != together[1]).any()

@@ -42,7 +42,7 @@ def test_a_cache_goes_on(backbone: str) -> None:
     model = twin(backbone)
     ids = torch.cat([story(model), torch.arange(20, 32)[None]], dim=1)
     expected, prefix = logits_of(toy_model(backbone), ids), story(model).shape[1]
-    positions = read_layout(ids, model.config).ticks.cumsum(dim=1) - 1
+    positions = read_layout(ids, model.config).position_steps.cumsum(dim=1) - 1
     with torch.no_grad():
         cache = model(ids[:, :prefix], use_cache=True).past_key_values
         rest = model(ids[:, prefix:], position_ids=positions[:, prefix:], past_key_values=cache, use_cache=True).logits

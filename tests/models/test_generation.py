@@ -11,12 +11,12 @@ from toy_models import BOI, EOI, EOS, IMAGE_PAD, OFFSET, random_codes, shown, to
 from unified import UnifiedForCausalLM
 from unified.image_tokenizer.scales import scale_spans
 from unified.models.generation import ImageSampling
-from unified.models.sampling import ramped_guidance
+from unified.models.sampling import ramped_guidance_scale
 
 MODES = [
-    {"backbone": "llama", "image_positions": "tick"},
+    {"backbone": "llama", "image_positions": "shared"},
     {"backbone": "qwen3", "image_positions": "sequential"},
-    {"backbone": "gemma2", "image_positions": "tick"},
+    {"backbone": "gemma2", "image_positions": "shared"},
     {"backbone": "llama", "image_order": "raster"},
 ]
 GREEDY = ImageSampling(temperature=0)
@@ -43,14 +43,16 @@ def code_logits(model: UnifiedForCausalLM, context: list[int], codes: Tensor, **
 
 
 @torch.no_grad()
-def paint_uncached(model: UnifiedForCausalLM, context: list[int], guidance: float = 1.0, **read: Tensor) -> list[int]:
+def generate_uncached(
+    model: UnifiedForCausalLM, context: list[int], guidance_scale: float = 1.0, **read: Tensor
+) -> list[int]:
     """Greedy image ids: a place's logits depend on no code that comes with it or later."""
     codes, spans = torch.zeros(model.config.image_length, dtype=torch.long), steps(model)
     for step, (start, stop) in enumerate(spans):
         logits = code_logits(model, context, codes, **read)
-        if guidance != 1:
+        if guidance_scale != 1:
             raster = model.config.image_order == "raster"
-            strength = guidance if raster else ramped_guidance(guidance, step, len(spans))
+            strength = guidance_scale if raster else ramped_guidance_scale(guidance_scale, step, len(spans))
             blank = code_logits(model, [*NEGATIVE[0].tolist(), BOI], codes)
             logits = blank + strength * (logits - blank)
         codes[start:stop] = logits[start:stop].argmax(dim=-1)
@@ -65,7 +67,7 @@ def answer_uncached(
     ids, text, images = list(prompt), 0, 0
     while True:
         if ids[-1] == BOI:
-            ids += [*paint_uncached(model, ids, **read), EOI]
+            ids += [*generate_uncached(model, ids, **read), EOI]
             images += 1
         if text == budget or ids[-1] == EOS:
             return ids
@@ -110,25 +112,28 @@ def image_runs(row: list[int]) -> Iterator[list[int]]:
 def test_painting_is_what_the_whole_model_paints(model: UnifiedForCausalLM) -> None:
     prompts = [[5, 6, 7, BOI], [8, 9, 10, 11, 12, 13, 14, 15, 16, BOI], [17, BOI]]
     painted = generate(model, prompts, {}, max_new_tokens=0)
-    expected = [[*prompt, *paint_uncached(model, prompt), EOI] for prompt in prompts]
+    expected = [[*prompt, *generate_uncached(model, prompt), EOI] for prompt in prompts]
     assert painted == expected
     assert len({tuple(row[-17:]) for row in expected}) == 3
 
 
-@pytest.mark.parametrize("guidance", [2.5, 0.0])
-def test_guidance_mixes_two_contexts(model: UnifiedForCausalLM, guidance: float) -> None:
+@pytest.mark.parametrize("guidance_scale", [2.5, 0.0])
+def test_guidance_mixes_two_contexts(model: UnifiedForCausalLM, guidance_scale: float) -> None:
     prompts = [[5, 6, 7, BOI], [8, BOI]]
-    sampling = ImageSampling(temperature=0, guidance=guidance)
+    sampling = ImageSampling(temperature=0, guidance_scale=guidance_scale)
     guided = generate(model, prompts, {}, max_new_tokens=0, image_sampling=sampling, negative_prompt_ids=NEGATIVE)
-    expected = [[*prompt, *paint_uncached(model, prompt, guidance), EOI] for prompt in prompts]
+    expected = [[*prompt, *generate_uncached(model, prompt, guidance_scale), EOI] for prompt in prompts]
     assert guided == expected
-    assert expected[0][4:-1] != paint_uncached(model, prompts[0])
+    assert expected[0][4:-1] != generate_uncached(model, prompts[0])
 
 
 def test_guidance_one_is_no_guidance(model: UnifiedForCausalLM) -> None:
     settings = {"temperature": 0.9, "top_k": 9, "top_p": 0.95}
     prompt, results = torch.tensor([[5, 6, BOI]]), []
-    for sampling, negative in ((ImageSampling(**settings, guidance=1.0), NEGATIVE), (ImageSampling(**settings), None)):
+    for sampling, negative in (
+        (ImageSampling(**settings, guidance_scale=1.0), NEGATIVE),
+        (ImageSampling(**settings), None),
+    ):
         generator = torch.Generator().manual_seed(0)
         results.append(
             model.generate(
@@ -144,7 +149,7 @@ def test_guidance_one_is_no_guidance(model: UnifiedForCausalLM) -> None:
 
 def test_guidance_needs_a_negative_prompt(model: UnifiedForCausalLM) -> None:
     with pytest.raises(ValueError, match="guidance 3.0 needs negative_prompt_ids"):
-        model.generate(torch.tensor([[5, BOI]]), image_sampling=ImageSampling(guidance=3.0))
+        model.generate(torch.tensor([[5, BOI]]), image_sampling=ImageSampling(guidance_scale=3.0))
 
 
 def test_text_image_text(model: UnifiedForCausalLM) -> None:
@@ -191,7 +196,7 @@ def test_a_prompt_that_shows_images(model: UnifiedForCausalLM) -> None:
     others = [generate(model, [prompt], nudges, max_new_tokens=6, image_codes=read.roll(i, 1)) for i in (1, 2, 3)]
     assert others != [[row]] * 3
     (begun,) = generate(model, [[*prompt, BOI]], {}, max_new_tokens=0, image_codes=read)
-    assert begun == [*prompt, BOI, *paint_uncached(model, [*prompt, BOI], image_codes=read), EOI]
+    assert begun == [*prompt, BOI, *generate_uncached(model, [*prompt, BOI], image_codes=read), EOI]
 
 
 def test_pictures_may_be_given_as_pixels(model: UnifiedForCausalLM) -> None:

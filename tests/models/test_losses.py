@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unified.models import losses
 from unified.models.losses import UnionTargets, chunked_cross_entropy, in_dtype, soft_cap, union_loss
-from unified.models.trainable_token_rows import OwnRows
+from unified.models.trainable_token_rows import TrainableRows
 from unified.models.vocabulary import Vocabulary
 
 N, D, OFFSET, CODES = 13, 6, 10, 8
@@ -81,7 +81,7 @@ def test_own_rows_are_a_matrix_with_these_rows_in_place(cap: float | None, strid
     expected, expected_losses = union_loss(
         hidden, weight.index_copy(0, OWN_IDS, values), wanted, VOCABULARY, stride, cap
     )
-    total, found_losses = union_loss(hidden, weight, wanted, VOCABULARY, stride, cap, OwnRows(OWN_IDS, values))
+    total, found_losses = union_loss(hidden, weight, wanted, VOCABULARY, stride, cap, TrainableRows(OWN_IDS, values))
     torch.testing.assert_close((total, found_losses), (expected, expected_losses))
     torch.testing.assert_close(torch.autograd.grad(3 * total, sides), torch.autograd.grad(3 * expected, sides))
 

@@ -11,7 +11,7 @@ from unified.models.losses import soft_cap
 from unified.models.sequence_layout import read_layout
 
 MODES = [
-    {"image_positions": "tick"},
+    {"image_positions": "shared"},
     {"image_positions": "sequential"},
     {"image_order": "raster"},
 ]
@@ -52,11 +52,11 @@ def test_image_positions_score_their_own_token_and_text_the_next(backbone: str) 
     input_ids, body = story(model), model.model
     layout = read_layout(input_ids, model.config)
     with torch.no_grad():
-        positions = layout.ticks.cumsum(dim=1) - 1
+        positions = layout.position_steps.cumsum(dim=1) - 1
         raw = body.run(body.embed(input_ids, layout), positions, layout.blocks, torch.ones_like(input_ids))
         rolled = body(input_ids).last_hidden_state[0]
     for place in range(1, input_ids.shape[1]):
-        scoring = place if layout.written[0, place] else place - 1
+        scoring = place if layout.is_output[0, place] else place - 1
         assert torch.equal(rolled[place - 1], raw.last_hidden_state[0, scoring]), place
 
 
@@ -185,7 +185,7 @@ def test_a_cache_continues_behind_an_image(backbone: str, mode: dict) -> None:
     model = toy_model(backbone, **mode)
     input_ids = torch.cat([story(model), torch.arange(20, 32)[None]], dim=1)
     whole, prefix = logits_of(model, input_ids), story(model).shape[1]
-    positions = read_layout(input_ids, model.config).ticks.cumsum(dim=1) - 1
+    positions = read_layout(input_ids, model.config).position_steps.cumsum(dim=1) - 1
     with torch.no_grad():
         output = model(input_ids[:, :prefix], use_cache=True)
         for place in range(prefix, input_ids.shape[1]):

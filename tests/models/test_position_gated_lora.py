@@ -1,7 +1,6 @@
 """LoRA where images are: text without them is the base's bit for bit, images are not, everywhere the model is used."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +10,17 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from test_generation import answer_uncached, generate, without_padding
 from torch import Tensor
+from toy_adapters import MODELS, adapted, arguments, gradients, rows_of
 from toy_models import BOI, EOI, EOS, random_codes, shown, toy_model, written
 from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.checkpoints.publishing import merge
-from unified.models.position_gated_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, onward, set_apart
-from unified.training.arguments import UnifiedTrainingArguments
+from unified.models.position_gated_lora import IMAGE_LORA, POSITIONS, ImageLoraConfig, after_image, split_ranks
 from unified.training.tuning import prepare
 
 ROOT = Path(__file__).parents[2]
-MODELS = [
-    {"backbone": "llama"},
-    {"backbone": "qwen3", "tied": False, "image_positions": "sequential"},
-    {"backbone": "gemma2"},
-]
-
-
-def arguments(**settings: Any) -> UnifiedTrainingArguments:
-    fixed = {"output_dir": "unused", "tuning": "lora", "use_cpu": True, "report_to": "none"}
-    return UnifiedTrainingArguments(**fixed | {"lora_positions": "image", "lora_rank": 4} | settings)
-
-
-def adapted(base: UnifiedForCausalLM, **settings: Any) -> PeftModel:
-    """`base`, which changes, with an adapter far from it: random updates, rows and image embedding."""
-    model = prepare(base, arguments(**settings)).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(params=POSITIONS)
@@ -54,18 +32,6 @@ def positions(request: pytest.FixtureRequest) -> str:
 def pair(request: pytest.FixtureRequest, positions: str) -> tuple[UnifiedForCausalLM, PeftModel]:
     """A model and the same with an adapter of every kind of positions."""
     return toy_model(**request.param), adapted(toy_model(**request.param), lora_positions=positions)
-
-
-def rows_of(model: UnifiedForCausalLM) -> dict[str, Tensor]:
-    """A batch, padded on the left: text alone, an image behind text, one that is read and then one that is written."""
-    codes = random_codes(model, 3)
-    rows = [[5, 6, 7, 8], [9, 10, *written(codes[0]), 11], [12, *shown(model), 13, *written(codes[1]), 14]]
-    width = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-        "image_codes": codes[2:],
-    }
 
 
 @torch.no_grad()
@@ -97,12 +63,13 @@ def test_text_is_exactly_the_bases(pair: tuple[UnifiedForCausalLM, PeftModel], t
 
 
 @pytest.mark.parametrize(
-    ("positions", "silent"), [*((at, slice(0)) for at in POSITIONS), ("apart", slice(3, 4)), ("apart", slice(3))]
+    ("positions", "silent"),
+    [*((at, slice(0)) for at in POSITIONS), ("split_ranks", slice(3, 4)), ("split_ranks", slice(3))],
 )
 def test_updates_fall_where_the_adapter_says(positions: str, silent: slice) -> None:
     """Of the first layer, whose input no update has changed yet: in documents that share a row, and alone.
 
-    Of four ranks apart the last acts behind images and the others inside; `silent` ones are set to an update of zero.
+    Of four split ranks the last acts behind images and the others inside; `silent` ones are set to an update of zero.
     """
     model = adapted(toy_model(), lora_positions=positions)
     codes = random_codes(model, 1)[0]
@@ -122,18 +89,20 @@ def test_updates_fall_where_the_adapter_says(positions: str, silent: slice) -> N
         layer.enable_adapters(False)
         model(**batch)
     changed = (outputs[0] != outputs[1]).any(dim=-1).tolist()
-    behind, inside = positions != "image" and silent != slice(3, 4), silent != slice(3)
+    behind, inside = positions != "image_tokens" and silent != slice(3, 4), silent != slice(3)
     image, tail = [False] * 2 + [inside] * len(codes), [behind]
-    read = [False] * 2 + [inside] * model.get_base_model().config.read_length
+    read = [False] * 2 + [inside] * model.get_base_model().config.input_image_length
     assert changed == image + tail * 3 + [False] * 2 + read + tail * 2
 
 
 def test_ranks_set_apart_leave_the_images_all_but_the_least_of_their_update() -> None:
-    layer = adapted(toy_model(), lora_positions="image").get_base_model().model.language_model.layers[0].mlp.up_proj
+    layer = (
+        adapted(toy_model(), lora_positions="image_tokens").get_base_model().model.language_model.layers[0].mlp.up_proj
+    )
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     before = (up @ down).detach()
     least = torch.linalg.svdvals(before)[3].item()
-    set_apart(layer, "default")
+    split_ranks(layer, "default")
     assert (up @ down - before).norm().item() == pytest.approx(least, rel=1e-3) and least > 0.01
     assert not up[:, 3].any() and down[3].abs().min() > 0
 
@@ -142,10 +111,14 @@ def test_where_images_have_been() -> None:
     inside = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]).bool()
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, -1, -1, -1, -1], [0, 1, 1, 2, 2, 2, 3, 3]])
     rows = [[0, 0, 1, 1, 0, 0, 1, 1], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]
-    assert onward(inside, documents, None).int().tolist() == rows
+    assert after_image(inside, documents, None).int().tolist() == rows
     alone = [[0, 0, 1, 1, 1, 1, 1, 1], [0] * 8, [1] * 8]
-    assert onward(inside, None, None).int().tolist() == alone
-    assert onward(inside, None, torch.tensor([False, True, False])).int().tolist() == [alone[0], [1] * 8, alone[2]]
+    assert after_image(inside, None, None).int().tolist() == alone
+    assert after_image(inside, None, torch.tensor([False, True, False])).int().tolist() == [
+        alone[0],
+        [1] * 8,
+        alone[2],
+    ]
 
 
 def test_a_cache_must_say_whether_it_holds_images(positions: str) -> None:
@@ -153,7 +126,7 @@ def test_a_cache_must_say_whether_it_holds_images(positions: str) -> None:
     ids = torch.tensor([[5, *written(random_codes(model, 1)[0]), 6]])
     cache = model(input_ids=ids, use_cache=True).past_key_values
     later = {"input_ids": torch.tensor([[7]]), "position_ids": torch.tensor([[9]]), "past_key_values": cache}
-    if positions != "image":
+    if positions != "image_tokens":
         with pytest.raises(ValueError, match="image_seen must be given with a filled cache"):
             model(**later)
     else:
@@ -169,7 +142,8 @@ def test_all_positions_are_not(pair: tuple[UnifiedForCausalLM, PeftModel]) -> No
 
 def test_what_trains_is_what_trains_everywhere() -> None:
     names = [
-        {name for name, _ in adapted(toy_model(), lora_positions=at).named_parameters()} for at in ("all", "image")
+        {name for name, _ in adapted(toy_model(), lora_positions=at).named_parameters()}
+        for at in ("all", "image_tokens")
     ]
     assert names[0] == names[1] and any("lora_A" in name for name in names[0])
 
@@ -212,12 +186,6 @@ def test_cached_generation_is_uncached(pair: tuple[UnifiedForCausalLM, PeftModel
     prompt, read = [5, *shown(model), 10], {"image_codes": random_codes(model, 1)}
     (row,) = generate(model, [prompt], nudges, max_new_tokens=9, **read)
     assert row == without_padding(answer_uncached(model, prompt, nudges, budget=9, **read)) and row.count(BOI) == 2
-
-
-def gradients(model: PeftModel, losses: Callable[[PeftModel], Tensor]) -> dict[str, Tensor]:
-    model.zero_grad()
-    losses(model).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_checkpointed_layers_run_again_at_their_own_positions(positions: str) -> None:
@@ -274,7 +242,7 @@ def test_a_trained_adapter_is_the_same_however_it_is_loaded(image_adapter: Path,
 
 
 def test_an_adapter_of_image_positions_cannot_be_merged(image_adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lora_positions image: .* use the folder as it is"):
+    with pytest.raises(ValueError, match="lora_positions image_tokens: .* use the folder as it is"):
         merge(image_adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     with pytest.raises(ValueError, match="cannot be merged"):
@@ -291,11 +259,13 @@ def test_peft_alone_refuses_it(image_adapter: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_cannot_be_kept_to_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="lora_positions image needs images in blocks, but image_order is raster"):
+    with pytest.raises(
+        ValueError, match="lora_positions image_tokens needs images in blocks, but image_order is raster"
+    ):
         prepare(toy_model(image_order="raster"), arguments())
     with pytest.raises(ValueError, match="lora_bias True would move all positions"):
         ImageLoraConfig(lora_bias=True)
-    with pytest.raises(ValueError, match="positions 'text' is not one of image, onward, apart"):
+    with pytest.raises(ValueError, match="positions 'text' is not one of image_tokens, after_image, split_ranks"):
         ImageLoraConfig(positions="text")
-    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing where positions are apart; .* at least 2"):
-        prepare(toy_model(), arguments(lora_positions="apart", lora_rank=1))
+    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing with split_ranks; .* at least 2"):
+        prepare(toy_model(), arguments(lora_positions="split_ranks", lora_rank=1))

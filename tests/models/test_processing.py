@@ -56,7 +56,7 @@ def test_round_trip_with_several_images(processor: UnifiedProcessor) -> None:
         turn("assistant", text("Red: "), IMAGE, text(" and blue: "), IMAGE, text(".")),
     ]
     encoded = processor.encode_chat(chat, [read, first, second])
-    assert encoded.read_codes == [read]
+    assert encoded.input_image_codes == [read]
     parts = processor.decode_parts([label for label in encoded.labels if label != IGNORE_INDEX])
     assert [part.get("text") for part in parts] == ["Red: ", None, " and blue: ", None, "."]
     assert [part["codes"].tolist() for part in parts if part["type"] == "image"] == [first, second]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unified.models.sampling import apply_guidance, ramped_guidance, sample, top_k_filter, top_p_filter
+from unified.models.sampling import apply_guidance, ramped_guidance_scale, sample, top_k_filter, top_p_filter
 
 
 def random_logits(seed: int, shape: tuple[int, ...] = (3, 4, 12)) -> Tensor:
@@ -98,9 +98,9 @@ def test_guidance_one_is_the_condition_and_zero_none() -> None:
 
 
 def test_guidance_ramps_from_one() -> None:
-    assert [ramped_guidance(4.0, scale, 4) for scale in range(4)] == [1.0, 2.0, 3.0, 4.0]
-    assert ramped_guidance(4.0, 0, 1) == 1.0
-    assert {ramped_guidance(1.0, scale, 4) for scale in range(4)} == {1.0}
+    assert [ramped_guidance_scale(4.0, scale, 4) for scale in range(4)] == [1.0, 2.0, 3.0, 4.0]
+    assert ramped_guidance_scale(4.0, 0, 1) == 1.0
+    assert {ramped_guidance_scale(1.0, scale, 4) for scale in range(4)} == {1.0}
 
 
 @pytest.mark.parametrize("impossible", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])

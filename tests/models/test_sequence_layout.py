@@ -10,7 +10,7 @@ from torch import Tensor
 from toy_models import BOI, EOI, IMAGE_PAD, OFFSET
 
 from unified import UnifiedConfig, VQConfig
-from unified.models.sequence_layout import attention_pairs, clock, read_layout, run_index
+from unified.models.sequence_layout import block_attention_mask, read_layout, rope_positions, run_index
 
 SCALES = (1, 2, 4)
 GRID = SCALES[-1] ** 2
@@ -91,7 +91,7 @@ def test_mask_of_a_packed_row(documents: list[list[str]], window: int | None, pa
     row = lay_out(documents) + [Position(0, PADDING)] * padding
     input_ids, valid, document_ids = tensors(row)
     blocks = read_layout(input_ids, config_of()).blocks
-    assert torch.equal(attention_pairs(blocks, valid, document_ids, window)[0, 0], pairs_by_hand(row, window))
+    assert torch.equal(block_attention_mask(blocks, valid, document_ids, window)[0, 0], pairs_by_hand(row, window))
 
 
 @settings(deadline=None, max_examples=15)
@@ -100,7 +100,7 @@ def test_mask_behind_left_padding(segments: list[str], window: int | None, paddi
     row = [Position(0, PADDING)] * padding + lay_out([segments])
     input_ids, valid, _ = tensors(row)
     blocks = read_layout(input_ids, config_of()).blocks
-    found, by_hand = attention_pairs(blocks, valid, None, window)[0, 0], pairs_by_hand(row, window)
+    found, by_hand = block_attention_mask(blocks, valid, None, window)[0, 0], pairs_by_hand(row, window)
     assert torch.equal(found[padding:], by_hand[padding:])
     assert found[:padding].any(dim=1).all()  # padding needs a finite softmax, whatever it sees
 
@@ -108,7 +108,7 @@ def test_mask_behind_left_padding(segments: list[str], window: int | None, paddi
 def test_rows_of_a_batch_do_not_mix() -> None:
     rows = [lay_out([["word", "written", "written"]]), lay_out([["written", "word", "written"]])]
     input_ids = torch.cat([tensors(row)[0] for row in rows])
-    masks = attention_pairs(read_layout(input_ids, config_of()).blocks, torch.ones_like(input_ids))
+    masks = block_attention_mask(read_layout(input_ids, config_of()).blocks, torch.ones_like(input_ids))
     assert all(torch.equal(mask[0], pairs_by_hand(row)) for mask, row in zip(masks, rows, strict=True))
 
 
@@ -116,23 +116,27 @@ def test_rows_of_a_batch_do_not_mix() -> None:
 def test_the_mask_of_new_positions_is_the_end_of_the_whole(window: int | None) -> None:
     input_ids, valid, _ = tensors(lay_out([["word", "read", "word", "written", "word"]]))
     blocks = read_layout(input_ids, config_of()).blocks
-    whole = attention_pairs(blocks, valid, None, window)
+    whole = block_attention_mask(blocks, valid, None, window)
     for first in (1, 2 + GRID, 3 + GRID):
-        assert torch.equal(attention_pairs(blocks[:, first:], valid, None, window), whole[:, :, first:])
+        assert torch.equal(block_attention_mask(blocks[:, first:], valid, None, window), whole[:, :, first:])
 
 
 @settings(deadline=None, max_examples=20)
-@given(DOCUMENTS, st.sampled_from(["tick", "sequential"]), st.sampled_from(["scales", "raster"]))
+@given(DOCUMENTS, st.sampled_from(["shared", "sequential"]), st.sampled_from(["scales", "raster"]))
 def test_the_clock_of_a_packed_row(documents: list[list[str]], image_positions: str, image_order: str) -> None:
     row = lay_out(documents, raster=image_order == "raster")
     input_ids, valid, document_ids = tensors(row)
-    ticks = read_layout(input_ids, config_of(image_positions=image_positions, image_order=image_order)).ticks
-    assert clock(ticks, valid, document_ids)[0].tolist() == clock_by_hand(row, image_positions == "tick")
+    position_steps = read_layout(
+        input_ids, config_of(image_positions=image_positions, image_order=image_order)
+    ).position_steps
+    assert rope_positions(position_steps, valid, document_ids)[0].tolist() == clock_by_hand(
+        row, image_positions == "shared"
+    )
 
 
 def test_an_image_takes_as_many_ticks_as_scales() -> None:
     row = lay_out([["word", "written", "read", "word"]])
-    positions = clock(read_layout(tensors(row)[0], config_of()).ticks, tensors(row)[1])[0]
+    positions = rope_positions(read_layout(tensors(row)[0], config_of()).position_steps, tensors(row)[1])[0]
     # word boi 3 scales eoi, boi 1 block eoi, word
     assert positions.unique().tolist() == list(range(10)) and positions[-1] == 9
 
@@ -142,7 +146,7 @@ def test_padding_moves_no_clock() -> None:
     gap = [Position(0, PADDING)] * 2
     padded = gap + row[:1] + gap + row[1:]
     input_ids, valid, _ = tensors(padded)
-    positions = clock(read_layout(input_ids, config_of()).ticks, valid)
+    positions = rope_positions(read_layout(input_ids, config_of()).position_steps, valid)
     assert positions[valid.bool()].tolist() == clock_by_hand(row, tick=True)
 
 
@@ -150,8 +154,8 @@ def test_raster_images_are_causal() -> None:
     row = lay_out([["word", "written", "read"]], raster=True)
     input_ids, valid, _ = tensors(row)
     layout = read_layout(input_ids, config_of(image_order="raster"))
-    assert torch.equal(attention_pairs(layout.blocks, valid)[0, 0], pairs_by_hand(row))
-    assert layout.written.sum() == layout.read.sum() == GRID
+    assert torch.equal(block_attention_mask(layout.blocks, valid)[0, 0], pairs_by_hand(row))
+    assert layout.is_output.sum() == layout.is_input.sum() == GRID
 
 
 @settings(deadline=None)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils.other import TrainableTokensWrapper
-from test_image_lora import MODELS, adapted, rows_of
+from toy_adapters import MODELS, adapted, rows_of
 from toy_models import BOI, OFFSET, toy_model
 
 from unified.models import modeling
-from unified.models.trainable_token_rows import OwnRows, look_up, split_rows
+from unified.models.trainable_token_rows import TrainableRows, look_up, split_rows
 
 
 @pytest.fixture(params=MODELS, ids=lambda settings: settings["backbone"])
@@ -49,9 +49,7 @@ def test_without_an_adapter_there_is_one_matrix(model: PeftModel, off: str) -> N
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-def test_a_step_is_the_one_with_peft_s_matrix(
-    model: PeftModel, stride: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_the_one_with_peft_s_matrix(model: PeftModel, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = rows_of(model.get_base_model())
     model.get_base_model().config.modality_stride = stride
     model.train()
@@ -68,5 +66,5 @@ def test_a_step_is_the_one_with_peft_s_matrix(
 
 
 def test_rows_of_another_dtype_take_the_matrix_s() -> None:
-    own = OwnRows(torch.tensor([1]), torch.ones(1, 2))
+    own = TrainableRows(torch.tensor([1]), torch.ones(1, 2))
     assert own.into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -16,7 +16,7 @@ TRIALS = {"slow": {}, "fast": {"learning_rate": 0.002}}
 class TrialsWorld(World):
     """Leaves a training's state: `fast` learns more, and the second seed a little less."""
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name == "geneval":
             Path(flags["--out"]).write_text(json.dumps({"value": 0.25}))
         if name == "sft":

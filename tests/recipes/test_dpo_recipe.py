@@ -165,7 +165,7 @@ def test_a_lora_run_leaves_an_adapter_of_the_backbone(dpo: Dpo, toy_checkpoint: 
 
 
 def test_updates_of_image_positions_leave_text_alone(dpo: Dpo, toy_checkpoint: Path, tmp_path: Path) -> None:
-    log = dpo("imut", "--tuning", "lora", "--lora_positions", "image", "--learning_rate", 1e-2)
+    log = dpo("imut", "--tuning", "lora", "--lora_positions", "image_tokens", "--learning_rate", 1e-2)
     assert log[0]["loss"] == pytest.approx(LN2, abs=1e-4) and log[1]["loss"] < LN2 - 1e-4
     model, processor = load(tmp_path / "out", device="cpu")
     before = UnifiedForCausalLM.from_pretrained(toy_checkpoint)

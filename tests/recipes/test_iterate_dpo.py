@@ -25,7 +25,7 @@ class RoundsWorld(World):
         super().__init__()
         self.scores = scores
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name == "dpo":
             Path(flags["--output_dir"]).mkdir(parents=True)
             Path(flags["--output_dir"], "adapter_config.json").touch()
@@ -160,7 +160,7 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
     short = tmp_path / "short.yaml"
     short.write_text("max_length: 7\n")
     for changes, words in (
-        (["--guidance", 2], "was made with guidance 3.0, not 2.0"),
+        (["--guidance_scale", 2], "was made with guidance 3.0, not 2.0"),
         (["--run", bad], "betta"),
         (["--rounds", 0], "at least 1"),
         (["--run", short], "max_length 7 of --run has no room for a picture"),

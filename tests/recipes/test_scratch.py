@@ -16,7 +16,7 @@ FULL = ROOT / "recipes/configs/smollm2_scenes/scratch_full.yaml"
 class ScenesWorld(World):
     """Rendered scenes appear."""
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name == "render_scenes":
             folder = Path(flags["--out"])
             folder.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from unified import UnifiedForCausalLM
 from unified.checkpoints.extension import extend
 from unified.checkpoints.publishing import publish
 from unified.reports import steps
-from unified.reports.demo_transcript import Drawing, Showing
+from unified.reports.demo_transcript import DemoTranscript, Drawing
 from unified.reports.page import Turn
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.tuning import prepare
@@ -35,7 +35,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def make_start(base: Path, folder: Path, name: Path) -> Path:
     """A published adapter of `base`, which is to be found at `name`."""
-    args = UnifiedTrainingArguments(output_dir=str(folder), tuning="lora", lora_positions="image", use_cpu=True)
+    args = UnifiedTrainingArguments(output_dir=str(folder), tuning="lora", lora_positions="image_tokens", use_cpu=True)
     prepare(UnifiedForCausalLM.from_pretrained(base), args).save_pretrained(folder / "trained")
     publish(folder / "trained", folder / "start", base=str(name), made_with=["make base"])
     return folder / "start"
@@ -48,7 +48,7 @@ class TaughtWorld(World):
         super().__init__()
         self.base = base
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         out = Path(flags.get("--out", flags.get("--output_dir", "")))
         after = "after" in out.name
         if name == "unified":
@@ -77,7 +77,7 @@ class TaughtWorld(World):
         prompts = words[words.index("--prompts") + 1 : words.index("--pictures")]
         image = Image.new("RGB", (4, 4), colour)
         chat = [Turn("user", "Capital?"), Turn("assistant", f"{out.name} <b>Paris</b>")]
-        Showing(chat, [Drawing(prompt, seed, [image] * 4) for seed, prompt in enumerate(prompts)]).write(out)
+        DemoTranscript(chat, [Drawing(prompt, seed, [image] * 4) for seed, prompt in enumerate(prompts)]).write(out)
 
     def score(self, out: Path, after: bool) -> None:
         task = {"value": 0.875 if after else 0.125, "stderr": 0.03, "images": 24, "n": 24}
@@ -206,9 +206,9 @@ class RealWorld(TaughtWorld):
         super().__init__(base)
         self.run_script, self.patch = run_script, patch
 
-    def leave(self, name: str, flags: dict[str, str], words: list[str]) -> int:
+    def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name in ("convert_smollm2", "unified", "nearest_object"):
-            return super().leave(name, flags, words)
+            return super().shut_down(name, flags, words)
         place = next(index for index, word in enumerate(words) if Path(word).stem == name)
         argv = sys.argv
         status = self.run_script(*words[place:])

@@ -1,4 +1,4 @@
-"""unified/reports/demo_transcript.py and recipes/ask_and_draw.py: what is asked, what is kept, and that it comes back as it was."""
+"""The demo transcript and recipes/ask_and_draw.py: what is asked, what is kept, and that it comes back as it was."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from unified.checkpoints.loading import load
 from unified.files.images import pixels_to_image
-from unified.reports.demo_transcript import Drawing, Query, Showing, about_objects, converse, object_named
+from unified.reports.demo_transcript import DemoTranscript, Drawing, Query, about_objects, converse, object_named
 from unified.reports.page import Turn
 
 SCRIPT = "recipes/ask_and_draw.py"
@@ -23,9 +23,9 @@ def picture(colour: str) -> Image.Image:
 
 def test_a_showing_comes_back_as_it_was(tmp_path: Path) -> None:
     chat = [Turn("user", "What is it?", picture("red")), Turn("assistant", "Ünknown.")]
-    shown = Showing(chat, [Drawing("a cat", 7, [picture("blue"), picture("green")])])
+    shown = DemoTranscript(chat, [Drawing("a cat", 7, [picture("blue"), picture("green")])])
     shown.write(tmp_path / "shown")
-    found = Showing.read(tmp_path / "shown")
+    found = DemoTranscript.read(tmp_path / "shown")
     assert [(turn.role, turn.text, turn.image is None) for turn in found.chat] == [
         ("user", "What is it?", False),
         ("assistant", "Ünknown.", True),
@@ -72,10 +72,10 @@ def test_objects_are_named_in_words() -> None:
 def test_the_script_keeps_what_it_was_asked_for(
     run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model", toy_checkpoint, "--out", tmp_path / "shown", "--seed", 3, "--guidance", 2]
+    flags = ["--model", toy_checkpoint, "--out", tmp_path / "shown", "--seed", 3, "--guidance_scale", 2]
     asked = ["--pictures", "purple umbrella", "key", "--picture_questions", "What color?", "What is it?"]
     assert run_script(SCRIPT, *flags, "--prompts", "a cat", "two dogs", *asked) == 0
-    found = Showing.read(tmp_path / "shown")
+    found = DemoTranscript.read(tmp_path / "shown")
     assert [turn.text for turn in found.chat if turn.role == "user"][1:] == ["What color?", "What is it?"]
     assert [(one.prompt, one.seed, len(one.scales)) for one in found.drawn] == [("a cat", 3, 2), ("two dogs", 4, 2)]
     for changes, words in (

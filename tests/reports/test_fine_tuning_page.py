@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from unified.reports.fine_tuning_page import Pair, TeachPage, scores
+from unified.reports.fine_tuning_page import FineTuningPage, Pair, scores
 from unified.reports.page import Turn
 
 VOID = {"meta", "img", "br"}
@@ -38,7 +38,7 @@ def page(**changes: object) -> str:
         "log": [{"images_seen": 5.0 * step, "image_loss": 3.0, "scale_1_loss": 1.0} for step in (1, 2)],
         "steps": [{"step": "teach", "seconds": 600.5, "command": "python x.py 'a & b'"}],
     }
-    return TeachPage(**(settings | changes)).html()
+    return FineTuningPage(**(settings | changes)).html()
 
 
 class Balance(HTMLParser):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unified.scenes.answer_parsing import (
     Caption,
-    Claim,
+    Mention,
     check_caption,
     read_caption,
     read_colour,
@@ -90,7 +90,7 @@ def test_relations(answer: str, read: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "claims", "relations"),
+    ("text", "mentions", "relations"),
     [
         ("An apple and a red dog.", [("apple", 1, None), ("dog", 1, "red")], []),
         ("two sheep", [("sheep", 2, None)], []),
@@ -111,20 +111,20 @@ def test_relations(answer: str, read: str | None) -> None:
         ("", None, None),
     ],
 )
-def test_captions_are_read(text: str, claims: list | None, relations: list | None) -> None:
+def test_captions_are_read(text: str, mentions: list | None, relations: list | None) -> None:
     read = read_caption(text)
-    if claims is None:
+    if mentions is None:
         assert read is None
         return
-    assert read.claims == tuple(Claim(*claim) for claim in claims)
+    assert read.mentions == tuple(Mention(*mention) for mention in mentions)
     assert [side for _, side, _ in read.relations] == relations
 
 
 @given(st.sampled_from(sorted(CLASSES)), st.sampled_from([None, *COLOURS]), st.integers(1, 10))
 def test_every_name_is_read_in_the_singular_and_the_plural(name: str, colour: str | None, count: int) -> None:
     words = name if colour is None else f"{colour} {name}"
-    assert read_caption(singular(words)) == Caption((Claim(name, 1, colour),))
-    assert read_caption(f"{count} {plural(name)}") == Caption((Claim(name, count),))
+    assert read_caption(singular(words)) == Caption((Mention(name, 1, colour),))
+    assert read_caption(f"{count} {plural(name)}") == Caption((Mention(name, count),))
 
 
 @given(st.sampled_from(TAGS), st.integers(0, 2**32 - 1))
@@ -138,22 +138,22 @@ def test_a_scenes_own_caption_is_right(tag: str, seed: int) -> None:
 def test_a_caption_that_leaves_out_an_object_or_adds_one_is_wrong(tag: str, seed: int) -> None:
     scene = sample_scene(tag, np.random.default_rng(seed))
     whole = read_caption(caption(scene))
-    assert not check_caption(dataclasses.replace(whole, claims=whole.claims[:1]), scene)[0]
+    assert not check_caption(dataclasses.replace(whole, mentions=whole.mentions[:1]), scene)[0]
     absent = next(name for name in CLASSES if name not in {item.class_name for item in scene.objects})
-    assert not check_caption(dataclasses.replace(whole, claims=(*whole.claims, Claim(absent, 1))), scene)[0]
-    assert check_caption(dataclasses.replace(whole, claims=(*whole.claims, Claim(absent, 0))), scene)[0]
+    assert not check_caption(dataclasses.replace(whole, mentions=(*whole.mentions, Mention(absent, 1))), scene)[0]
+    assert check_caption(dataclasses.replace(whole, mentions=(*whole.mentions, Mention(absent, 0))), scene)[0]
 
 
 @given(st.sampled_from(RELATIONS), st.integers(0, 2**32 - 1))
 def test_relations_hold_from_both_sides_and_are_not_left_out(side: str, seed: int) -> None:
     scene = sample_scene("position", np.random.default_rng(seed))
     first, second = (item.class_name for item in scene.objects)
-    claims = (Claim(first, 1), Claim(second, 1))
+    mentions = (Mention(first, 1), Mention(second, 1))
     shown = MIRRORED[scene.metadata["include"][1]["position"][0]]
-    right, reason = check_caption(Caption(claims, ((first, side, second),)), scene)
+    right, reason = check_caption(Caption(mentions, ((first, side, second),)), scene)
     assert right == (side == shown) and (right or f"not {first} {side} {second}" in reason)
-    assert check_caption(Caption(claims, ((second, MIRRORED[side], first),)), scene)[0] == right
-    assert check_caption(Caption(claims), scene) == (False, "says no relation")
+    assert check_caption(Caption(mentions, ((second, MIRRORED[side], first),)), scene)[0] == right
+    assert check_caption(Caption(mentions), scene) == (False, "says no relation")
 
 
 def two(first: tuple[str, str | None], second: tuple[str, str | None]) -> Scene:

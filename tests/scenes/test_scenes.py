@@ -195,8 +195,10 @@ def test_the_ten_colours_are_told_apart():
         means = {}
         for colour in COLOURS:
             rgba = np.asarray(glyph(name, colour, SINGLE_CELL), dtype=float)
-            paint = rgba[..., :3][rgba[..., 3] > 200]
-            means[colour] = np.median(paint[paint.sum(-1) >= np.percentile(paint.sum(-1), 70)], axis=0)
+            generate_image = rgba[..., :3][rgba[..., 3] > 200]
+            means[colour] = np.median(
+                generate_image[generate_image.sum(-1) >= np.percentile(generate_image.sum(-1), 70)], axis=0
+            )
         for a, b in itertools.combinations(COLOURS, 2):
             assert np.abs(means[a] - means[b]).max() > 40, f"{a} and {b} {name} look alike"
 

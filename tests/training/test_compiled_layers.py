@@ -10,9 +10,9 @@ import torch
 from conftest import load_script
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from test_image_lora import adapted, gradients
 from torch import Tensor
 from torch._dynamo.utils import counters
+from toy_adapters import adapted, gradients
 from toy_models import random_codes, toy_model, written
 
 from unified.arguments.parser import parse
@@ -21,7 +21,7 @@ from unified.models.position_gated_lora import ImageLinear
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers, round_frozen
 
-POSITIONS = ("all", "image", "apart")
+POSITIONS = ("all", "image_tokens", "split_ranks")
 
 
 def batch_of(model: Any, rows: int, words: int) -> Tensor:
@@ -56,7 +56,7 @@ def test_rounding_what_is_frozen_changes_no_bit(positions: str) -> None:
 
 
 def test_what_learns_is_not_rounded() -> None:
-    model = adapted(toy_model(), lora_positions="image")
+    model = adapted(toy_model(), lora_positions="image_tokens")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     round_frozen(model, torch.bfloat16)
@@ -80,7 +80,7 @@ def test_compiled_layers_learn_the_same_from_batches_of_all_sizes(checkpointed: 
     for _ in range(2):
         base = toy_model()
         prefer_grouped(base, torch.device("cpu"))
-        models.append(adapted(base, lora_positions="apart").train())
+        models.append(adapted(base, lora_positions="split_ranks").train())
     plain, compiled = models
     compile_layers(compiled.get_base_model(), backend="aot_eager")  # traced as ever, without C++ to wait for
     if checkpointed:
@@ -116,7 +116,7 @@ def test_a_run_stores_what_its_autocast_uses(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     script = load_script("recipes/sft.py")
     flags = ["--model", toy_checkpoint, "--train_files", toy_rows("dddd"), "--output_dir", tmp_path]
-    flags += ["--report_to", "none", "--tuning", "lora", "--lora_positions", "image"]
+    flags += ["--report_to", "none", "--tuning", "lora", "--lora_positions", "image_tokens"]
     kinds = (ModelArguments, DataArguments, UnifiedTrainingArguments)
     trainer = script.build_trainer(*parse(kinds, list(map(str, flags))))
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, ImageLinear)]

@@ -13,7 +13,7 @@ from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_spans
 from unified.scenes.rendering import draw_scene, sample_scene
-from unified.training.self_correction import SelfCorrection, spoil
+from unified.training.self_correction import SelfCorrection, corrupt_codes
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "scenes-vq"
 
@@ -36,7 +36,7 @@ def toy(toy_checkpoint: Path) -> UnifiedForCausalLM:
 
 
 def test_all_is_right_up_to_the_first_wrong_scale(vq: VQModel, codes: Tensor) -> None:
-    fed, targets = spoil(vq.quantizer, codes, 0.1, torch.Generator().manual_seed(0))
+    fed, targets = corrupt_codes(vq.quantizer, codes, 0.1, torch.Generator().manual_seed(0))
     spans = scale_spans(vq.quantizer.patch_nums)
     before = torch.ones(len(codes), dtype=torch.bool)  # images that are still right
     for start, stop in spans:
@@ -48,20 +48,20 @@ def test_all_is_right_up_to_the_first_wrong_scale(vq: VQModel, codes: Tensor) ->
 
 
 def test_later_scales_repair_the_picture(vq: VQModel, codes: Tensor) -> None:
-    fed, _ = spoil(vq.quantizer, codes, 0.5, torch.Generator().manual_seed(0))
+    fed, _ = corrupt_codes(vq.quantizer, codes, 0.5, torch.Generator().manual_seed(0))
     last = scale_spans(vq.quantizer.patch_nums)[-1][0]
-    spoilt = (fed[:, :last] != codes[:, :last]).any(dim=1)
+    corrupted = (fed[:, :last] != codes[:, :last]).any(dim=1)
     as_they_were = torch.cat([fed[:, :last], codes[:, last:]], dim=1)
     right = vq.quantizer.codes_to_f_hat(codes)
     errors = [(vq.quantizer.codes_to_f_hat(c) - right).square().flatten(1).mean(dim=1) for c in (fed, as_they_were)]
-    assert spoilt.sum() > 50
-    assert (errors[0] < errors[1])[spoilt].float().mean() > 0.95
-    assert errors[0][spoilt].mean() < 0.5 * errors[1][spoilt].mean()
+    assert corrupted.sum() > 50
+    assert (errors[0] < errors[1])[corrupted].float().mean() > 0.95
+    assert errors[0][corrupted].mean() < 0.5 * errors[1][corrupted].mean()
 
 
 def test_shares_reach_from_none_to_the_most(vq: VQModel, codes: Tensor) -> None:
     many = codes.repeat(50, 1)
-    fed, targets = spoil(vq.quantizer, many, 0.4, torch.Generator().manual_seed(0))
+    fed, targets = corrupt_codes(vq.quantizer, many, 0.4, torch.Generator().manual_seed(0))
     last = scale_spans(vq.quantizer.patch_nums)[-1][0]
     shares = (fed != targets)[:, :last].float().mean(dim=1)
     assert abs(float(shares.mean()) - 0.2) < 0.01

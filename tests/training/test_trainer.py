@@ -80,7 +80,7 @@ def token_losses(trainer: UnifiedTrainer) -> Iterator[tuple[int, float]]:
         item = trainer.train_dataset[index]
         ids, codes = (
             torch.tensor([item["input_ids"]]),
-            torch.tensor(item["read_codes"]) if item["read_codes"] else None,
+            torch.tensor(item["input_image_codes"]) if item["input_image_codes"] else None,
         )
         log_probs = model(ids, image_codes=codes).logits[0].log_softmax(dim=-1)
         place = 0

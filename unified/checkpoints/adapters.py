@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from unified.models.configuration import UnifiedConfig
+from unified.models.format_version import name_in_version_1, upgrade
 from unified.models.position_gated_lora import IMAGE_LORA
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,11 +25,12 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
     """What PEFT wrote of an adapter."""
-    return json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    path = adapter / ADAPTER_CONFIG
+    return upgrade(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
 def positions_of(adapter: Path) -> str:
-    """Where an adapter's updates act, as `lora_positions` names it: all, image, onward or apart."""
+    """Where an adapter's updates act, as `lora_positions` names it: all or one of `POSITIONS`."""
     config = read_adapter_config(adapter)
     return config["positions"] if config.get("peft_type") == IMAGE_LORA else "all"
 
@@ -93,7 +95,10 @@ def base_digest(adapter: Path, base: Path) -> str:
     of CPU to the next; all else it copies. How images are ordered and placed counts, as it shows in no weight.
     """
     settings = UnifiedConfig.from_pretrained(base)
-    digests: dict[str, str] = {"image_order": settings.image_order, "image_positions": settings.image_positions}
+    digests: dict[str, str] = {
+        "image_order": settings.image_order,
+        "image_positions": name_in_version_1("image_positions", settings.image_positions),
+    }
     left = rows_left(read_adapter_config(adapter))
     for path in base.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:

@@ -40,7 +40,7 @@ def extend(
     vq: str | os.PathLike,
     out: str | os.PathLike,
     image_order: ImageOrder = "scales",
-    image_positions: ImagePositions = "tick",
+    image_positions: ImagePositions = "shared",
     dtype: str = "auto",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
@@ -91,7 +91,7 @@ def join(
     vq_model: VQModel,
     tokenizer: PreTrainedTokenizerBase,
     image_order: ImageOrder = "scales",
-    image_positions: ImagePositions = "tick",
+    image_positions: ImagePositions = "shared",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
     """The model of a loaded causal LM and image tokenizer; `tokenizer` gains the three special tokens.

@@ -106,5 +106,3 @@ def check_checkpoint(folder: Path) -> None:
         if not any(folder.glob(needed)):
             raise ValueError(f"{folder} has no {needed}; {remedy}")
     check_weights(folder)
-
-

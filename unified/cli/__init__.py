@@ -1,6 +1,6 @@
 """The `unified` command: thin, may import anything, nothing imports it.
 
-    main  the commands
+main  the commands
 """
 
 __all__ = ["main"]

@@ -64,8 +64,8 @@ def extend(
         Literal["scales", "raster"], typer.Option(help="scale by scale (VAR) or code by code (Liquid)")
     ] = "scales",
     image_positions: Annotated[
-        Literal["tick", "sequential"], typer.Option(help="RoPE positions of an image: one a scale or one a code")
-    ] = "tick",
+        Literal["shared", "sequential"], typer.Option(help="RoPE positions of an image: one a scale or one a code")
+    ] = "shared",
 ) -> None:
     """Join an LLM and an image tokenizer into one checkpoint that can be trained."""
     from unified.checkpoints.extension import extend as extend_llm
@@ -82,7 +82,7 @@ def draw(
     out: Annotated[Path, typer.Option(help="picture to write; several are OUT_0.png, OUT_1.png, ...")],
     seed: Seed = 0,
     count: Annotated[int, typer.Option(min=1, help="pictures, with seeds SEED, SEED + 1, ...")] = 1,
-    guidance: Guidance = None,
+    guidance_scale: Guidance = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -99,7 +99,7 @@ def draw(
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} paints code by code (image_order raster); --strip needs image_order scales")
     text_budget(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
-    sampling = image_sampling(guidance, temperature, top_k, top_p)
+    sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
     for index in range(count):
         path = out if count == 1 else suffixed(out, str(index))
         if strip:
@@ -120,7 +120,7 @@ def chat(
     max_images: Annotated[int, typer.Option(min=0, help="most pictures in one answer")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="most text tokens in one answer")] = 256,
     first: Annotated[str, typer.Option(help="asked before your question where it comes with a picture")] = "",
-    guidance: Guidance = None,
+    guidance_scale: Guidance = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -136,7 +136,7 @@ def chat(
     from unified.checkpoints.loading import load
     from unified.inference.chat import Chat
 
-    sampling = image_sampling(guidance, temperature, top_k, top_p)
+    sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
     talk = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
     for picture in pictures:
         talk.show(picture)
@@ -245,12 +245,12 @@ def save_painted(talk: "Chat", codes: Any, out_dir: Path) -> Path:
 
 
 def image_sampling(
-    guidance: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+    guidance_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
 ) -> "ImageSampling":
     """Sampling with what was given; the defaults of the rest are `ImageSampling`'s."""
     from unified.models.generation import ImageSampling
 
-    options = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     return ImageSampling(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import is_drawing, is_written
+from unified.models.messages import is_drawing, is_output
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 from unified.data.rows import read_rows
@@ -82,7 +82,7 @@ def _text_rows(file: Path) -> datasets.Dataset:
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded rows as ids and labels.
 
-    Items hold `input_ids`, `labels` (lists), `read_codes`, `index`, `epoch`: what `SFTCollator` takes (so the Trainer
+    Items hold `input_ids`, `labels` (lists), `input_image_codes`, `index`, `epoch`: what `SFTCollator` takes (so the Trainer
     must leave the columns alone: `remove_unused_columns=False`).
 
     Args:
@@ -124,7 +124,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
             chat = self._encode(row, index)
             self._check_trained(row, index, chat)
-            lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.read_codes)))
+            lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes)))
             if lengths[-1] > max_length:
                 raise ValueError(
                     f"row {index} (source {row['source']}) takes {lengths[-1]} positions, more than max_length "
@@ -142,7 +142,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         # a position scores the next one, so nothing scores the first label
         if any(label != IGNORE_INDEX for label in chat.labels[1:]):
             return
-        answered = any(map(is_written, row["messages"]))
+        answered = any(map(is_output, row["messages"]))
         why = "its assistant turns are empty" if answered else "it has no assistant turn"
         raise ValueError(
             f"row {index} (source {row['source']}): {why}, so nothing in it is trained (every label is "
@@ -187,9 +187,9 @@ class SFTCollator:
         batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
         if self.dropping.fraction == 1:
             del batch["keep_positions"]
-        read_codes = [codes for row in rows for member in row.members for codes in examples[member]["read_codes"]]
-        if read_codes:
-            batch["image_codes"] = torch.tensor(read_codes)
+        input_image_codes = [codes for row in rows for member in row.members for codes in examples[member]["input_image_codes"]]
+        if input_image_codes:
+            batch["image_codes"] = torch.tensor(input_image_codes)
         return batch
 
     def _document(self, example: Mapping[str, Any]) -> Document:
@@ -220,9 +220,9 @@ class PreferenceCollator:
             "attention_mask": pad_right([[torch.ones_like(input_ids)] for [input_ids] in rows], 0),
             "completion_mask": pad_right([[mask] for _, mask, _ in answers], 0),
         }
-        read_codes = [codes for *_, of_prompt in answers for codes in of_prompt]
-        if read_codes:
-            batch["image_codes"] = torch.tensor(read_codes)
+        input_image_codes = [codes for *_, of_prompt in answers for codes in of_prompt]
+        if input_image_codes:
+            batch["image_codes"] = torch.tensor(input_image_codes)
         return batch
 
     def _answer(self, example: Mapping[str, Any], kind: str) -> tuple[Tensor, Tensor, list[list[int]]]:
@@ -239,4 +239,4 @@ class PreferenceCollator:
         stop = int(completion.nonzero().max()) + 1
         if stop > self.max_length:
             raise ValueError(f"a {kind} answer ends at position {stop}, beyond max_length {self.max_length}; raise it")
-        return torch.tensor(chat.input_ids[:stop]), completion[:stop].long(), chat.read_codes
+        return torch.tensor(chat.input_ids[:stop]), completion[:stop].long(), chat.input_image_codes

@@ -1,15 +1,15 @@
 """Scores of any model: GenEval, detectors, FID, preference scorers, plug-ins of evaluation harnesses.
 
-    metrics             pure functions: GenEval's rules, POPE, PSNR, Frechet distance
-    geneval_files       GenEval's prompt sets and image folders
-    detections          what every detector answers; loading one
-    detector            a small detector of classes, colours and boxes
-    coco_detector       GenEval's own: Mask2Former and CLIP
-    preference_scorers  which answer is better
-    inception           the network of FID
-    diversity           how varied images are
-    power_law           where a learning curve goes
-    lmms_plugin         the plug-in for lmms-eval
+metrics             pure functions: GenEval's rules, POPE, PSNR, Frechet distance
+geneval_files       GenEval's prompt sets and image folders
+detections          what every detector answers; loading one
+detector            a small detector of classes, colours and boxes
+coco_detector       GenEval's own: Mask2Former and CLIP
+preference_scorers  which answer is better
+inception           the network of FID
+diversity           how varied images are
+power_law           where a learning curve goes
+lmms_plugin         the plug-in for lmms-eval
 """
 
 __all__ = [

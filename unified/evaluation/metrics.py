@@ -99,7 +99,7 @@ def binary_scores(answers: Sequence[bool], truths: Sequence[bool]) -> dict[str, 
 
 
 def clustered_mean(clusters: Iterable[Sequence[float]]) -> tuple[float, float | None]:
-    """Mean over all values and its standard error, where values of one cluster may hang together.
+    """Mean over all values and its standard error, where values of one cluster may are correlated.
 
     Clusters are the images of a prompt or the questions about an image; every value alone gives the usual standard
     error. One cluster has no standard error (None). Linearised ratio estimator, Cochran 1977, section 9A.

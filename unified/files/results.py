@@ -35,7 +35,7 @@ def prompts_digest(prompts: Iterable[str]) -> str:
 
 
 def share_stderr(share: float, n: int) -> float:
-    """Standard error of a share of `n` that do not hang together."""
+    """Standard error of a share of `n` that are not correlated."""
     return (share * (1 - share) / n) ** 0.5
 
 

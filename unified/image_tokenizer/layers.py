@@ -191,5 +191,3 @@ def build_coders(config: VQConfig) -> tuple[nn.Module, nn.Module]:
 def quant_conv(config: VQConfig) -> nn.Conv2d:
     """The 3x3 convolution VAR puts before and behind its quantizer."""
     return nn.Conv2d(config.code_dim, config.code_dim, 3, padding=1)
-
-

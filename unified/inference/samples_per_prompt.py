@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unified.inference.text_to_image import image_prompts
-from unified.models.generation import Canvas, ImageSampling
+from unified.models.generation import GenerationState, ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.models.sequence_layout import context_left
@@ -22,7 +22,7 @@ def image_seed(seed: int, prompt: int, sample: int) -> int:
 
 
 @torch.no_grad()
-def draw_variants(
+def draw_samples(
     model: UnifiedForCausalLM,
     processor: UnifiedProcessor,
     prompts: Sequence[str],
@@ -38,39 +38,39 @@ def draw_variants(
     counts = {len(own) for own in seeds}
     if len(seeds) != len(prompts) or len(counts) != 1 or not min(counts):
         raise ValueError(f"{len(prompts)} prompts with {[len(own) for own in seeds]} seeds; give each as many")
-    canvas = _prompted(model, processor, prompts)
+    state = _prompted(model, processor, prompts)
     nothing = torch.zeros(len(prompts), 0, model.config.text_config.hidden_size, device=model.device)
-    model.feed(canvas, nothing, ~canvas.finished, scale=0)
-    return _paint_copies(model, processor, canvas, seeds, sampling or ImageSampling()).view(
+    model.forward_cached(state, nothing, ~state.finished, scale=0)
+    return _generate_copies(model, processor, state, seeds, sampling or ImageSampling()).view(
         len(prompts), counts.pop(), -1
     )
 
 
-def _prompted(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]) -> Canvas:
+def _prompted(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]) -> GenerationState:
     """The prompts, padded on the left, each with the image start behind it."""
     ids, mask = image_prompts(model, processor, prompts)
     context_left(ids, mask, model.config, images=1)
-    return Canvas(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
+    return GenerationState(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
 
 
-def _paint_copies(
+def _generate_copies(
     model: UnifiedForCausalLM,
     processor: UnifiedProcessor,
-    canvas: Canvas,
+    state: GenerationState,
     seeds: Sequence[Sequence[int]],
     sampling: ImageSampling,
 ) -> Tensor:
     """Codes (B * N, L) of pictures painted on N copies of every row, whose ids are all in the cache."""
     copies = len(seeds[0])
-    canvas.cache.batch_repeat_interleave(copies)
-    wide = Canvas(
-        canvas.input_ids.repeat_interleave(copies, dim=0),
-        canvas.mask.repeat_interleave(copies, dim=0),
-        canvas.finished.repeat_interleave(copies, dim=0),
-        canvas.filler,
-        cache=canvas.cache,
+    state.cache.batch_repeat_interleave(copies)
+    wide = GenerationState(
+        state.input_ids.repeat_interleave(copies, dim=0),
+        state.mask.repeat_interleave(copies, dim=0),
+        state.finished.repeat_interleave(copies, dim=0),
+        state.pad_token_id,
+        cache=state.cache,
     )
     generators = [torch.Generator(model.device).manual_seed(seed) for own in seeds for seed in own]
-    model.paint(wide, ~wide.finished, sampling, torch.tensor([processor.unconditional_ids()]), generators)
-    start = canvas.input_ids.shape[1]
+    model.generate_image(wide, ~wide.finished, sampling, torch.tensor([processor.unconditional_ids()]), generators)
+    start = state.input_ids.shape[1]
     return model.config.vocabulary.ids_to_codes(wide.input_ids[:, start : start + model.config.image_length])

@@ -8,11 +8,12 @@ from transformers.configuration_utils import SubConfigSpec
 
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
+from unified.models.format_version import FORMAT_VERSION, upgrade
 from unified.models.remote_code import AUTO_MAP, write_module
 from unified.models.vocabulary import Vocabulary
 
 ImageOrder = Literal["scales", "raster"]
-ImagePositions = Literal["tick", "sequential"]
+ImagePositions = Literal["shared", "sequential"]
 LAYER_KINDS = {"full_attention", "sliding_attention"}  # those that a mask of blocks can be given to
 
 
@@ -33,11 +34,12 @@ class UnifiedConfig(PreTrainedConfig):
         vq_config: the image tokenizer's.
         vq_fingerprint: `VQModel.fingerprint()` of the tokenizer whose codes this model speaks.
         image_order: "scales" (next-scale prediction: one parallel step a scale) or "raster" (code by code).
-        image_positions: RoPE position of an image's tokens: "tick" (one a scale) or "sequential" (one a token).
+        image_positions: RoPE positions of an image: "shared" (by all of a scale) or "sequential" (one a token).
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset: see `Vocabulary`.
         text_loss_weight, scale_loss_weights: weights of the loss for text and for every scale (None: all 1).
         modality_stride: the `-log p(image)` part of the image loss is computed on every n-th image position and
             counted n times (see `union_loss`); above 1 it spares most of the output matrix.
+        format_version: of what is stored, see `format_version.py`.
     """
 
     model_type = "unified"
@@ -54,7 +56,7 @@ class UnifiedConfig(PreTrainedConfig):
         vq_config: dict | PreTrainedConfig | None = None
     vq_fingerprint: str = ""
     image_order: ImageOrder = "scales"
-    image_positions: ImagePositions = "tick"
+    image_positions: ImagePositions = "shared"
     boi_token_id: int = 1
     eoi_token_id: int = 2
     image_pad_token_id: int = 3
@@ -63,6 +65,12 @@ class UnifiedConfig(PreTrainedConfig):
     scale_loss_weights: list[float] | tuple[float, ...] | None = None
     modality_stride: int = 1
     tie_word_embeddings: bool = False
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """HF's, of any version's config.json; ValueError for one that is newer than this package."""
+        return super().from_dict(upgrade(config_dict, "config.json"), **kwargs)
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
@@ -98,20 +106,20 @@ class UnifiedConfig(PreTrainedConfig):
 
     @property
     def image_length(self) -> int:
-        """Codes of an image that is written, L."""
+        """Codes of an output image, L."""
         return image_length(self.patch_nums)
 
     @property
-    def read_length(self) -> int:
-        """Placeholders of an image that is read, h_K * w_K."""
+    def input_image_length(self) -> int:
+        """Placeholders of an input image, h_K * w_K."""
         h, w = self.patch_nums[-1]
         return h * w
 
     @property
-    def image_ticks(self) -> int:
-        """Positions of an image that is written on the clock RoPE reads, with its start and end."""
-        ticking = self.image_order == "scales" and self.image_positions == "tick"
-        return (len(self.patch_nums) if ticking else self.image_length) + 2
+    def image_rope_positions(self) -> int:
+        """RoPE positions that an output image takes, with its start and end."""
+        shared = self.image_order == "scales" and self.image_positions == "shared"
+        return (len(self.patch_nums) if shared else self.image_length) + 2
 
     @property
     def logit_cap(self) -> float | None:

@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from unified.image_tokenizer.scales import scale_spans
 from unified.models.configuration import UnifiedConfig
 from unified.models.losses import soft_cap
-from unified.models.sampling import Generators, apply_guidance, ramped_guidance, sample
-from unified.models.sequence_layout import Layout, clock, context_left, read_layout
+from unified.models.sampling import Generators, apply_guidance, ramped_guidance_scale, sample
+from unified.models.sequence_layout import Layout, context_left, read_layout, rope_positions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageSampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     on_scale: Callable[[int, Tensor], None] | None = None
 
 
@@ -59,23 +59,23 @@ class EndsWith(StoppingCriteria):
 
 
 @dataclass
-class Canvas:
+class GenerationState:
     """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,).
 
-    A row that sits columns out has the id `filler` there and does not see them. `read` holds the images that are shown
-    at the start, as `forward` takes them.
+    A row that sits columns out has the id `pad_token_id` there and does not attend to them. `read` holds the prompt's
+    input images, as `forward` takes them.
     """
 
     input_ids: Tensor
     mask: Tensor
     finished: Tensor
-    filler: int
+    pad_token_id: int
     read: dict[str, Tensor] = field(default_factory=dict)
     cache: DynamicCache = field(default_factory=DynamicCache)
 
     def append(self, ids: Tensor, live: Tensor) -> None:
         """Add columns `ids` (B, n), to the rows where `live` (B, n) or (B, 1)."""
-        self.input_ids = torch.cat([self.input_ids, torch.where(live, ids, self.filler)], dim=1)
+        self.input_ids = torch.cat([self.input_ids, torch.where(live, ids, self.pad_token_id)], dim=1)
         self.mask = torch.cat([self.mask, live.expand_as(ids).to(self.mask.dtype)], dim=1)
 
     def move_last_token(self, rows: Tensor) -> None:
@@ -83,11 +83,11 @@ class Canvas:
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
         last = (self.mask.long() * steps).argmax(dim=1)[rows]
         tokens = self.input_ids[rows, last]
-        self.input_ids[rows, last], self.mask[rows, last] = self.filler, 0
+        self.input_ids[rows, last], self.mask[rows, last] = self.pad_token_id, 0
         self.input_ids[rows, -1], self.mask[rows, -1] = tokens, 1
 
 
-class Painter(Protocol):
+class ImageBackbone(Protocol):
     """What painting asks of the base model, `UnifiedModel`."""
 
     def embed(self, input_ids: Tensor, layout: Layout, *args: Any, **kwargs: Any) -> Tensor: ...
@@ -102,7 +102,7 @@ class UnifiedGenerationMixin(GenerationMixin):
 
     config: UnifiedConfig
     generation_config: GenerationConfig
-    model: Painter
+    model: ImageBackbone
     lm_head: nn.Linear
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # HF's other arguments are left out in kwargs
@@ -119,7 +119,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout = read_layout(input_ids, self.config)
-        position_ids = clock(layout.ticks, valid)
+        position_ids = rope_positions(layout.position_steps, valid)
         fresh = past_key_values is None or past_key_values.get_seq_length() == 0
         forwarded = ("use_cache", "logits_to_keep") + (("pixel_values", "image_codes") if fresh else ())
         new = slice(None) if next_sequence_length is None else slice(-next_sequence_length, None)
@@ -164,32 +164,34 @@ class UnifiedGenerationMixin(GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         settings = image_sampling or ImageSampling()
-        if settings.guidance != 1 and negative_prompt_ids is None:
+        if settings.guidance_scale != 1 and negative_prompt_ids is None:
             raise ValueError(
-                f"guidance {settings.guidance} needs negative_prompt_ids; pass processor.unconditional_ids()"
+                f"guidance {settings.guidance_scale} needs negative_prompt_ids; pass processor.unconditional_ids()"
             )
         context_left(input_ids, attention_mask, self.config)
         nobody = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
         read: dict[str, Tensor] = {key: kwargs[key] for key in ("pixel_values", "image_codes") if key in kwargs}
-        canvas = Canvas(input_ids, attention_mask, nobody, self.end_token_ids(kwargs)[0], read)
+        state = GenerationState(input_ids, attention_mask, nobody, self.end_token_ids(kwargs)[0], read)
         images, text = 0, 0
         while True:
-            painting = (canvas.input_ids[:, -1] == self.config.boi_token_id) & ~canvas.finished
-            if text < max_new_tokens and not bool((painting | canvas.finished).all()):
-                before = canvas.input_ids.shape[1]
-                painting = self.write(canvas, painting, max_new_tokens - text, images < max_images, generator, kwargs)
-                text += canvas.input_ids.shape[1] - before
-            if not painting.any():
-                return canvas.input_ids
-            self.paint(canvas, painting, settings, negative_prompt_ids, generator)
+            generating = (state.input_ids[:, -1] == self.config.boi_token_id) & ~state.finished
+            if text < max_new_tokens and not bool((generating | state.finished).all()):
+                before = state.input_ids.shape[1]
+                generating = self.generate_text(
+                    state, generating, max_new_tokens - text, images < max_images, generator, kwargs
+                )
+                text += state.input_ids.shape[1] - before
+            if not generating.any():
+                return state.input_ids
+            self.generate_image(state, generating, settings, negative_prompt_ids, generator)
             images += 1
 
-    def write(
+    def generate_text(
         self,
-        canvas: Canvas,
+        state: GenerationState,
         waiting: Tensor,
         budget: int,
-        may_paint: bool,
+        may_draw: bool,
         generator: Generators,
         kwargs: dict[str, Any],
     ) -> Tensor:
@@ -200,9 +202,9 @@ class UnifiedGenerationMixin(GenerationMixin):
         if isinstance(generator, Sequence):
             raise ValueError("text is drawn from one generator, not one a row; give one, or max_new_tokens=0")
         config = self.config
-        never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_paint else (config.boi_token_id,))
+        never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_draw else (config.boi_token_id,))
         ends = self.end_token_ids(kwargs)
-        idle = canvas.finished | waiting
+        idle = state.finished | waiting
         # ours last: what a caller adds cannot bring a forbidden id back
         processors = [*(kwargs.get("logits_processor") or ()), OnlyIds(config.vocabulary.text_ids, never)]
         criteria = [*(kwargs.get("stopping_criteria") or ()), EndsWith([config.boi_token_id, *ends], idle)]
@@ -214,19 +216,19 @@ class UnifiedGenerationMixin(GenerationMixin):
             if generator is not None:  # HF's loop reads the global generator only
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
             written = super().generate(  # type: ignore[misc]  # HF's protocol for `self` has an untyped __getattr__
-                canvas.input_ids,
-                attention_mask=canvas.mask,
-                past_key_values=canvas.cache,
+                state.input_ids,
+                attention_mask=state.mask,
+                past_key_values=state.cache,
                 max_new_tokens=budget,
-                **{"pad_token_id": canvas.filler, **kwargs, **lists},
-            )[:, canvas.input_ids.shape[1] :]
+                **{"pad_token_id": state.pad_token_id, **kwargs, **lists},
+            )[:, state.input_ids.shape[1] :]
         stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
         # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
         live = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
-        canvas.append(written, live)
+        state.append(written, live)
         wants_image = waiting | ((written == config.boi_token_id) & live).any(dim=1)
-        canvas.finished = canvas.finished | ~wants_image
-        canvas.move_last_token(wants_image)
+        state.finished = state.finished | ~wants_image
+        state.move_last_token(wants_image)
         return wants_image
 
     def end_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
@@ -236,26 +238,28 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError("no eos_token_id in the generation config; pass eos_token_id=tokenizer.eos_token_id")
         return [ends] if isinstance(ends, int) else list(ends)
 
-    def paint(
+    def generate_image(
         self,
-        canvas: Canvas,
-        painting: Tensor,
+        state: GenerationState,
+        generating: Tensor,
         settings: ImageSampling,
         negative_prompt_ids: Tensor | None,
         generator: Generators,
     ) -> None:
-        """Paint one image in the rows `painting` (B,); the others wait behind masked columns."""
-        contexts = [canvas]
-        if settings.guidance != 1:
-            assert negative_prompt_ids is not None, f"guidance {settings.guidance} was let in without its prompt"
+        """Paint one image in the rows `generating` (B,); the others wait behind masked columns."""
+        contexts = [state]
+        if settings.guidance_scale != 1:
+            assert negative_prompt_ids is not None, f"guidance {settings.guidance_scale} was let in without its prompt"
             boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
-            ids = torch.cat([negative_prompt_ids, boi], dim=1).to(canvas.input_ids.device).expand(len(painting), -1)
-            contexts.append(Canvas(ids, torch.ones_like(ids), torch.zeros_like(painting), canvas.filler))
-        order = self.paint_scales if self.config.image_order == "scales" else self.paint_raster
-        order(contexts, painting, settings, generator)
-        canvas.append(torch.full_like(canvas.input_ids[:, :1], self.config.eoi_token_id), painting[:, None])
+            ids = torch.cat([negative_prompt_ids, boi], dim=1).to(state.input_ids.device).expand(len(generating), -1)
+            contexts.append(
+                GenerationState(ids, torch.ones_like(ids), torch.zeros_like(generating), state.pad_token_id)
+            )
+        order = self.generate_scales if self.config.image_order == "scales" else self.generate_raster
+        order(contexts, generating, settings, generator)
+        state.append(torch.full_like(state.input_ids[:, :1], self.config.eoi_token_id), generating[:, None])
 
-    def feed(self, context: Canvas, ahead: Tensor, painting: Tensor, scale: int) -> Tensor:
+    def forward_cached(self, context: GenerationState, ahead: Tensor, generating: Tensor, scale: int) -> Tensor:
         """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
 
         Returns the states (B, n, D) of `ahead`, or (B, 1, D) of the last id where n is 0. The scales before are in the
@@ -265,8 +269,8 @@ class UnifiedGenerationMixin(GenerationMixin):
         painted = scale_spans(config.patch_nums)[scale][0] if length else 0
         past = context.cache.get_seq_length() - painted
         layout = read_layout(context.input_ids, config)
-        now = clock(layout.ticks, context.mask)
-        steps = torch.full((length,), scale) if config.image_positions == "tick" else torch.arange(length) + painted
+        now = rope_positions(layout.position_steps, context.mask)
+        steps = torch.full((length,), scale) if config.image_positions == "shared" else torch.arange(length) + painted
         ahead_positions = now[:, -1:] + 1 + steps.to(now.device)
         states = [ahead.to(self.lm_head.weight.dtype)]
         if past < context.input_ids.shape[1]:
@@ -274,7 +278,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             images = context.read if past == 0 else {}
             states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
         group = torch.full_like(ahead_positions, int(layout.blocks.max()) + 1)
-        seen = painting[:, None].expand(-1, painted + length).to(context.mask.dtype)
+        seen = generating[:, None].expand(-1, painted + length).to(context.mask.dtype)
         outputs = self.model.run(
             torch.cat(states, dim=1),
             torch.cat([now[:, past:], ahead_positions], dim=1),
@@ -286,37 +290,39 @@ class UnifiedGenerationMixin(GenerationMixin):
         )
         return outputs[0][:, -max(length, 1) :]
 
-    def paint_scales(
-        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: Generators
+    def generate_scales(
+        self, contexts: list[GenerationState], generating: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
         """One image a row appended to the contexts: each scale is one parallel step per context."""
         spans = scale_spans(self.config.patch_nums)
-        codes = contexts[0].input_ids.new_zeros(len(painting), self.config.image_length)
+        codes = contexts[0].input_ids.new_zeros(len(generating), self.config.image_length)
         for scale, (start, stop) in enumerate(spans):
             ahead = self.model.scale_states(codes, scale)
-            hidden = [self.feed(context, ahead, painting, scale) for context in contexts]
-            guidance = ramped_guidance(settings.guidance, scale, len(spans))
-            codes[:, start:stop] = self.draw(hidden, guidance, settings, generator)
+            hidden = [self.forward_cached(context, ahead, generating, scale) for context in contexts]
+            guidance_scale = ramped_guidance_scale(settings.guidance_scale, scale, len(spans))
+            codes[:, start:stop] = self.sample_codes(hidden, guidance_scale, settings, generator)
             if settings.on_scale is not None:
                 settings.on_scale(scale, codes[:, :stop])
         for context in contexts:
-            context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
+            context.append(self.config.vocabulary.codes_to_ids(codes), generating[:, None])
 
-    def paint_raster(
-        self, contexts: list[Canvas], painting: Tensor, settings: ImageSampling, generator: Generators
+    def generate_raster(
+        self, contexts: list[GenerationState], generating: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
         """One image a row appended to the contexts, code by code."""
-        nothing = torch.zeros(len(painting), 0, self.config.text_config.hidden_size, device=painting.device)
+        nothing = torch.zeros(len(generating), 0, self.config.text_config.hidden_size, device=generating.device)
         for _ in range(self.config.image_length):
-            hidden = [self.feed(context, nothing, painting, 0) for context in contexts]
-            codes = self.draw(hidden, settings.guidance, settings, generator)
+            hidden = [self.forward_cached(context, nothing, generating, 0) for context in contexts]
+            codes = self.sample_codes(hidden, settings.guidance_scale, settings, generator)
             for context in contexts:
-                context.append(self.config.vocabulary.codes_to_ids(codes), painting[:, None])
+                context.append(self.config.vocabulary.codes_to_ids(codes), generating[:, None])
 
-    def draw(self, hidden: list[Tensor], guidance: float, settings: ImageSampling, generator: Generators) -> Tensor:
+    def sample_codes(
+        self, hidden: list[Tensor], guidance_scale: float, settings: ImageSampling, generator: Generators
+    ) -> Tensor:
         """Codes (B, n) for the states (B, n, D) of one or two contexts."""
         # only the codebook's columns: sampling masks by modality
         columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap
         logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in hidden]
-        guided = apply_guidance(logits[0], logits[1], guidance) if len(logits) > 1 else logits[0]
+        guided = apply_guidance(logits[0], logits[1], guidance_scale) if len(logits) > 1 else logits[0]
         return sample(guided, settings.temperature, settings.top_k, settings.top_p, generator)

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from unified.hardware.precision import product_dtype
-from unified.models.trainable_token_rows import OwnRows
+from unified.models.trainable_token_rows import TrainableRows
 from unified.models.vocabulary import Vocabulary
 
 CHUNK_ELEMENTS = 2**25  # logits held at a time: 128 MiB in fp32; more gains no speed on CPU or GPU
@@ -125,7 +125,7 @@ def chunked_cross_entropy(
     targets: Tensor,
     scale: Tensor,
     cap: float | None = None,
-    own: OwnRows | None = None,
+    own: TrainableRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sum(scale * CE)` and the (N,) losses of `hidden` (N, D) @ `weight.T` (V, D) against `targets` (N,).
 
@@ -151,7 +151,7 @@ def union_loss(
     vocabulary: Vocabulary,
     stride: int = 1,
     cap: float | None = None,
-    own: OwnRows | None = None,
+    own: TrainableRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss sum over the union vocabulary and the (N,) losses.
 

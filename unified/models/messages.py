@@ -41,7 +41,7 @@ def content_parts(message: Message) -> list[dict[str, Any]]:
     return parts
 
 
-def is_written(message: Message) -> bool:
+def is_output(message: Message) -> bool:
     """Whether the message's images are painted (the assistant's) rather than read."""
     return message["role"] == "assistant"
 
@@ -53,6 +53,6 @@ def count_images(messages: Iterable[Message]) -> int:
 
 def is_drawing(messages: Sequence[Message]) -> bool:
     """Whether a conversation ends with a text-only request that is answered by exactly one image."""
-    if len(messages) < 2 or messages[-2]["role"] != "user" or not is_written(messages[-1]):
+    if len(messages) < 2 or messages[-2]["role"] != "user" or not is_output(messages[-1]):
         return False
     return not count_images(messages[-2:-1]) and [part["type"] for part in content_parts(messages[-1])] == ["image"]

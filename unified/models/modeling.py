@@ -20,7 +20,7 @@ from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
 from unified.models.position_gated_lora import ImageGate
-from unified.models.sequence_layout import Layout, attention_pairs, clock, read_layout
+from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, rope_positions
 from unified.models.trainable_token_rows import look_up, split_rows
 
 
@@ -73,14 +73,14 @@ class UnifiedModel(UnifiedPreTrainedModel):
         return self
 
     @torch.no_grad()
-    def image_features(self, codes: Tensor, read_codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What images feed the backbone with: `next_scale_inputs` of `codes` (N, L), flat f_hat of `read_codes`."""
+    def image_features(self, codes: Tensor, input_image_codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of images: `next_scale_inputs` of output `codes` (N, L), flat f_hat of `input_image_codes` (M, L)."""
         quantizer = self.vq_model.quantizer
         with torch.autocast(codes.device.type, enabled=False):
-            f_hat = quantizer.codes_to_f_hat(read_codes)
+            f_hat = quantizer.codes_to_f_hat(input_image_codes)
             return quantizer.next_scale_inputs(codes), quantizer.scale_input(f_hat, len(self.config.patch_nums) - 1)
 
-    def written_codes(self, input_ids: Tensor, written: Tensor) -> Tensor:
+    def output_image_codes(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """Codes (N, L) of the images in `input_ids` (B, T), in order."""
         ids, length = input_ids[written], self.config.image_length
         if len(ids) % length:
@@ -90,10 +90,10 @@ class UnifiedModel(UnifiedPreTrainedModel):
             )
         return self.config.vocabulary.ids_to_codes(ids).view(-1, length)
 
-    def read_codes(self, pixel_values: Tensor | None, image_codes: Tensor | None, layout: Layout) -> Tensor:
+    def input_image_codes(self, pixel_values: Tensor | None, image_codes: Tensor | None, layout: Layout) -> Tensor:
         """Codes (M, L) of the images that are read, checked against the placeholders."""
         codes = image_codes if pixel_values is None else self.vq_model.encode(pixel_values.float())
-        places, needed = int(layout.read.sum()), self.config.read_length
+        places, needed = int(layout.is_input.sum()), self.config.input_image_length
         given = 0 if codes is None else len(codes)
         if places != given * needed:
             raise ValueError(
@@ -107,9 +107,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
     ) -> Tensor:
         """Input states (B, T, D): text rows from the embedding matrix, images from their features."""
         states = look_up(self.get_input_embeddings(), input_ids)
-        read = self.read_codes(pixel_values, image_codes, layout).to(input_ids.device)
+        read = self.input_image_codes(pixel_values, image_codes, layout).to(input_ids.device)
         scales = self.config.image_order == "scales"
-        codes = self.written_codes(input_ids, layout.written) if scales else read[:0]
+        codes = self.output_image_codes(input_ids, layout.is_output) if scales else read[:0]
         if not (self.training or is_deepspeed_zero3_enabled() or len(codes) or len(read)):
             return states
         # without images, one blank image runs into nothing: ranks stay in step and no parameter lacks a gradient
@@ -119,9 +119,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
         )
         states = states + 0.0 * (written_states.mean() + read_states.mean()).to(states.dtype)
         if len(codes):
-            states = states.masked_scatter(layout.written[..., None], written_states.to(states.dtype))
+            states = states.masked_scatter(layout.is_output[..., None], written_states.to(states.dtype))
         if len(read):
-            states = states.masked_scatter(layout.read[..., None], read_states.to(states.dtype))
+            states = states.masked_scatter(layout.is_input[..., None], read_states.to(states.dtype))
         return states
 
     def scale_states(self, codes: Tensor, scale: int) -> Tensor:
@@ -133,9 +133,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """Attention mask for the backbone: (B, 1, q, P + q), or one for each kind of layer where it has windows."""
         text_config = self.config.text_config
         kinds = layer_kinds(text_config)
-        masks = {"full_attention": attention_pairs(blocks, valid, documents)}
+        masks = {"full_attention": block_attention_mask(blocks, valid, documents)}
         if "sliding_attention" in kinds:
-            window = attention_pairs(blocks, valid, documents, text_config.sliding_window)
+            window = block_attention_mask(blocks, valid, documents, text_config.sliding_window)
             layer = list(text_config.layer_types).index("sliding_attention")
             if cache is not None:  # a sliding layer's cache forgets its beginning
                 length, start = cache.get_mask_sizes(blocks.shape[1], layer)
@@ -197,7 +197,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         if position_ids is None:
             if past:
                 raise ValueError("position_ids must be given with a filled cache: it does not tell an image's ticks")
-            position_ids = clock(layout.ticks, valid, document_ids)
+            position_ids = rope_positions(layout.position_steps, valid, document_ids)
         states = self.embed(input_ids, layout, pixel_values, image_codes)
         if keep_positions is not None:
             index, valid = keep_positions.clamp(min=0), (keep_positions >= 0).long()
@@ -216,7 +216,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """Move every written image's states one position ahead: they predict their own token, HF scores the next."""
         if self.config.image_order == "raster":
             return hidden
-        next_is_image = torch.nn.functional.pad(layout.written[:, 1:], (0, 1))
+        next_is_image = torch.nn.functional.pad(layout.is_output[:, 1:], (0, 1))
         return torch.where(next_is_image[..., None], hidden.roll(-1, dims=1), hidden)
 
 

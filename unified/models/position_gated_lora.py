@@ -1,12 +1,13 @@
 """LoRA that acts where images are: text before or without an image stays exactly the base model's.
 
 CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, at one of three kinds of `positions`:
-    image   inside the blocks of images that are written or read, where states come from image features. Text behind
-            an image sees its updated keys and values, through its own unchanged weights.
-    onward  there and at all that follows a document's first image: answers about it need not come from weights that
-            have never seen one, but words behind an image are the base's no more.
-    apart   as onward, by ranks of their own: the last quarter acts behind images alone, the others inside alone. Words
-            need not use what was made for codes, and a document's first image is drawn as with `image`.
+    image_tokens  inside the blocks of input and output images, where states come from image features. Text after an
+                  image sees its updated keys and values, through its own unchanged weights.
+    after_image   there and at all that follows a document's first image: answers about it need not come from weights
+                  that have never seen one, but text after an image is the base's no more.
+    split_ranks   as after_image, by ranks of their own: the last quarter acts after images alone, the others inside
+                  alone. Text need not use what was made for codes, and a document's first image is generated as with
+                  `image_tokens`.
 
 Built from what PEFT offers for the purpose: a LoRA variant, a custom layer that knows it, and a configuration that
 asks for both. A saved adapter says `"peft_type": "IMAGE_LORA"`, so that PEFT without this room refuses to load it
@@ -27,28 +28,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unified.hardware.precision import product_dtype
+from unified.models.format_version import upgrade
 
 IMAGE_LORA = "IMAGE_LORA"
-POSITIONS = ("image", "onward", "apart")
+POSITIONS = ("image_tokens", "after_image", "split_ranks")
 NEW_ROW = 3**-0.5  # expected norm of a row of a new `lora_A`: uniform within 1 / sqrt(in)
 
 
-def behind_ranks(rank: int) -> int:
-    """How many of an `apart` adapter's ranks act behind images."""
+def ranks_after_image(rank: int) -> int:
+    """How many of a `split_ranks` adapter's ranks act after images."""
     return max(1, rank // 4)
 
 
 def check_rank(rank: int) -> None:
-    """Raise ValueError where an adapter of `rank` has too few to set some apart."""
+    """Raise ValueError where an adapter of `rank` has too few to split."""
     if rank < 2:
-        raise ValueError(f"lora_rank {rank} leaves images nothing where positions are apart; give at least 2")
+        raise ValueError(f"lora_rank {rank} leaves images nothing with split_ranks; give at least 2")
 
 
 class ImageGate:
     """Tells the linear layers of a backbone, which see states and no ids, where images are.
 
-    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image` and `onward`, and (B, T,
-    rank) for the `ranks` of `apart` adapters. All are made before the backbone runs, whose layers may be compiled.
+    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image_tokens` and `after_image`,
+    and (B, T, rank) for the `ranks` of `split_ranks` adapters. All are made before the backbone runs, whose layers may
+    be compiled.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -61,17 +64,17 @@ class ImageGate:
     def run(
         self, backbone: PreTrainedModel, inside: Tensor, documents: Tensor | None, seen: Tensor | None, **inputs: Any
     ) -> Any:
-        """`backbone(**inputs)` on states that lie in images where `inside` (B, T) bool; see `onward` for the others.
+        """`backbone(**inputs)` on states in images where `inside` (B, T) bool; see `after_image` for the others.
 
         Checkpointed layers run again in the backward pass, and other batches may have come in between: the gate goes
         back to where it was.
         """
-        here: dict[str | int, Tensor] = {"image": inside[..., None]}
+        here: dict[str | int, Tensor] = {"image_tokens": inside[..., None]}
         self.places = here
         cache = inputs.get("past_key_values")
         if seen is not None or cache is None or not cache.get_seq_length():
-            here["onward"] = onward(inside, documents, seen)[..., None]
-            here |= {rank: apart(here["image"], here["onward"], rank) for rank in self.ranks}
+            here["after_image"] = after_image(inside, documents, seen)[..., None]
+            here |= {rank: rank_mask(here["image_tokens"], here["after_image"], rank) for rank in self.ranks}
         outputs = backbone(**inputs)
         if outputs[0].requires_grad and backbone.is_activation_checkpointing:
             outputs[0].register_hook(lambda _: setattr(self, "places", here))
@@ -82,18 +85,18 @@ class ImageGate:
 
         Raises ValueError behind a cache of which nobody said whether it holds images, where that matters.
         """
-        if positions != "image" and "onward" not in self.places:
+        if positions != "image_tokens" and "after_image" not in self.places:
             raise ValueError("image_seen must be given with a filled cache: these updates act behind images too")
-        return self.places[rank if positions == "apart" else positions]
+        return self.places[rank if positions == "split_ranks" else positions]
 
 
-def apart(inside: Tensor, later: Tensor, rank: int) -> Tensor:
+def rank_mask(inside: Tensor, later: Tensor, rank: int) -> Tensor:
     """Where each of `rank` updates acts, (B, T, rank) bool: most `inside` (B, T, 1), the last only `later`."""
-    behind = behind_ranks(rank)
+    behind = ranks_after_image(rank)
     return torch.cat([inside.expand(-1, -1, rank - behind), (later & ~inside).expand(-1, -1, behind)], dim=-1)
 
 
-def onward(inside: Tensor, documents: Tensor | None, seen: Tensor | None) -> Tensor:
+def after_image(inside: Tensor, documents: Tensor | None, seen: Tensor | None) -> Tensor:
     """Positions (B, T) bool that are `inside` (B, T) an image or behind one of their document.
 
     documents: (B, T), ids that never fall along a row, -1 at its padding; None: every row is one.
@@ -112,7 +115,7 @@ class ImageVariant(LoraVariant):
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
         """Notes where the adapter acts; LoRA's own matrices are all else it needs."""
         module.positions[adapter_name] = positions = kwargs["config"].positions
-        if positions == "apart":
+        if positions == "split_ranks":
             module.get_base_layer().image_gate.ranks.add(module.r[adapter_name])
 
     @staticmethod
@@ -156,15 +159,15 @@ class ImageLinear(Linear):
 
 
 @torch.no_grad()
-def set_apart(layer: ImageLinear, adapter: str) -> None:
-    """Free the ranks of an `image` adapter's layer that act behind images once it is `apart`.
+def split_ranks(layer: ImageLinear, adapter: str) -> None:
+    """Free the ranks of an `image_tokens` adapter's layer that act after images once it is `split_ranks`.
 
     The others become the nearest update of so few ranks, by its singular vectors. All start as large as new ones do
     where they read, `lora_A`, so that each can learn; the freed ones at an update of zero.
     """
     down, up = (part[adapter].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
     with gather_params_ctx([down, up]):
-        kept = len(down) - behind_ranks(len(down))
+        kept = len(down) - ranks_after_image(len(down))
         (out, left), (in_, right) = torch.linalg.qr(up.float()), torch.linalg.qr(down.T.float())
         u, s, v = torch.linalg.svd(left @ right.T, full_matrices=False)
         u, s, v = u[:, :kept], s[:kept], v[:kept]
@@ -177,13 +180,16 @@ def set_apart(layer: ImageLinear, adapter: str) -> None:
 class ImageLoraConfig(LoraConfig):
     """`LoraConfig` of an adapter whose low-rank updates act at some `POSITIONS` of a unified model only."""
 
-    positions: str = field(default="image", metadata={"help": "where updates act", "is_lora_variant": True})
+    positions: str = field(default="image_tokens", metadata={"help": "where updates act", "is_lora_variant": True})
+    format_version: int | None = field(default=None, metadata={"help": "of what is stored, see format_version.py"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        stored = upgrade({"positions": self.positions, "format_version": self.format_version}, "adapter_config.json")
+        self.positions, self.format_version = stored["positions"], stored["format_version"]
         if self.positions not in POSITIONS:
             raise ValueError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}: choose one of them")
-        if self.positions == "apart":
+        if self.positions == "split_ranks":
             check_rank(self.r)
         if self.lora_bias:
             raise ValueError("lora_bias True would move all positions; leave it off or use LoraConfig")

@@ -19,7 +19,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from unified.files.images import image_to_pixels
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_written, with_system_prompt
+from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_output, with_system_prompt
 from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
@@ -35,7 +35,7 @@ class EncodedChat:
 
     input_ids: list[int]
     labels: list[int]
-    read_codes: list[list[int]] = field(default_factory=list)
+    input_image_codes: list[list[int]] = field(default_factory=list)
 
 
 def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -176,11 +176,11 @@ class UnifiedProcessor(ProcessorMixin):
             chat_codes = [next(pending) for _ in range(count_images(chat))]
             encoded.append(self._encode(chat, chat_codes, add_generation_prompt))
         features = self._pad_left([chat.input_ids for chat in encoded])
-        read_codes = [image for chat in encoded for image in chat.read_codes]
+        input_image_codes = [image for chat in encoded for image in chat.input_image_codes]
         if images:
             features["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
-        elif read_codes:
-            features["image_codes"] = torch.tensor(read_codes)
+        elif input_image_codes:
+            features["image_codes"] = torch.tensor(input_image_codes)
         return BatchFeature(features) if return_dict else features["input_ids"]
 
     def __call__(
@@ -228,10 +228,10 @@ class UnifiedProcessor(ProcessorMixin):
         self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool
     ) -> EncodedChat:
         messages = with_system_prompt(messages, self.system_prompt)
-        parts = [(is_written(message), part) for message in messages for part in content_parts(message)]
+        parts = [(is_output(message), part) for message in messages for part in content_parts(message)]
         around = self._template_ids(messages, add_generation_prompt)
         chat = EncodedChat(list(around[0]), [IGNORE_INDEX] * len(around[0]))
-        contents = self._content_ids(parts, codes, chat.read_codes)
+        contents = self._content_ids(parts, codes, chat.input_image_codes)
         for (written, _), content, template in zip(parts, contents, around[1:], strict=True):
             chat.input_ids += content
             chat.labels += content if written else [IGNORE_INDEX] * len(content)
@@ -241,15 +241,15 @@ class UnifiedProcessor(ProcessorMixin):
         return chat
 
     def _content_ids(
-        self, parts: list[tuple[bool, dict]], codes: list[Codes | None], read_codes: list[list[int]]
+        self, parts: list[tuple[bool, dict]], codes: list[Codes | None], input_image_codes: list[list[int]]
     ) -> list[list[int]]:
-        """Ids of every content part; codes of the read images are appended to `read_codes`."""
+        """Ids of every content part; codes of the read images are appended to `input_image_codes`."""
         count = sum(part["type"] == "image" for _, part in parts)
         if count != len(codes):
             raise ValueError(f"{count} image parts in the messages but codes for {len(codes)}; give one list each")
         texts, pending = iter(self._text_ids([p["text"] for _, p in parts if p["type"] == "text"])), iter(codes)
         return [
-            next(texts) if part["type"] == "text" else self._image_ids(written, next(pending), read_codes)
+            next(texts) if part["type"] == "text" else self._image_ids(written, next(pending), input_image_codes)
             for written, part in parts
         ]
 
@@ -257,7 +257,7 @@ class UnifiedProcessor(ProcessorMixin):
         # split_special_tokens: "<|im_end|>" typed by a user is spelt out, never the special token
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
-    def _image_ids(self, written: bool, codes: Codes | None, read_codes: list[list[int]]) -> list[int]:
+    def _image_ids(self, written: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
         h, w = self.patch_nums[-1]
         inner = [self.image_pad_token_id] * (h * w)
         if codes is not None:
@@ -267,7 +267,7 @@ class UnifiedProcessor(ProcessorMixin):
             if written:
                 inner = ids
             else:
-                read_codes.append(codes.tolist())
+                input_image_codes.append(codes.tolist())
         return [self.boi_token_id, *inner, self.eoi_token_id]
 
     def _check_length(self, length: int) -> None:
@@ -282,7 +282,7 @@ class UnifiedProcessor(ProcessorMixin):
     ) -> list[Codes | None]:
         """Codes of every image part of all chats; None for those that come as pictures."""
         given = [] if codes is None else list(codes)
-        written = [is_written(message) for chat in chats for message in chat for _ in range(count_images([message]))]
+        written = [is_output(message) for chat in chats for message in chat for _ in range(count_images([message]))]
         in_codes = [images is None or painted for painted in written]
         if images is not None and len(images) != in_codes.count(False):
             raise ValueError(f"{len(images)} images given for {in_codes.count(False)} read image parts; give one each")

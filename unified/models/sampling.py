@@ -9,14 +9,14 @@ from torch import Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): 1 is the conditional prediction, more exaggerates the prompt."""
-    return unconditional + guidance * (conditional - unconditional)
+    return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def ramped_guidance(guidance: float, scale: int, num_scales: int) -> float:
-    """Guidance of one scale: from 1 at the first to `guidance` at the last, as VAR ramps it."""
-    return 1 + (guidance - 1) * scale / max(num_scales - 1, 1)
+def ramped_guidance_scale(guidance_scale: float, scale: int, num_scales: int) -> float:
+    """Guidance of one scale: from 1 at the first to `guidance_scale` at the last, as VAR ramps it."""
+    return 1 + (guidance_scale - 1) * scale / max(num_scales - 1, 1)
 
 
 def top_k_filter(logits: Tensor, top_k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What `input_ids` say about a sequence: which positions are images, their scale, their clock tick, who sees whom.
+"""What `input_ids` say about a sequence: which positions are images, their scale, RoPE positions, attention mask.
 
 Legend: B batch, T sequence, q new positions, P positions already in the cache, L image length, K scales.
 """
@@ -16,16 +16,16 @@ from unified.models.configuration import UnifiedConfig
 class Layout:
     """Structure of a batch, every field (B, T).
 
-    written, read: bool, images that are painted / that are looked at.
-    place: index of a position within its image, 0 outside.
-    ticks: how far a position moves the clock RoPE reads (1, or 0 within a scale).
+    is_output, is_input: bool, images that the model generates / that it is shown.
+    index_in_image: index of a position within its image, 0 outside.
+    position_steps: how far a position advances the RoPE position (1, or 0 within a scale).
     blocks: id of the group a position sees in both directions, -1 for causal positions; ids differ within a row.
     """
 
-    written: Tensor
-    read: Tensor
-    place: Tensor
-    ticks: Tensor
+    is_output: Tensor
+    is_input: Tensor
+    index_in_image: Tensor
+    position_steps: Tensor
     blocks: Tensor
 
     def at(self, positions: Tensor) -> "Layout":
@@ -43,50 +43,51 @@ def run_index(inside: Tensor) -> Tensor:
 
 def read_layout(input_ids: Tensor, config: UnifiedConfig) -> Layout:
     """Layout of `input_ids` (B, T); images must be whole (the processor and the collators see to it)."""
-    vocabulary = config.vocabulary
-    written, read = vocabulary.is_image(input_ids), input_ids == config.image_pad_token_id
-    place = run_index(written) + run_index(read)
-    parallel = written & (config.image_order == "scales")
+    is_output, is_input = config.vocabulary.is_image(input_ids), input_ids == config.image_pad_token_id
+    index_in_image = run_index(is_output) + run_index(is_input)
+    parallel = is_output & (config.image_order == "scales")
     starts = torch.tensor([start for start, _ in scale_spans(config.patch_nums)], device=input_ids.device)
-    opens = (parallel & torch.isin(place, starts)) | (read & (place == 0))
-    in_block = parallel | read
+    opens = (parallel & torch.isin(index_in_image, starts)) | (is_input & (index_in_image == 0))
+    in_block = parallel | is_input
     blocks = torch.where(in_block, opens.cumsum(dim=1), -1)
-    ticking = ~in_block | opens if config.image_positions == "tick" else torch.ones_like(in_block)
-    return Layout(written, read, place, ticking.long(), blocks)
+    shared = config.image_positions == "shared"
+    advances = ~in_block | opens if shared else torch.ones_like(in_block)
+    return Layout(is_output, is_input, index_in_image, advances.long(), blocks)
 
 
-def clock(ticks: Tensor, valid: Tensor, document_ids: Tensor | None = None) -> Tensor:
-    """Position ids (B, T) from `ticks`; padding stands still and every document starts at 0."""
-    ticks = ticks * valid.long()
-    time = ticks.cumsum(dim=1)
+def rope_positions(position_steps: Tensor, valid: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Position ids (B, T) from `position_steps`; padding stands still and every document starts at 0."""
+    position_steps = position_steps * valid.long()
+    positions = position_steps.cumsum(dim=1)
     if document_ids is not None:
         first = torch.ones_like(document_ids, dtype=torch.bool)
         first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        # `time` never falls, so the latest document's start is the running maximum
-        time = time - torch.where(first, time - ticks, 0).cummax(dim=1).values
-    return (time - 1).clamp(min=0)
+        # `positions` never fall, so the latest document's start is the running maximum
+        positions = positions - torch.where(first, positions - position_steps, 0).cummax(dim=1).values
+    return (positions - 1).clamp(min=0)
 
 
 def context_left(input_ids: Tensor, valid: Tensor, config: UnifiedConfig, images: int = 0) -> int:
-    """Positions of the backbone's context that the longest of prompts (B, T) and so many painted images leave.
+    """RoPE positions of the backbone's context that the longest of prompts (B, T) and so many output images leave.
 
-    Counted on the clock RoPE reads, where an image may take one position a scale. Raises ValueError when none is left.
+    An image may take one position a scale. Raises ValueError when none is left.
     """
-    taken, painted = int(clock(read_layout(input_ids, config).ticks, valid).max()) + 1, images * config.image_ticks
+    positions = rope_positions(read_layout(input_ids, config).position_steps, valid)
+    taken, of_output = int(positions.max()) + 1, images * config.image_rope_positions
     context = config.text_config.max_position_embeddings
-    if taken + painted >= context:
-        of_images = f" and the answer's images {painted}" if images else ""
+    if taken + of_output >= context:
+        of_images = f" and the answer's images {of_output}" if images else ""
         raise ValueError(
             f"the prompt takes {taken} positions{of_images}, but the model's context has {context}; "
             "shorten the prompt or begin a new conversation"
         )
-    return context - taken - painted
+    return context - taken - of_output
 
 
-def attention_pairs(
+def block_attention_mask(
     blocks: Tensor, valid: Tensor, document_ids: Tensor | None = None, window: int | None = None
 ) -> Tensor:
-    """Who sees whom, (B, 1, q, P + q) bool.
+    """Attention mask (B, 1, q, P + q) bool: True where a query may attend to a key.
 
     A position sees what came before and its own block, within its document and among `valid` (B, P + q) positions;
     everyone sees itself, so that padding has a finite softmax. `blocks` (B, q) is that of the new positions; a

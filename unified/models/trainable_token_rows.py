@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class OwnRows:
+class TrainableRows:
     """Rows `values` (R, D) that stand for the rows `ids` (R,) of a matrix; no id comes twice."""
 
     ids: Tensor
@@ -26,10 +26,10 @@ class OwnRows:
     def part(self, start: int, matrix: Tensor) -> Tensor:
         """`matrix` (S, D), which is rows `start` to `start + S` of a larger one, with those of these rows in place."""
         inside = (self.ids >= start) & (self.ids < start + len(matrix))
-        return OwnRows(self.ids[inside] - start, self.values[inside]).into(matrix)
+        return TrainableRows(self.ids[inside] - start, self.values[inside]).into(matrix)
 
 
-def split_rows(layer: nn.Module) -> tuple[Tensor, OwnRows | None]:
+def split_rows(layer: nn.Module) -> tuple[Tensor, TrainableRows | None]:
     """The matrix (V, D) of an embedding or output layer, and the rows that an adapter of PEFT's has in place of its.
 
     None where the layer has all there is: no such adapter, or one that is merged or switched off.
@@ -41,7 +41,7 @@ def split_rows(layer: nn.Module) -> tuple[Tensor, OwnRows | None]:
     if len(names) != 1:  # none, or several that PEFT puts together
         return layer.weight if names else adapter.base_layer.weight, None
     table, values = adapter.base_layer.weight, adapter.trainable_tokens_delta[names[0]]
-    return table, OwnRows(torch.tensor(adapter.token_indices[names[0]], device=values.device), values)
+    return table, TrainableRows(torch.tensor(adapter.token_indices[names[0]], device=values.device), values)
 
 
 def look_up(layer: nn.Module, ids: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Showing:
+class DemoTranscript:
     """A chat and drawings of one model."""
 
     chat: Sequence[Turn]
@@ -53,7 +53,7 @@ class Showing:
         write_text(folder / RECORD, json.dumps({"chat": chat, "drawn": drawn}, indent=1) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> "Showing":
+    def read(cls, folder: Path) -> "DemoTranscript":
         """What `write` has left in `folder`."""
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         chat = [Turn(**turn | {"image": turn["image"] and _open(turn["image"], folder)}) for turn in record["chat"]]

@@ -65,7 +65,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class TeachPage:
+class FineTuningPage:
     """What the page shows.
 
     summary: one sentence below the title; facts: small print; shown: (caption, picture) of what it was taught with;

@@ -25,7 +25,7 @@ class ScratchArguments:
     question: str = arg("What is the capital of France?", "text question asked at the end")
     image_question: str = arg("What color is the apple?", "question about a picture that is rendered for it")
     prompts: list[str] = arg([], "prompts drawn at the end")
-    guidance: float = arg(3.0, "classifier-free guidance of these pictures")
+    guidance_scale: float = arg(3.0, "classifier-free guidance of these pictures")
     temperature: float = arg(0.7, "temperature of these pictures")
     top_k: int = arg(0, "of how many codes they choose; 0: all")
     seed: int = arg(0, "seed of scenes and pictures")

@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Claim:
+class Mention:
     """So many objects of a class, in a colour if one is named."""
 
     class_name: str
@@ -40,7 +40,7 @@ class Claim:
 class Caption:
     """What a caption says: claims in order, and relations as (subject, relation, reference) of their classes."""
 
-    claims: tuple[Claim, ...]
+    mentions: tuple[Mention, ...]
     relations: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -71,7 +71,7 @@ def read_caption(text: str) -> Caption | None:
     A claim is `[number or article] [pair of | head of] [colour] class`; a plural without a number has no count and is
     unreadable. A relation stands between the two claims it joins.
     """
-    claims: list[Claim] = []
+    mentions: list[Mention] = []
     found: list[tuple[int, str]] = []
     position, text = 0, " ".join(text.lower().split())
     while position < len(text):
@@ -80,16 +80,16 @@ def read_caption(text: str) -> Caption | None:
             return None
         position = match.end()
         if match["class"] is not None:
-            claim = _claim(match)
-            if claim is None:
+            mention = _mention(match)
+            if mention is None:
                 return None
-            claims.append(claim)
+            mentions.append(mention)
         elif match["side"] is not None:
-            found.append((len(claims), SIDES[match["side"]]))
-    if not claims or any(not 0 < place < len(claims) for place, _ in found):
+            found.append((len(mentions), SIDES[match["side"]]))
+    if not mentions or any(not 0 < place < len(mentions) for place, _ in found):
         return None
-    joined = [(claims[place - 1].class_name, side, claims[place].class_name) for place, side in found]
-    return Caption(tuple(claims), tuple(joined))
+    joined = [(mentions[place - 1].class_name, side, mentions[place].class_name) for place, side in found]
+    return Caption(tuple(mentions), tuple(joined))
 
 
 def check_caption(caption: Caption | None, scene: Scene) -> tuple[bool, str]:
@@ -102,8 +102,8 @@ def check_caption(caption: Caption | None, scene: Scene) -> tuple[bool, str]:
     if caption is None:
         return False, "unreadable"
     said: Counter[tuple[str, str | None]] = Counter()
-    for claim in caption.claims:
-        said[claim.class_name, claim.colour] += claim.count
+    for mention in caption.mentions:
+        said[mention.class_name, mention.colour] += mention.count
     shown = Counter((item.class_name, item.colour) for item in scene.objects)
     wrong = [f"says {said[key]} {_name(key)}, shown {shown[key]}" for key in said | shown if said[key] != shown[key]]
     wrong += [f"not {first} {side} {second}" for first, side, second in caption.relations
@@ -151,16 +151,16 @@ def _grammar() -> re.Pattern[str]:
 
     count = rf"(?:(?P<count>an?|\d+|{among(list(COUNTS))}) )?"
     measure = r"(?:(?P<measure>pair|head|pairs|heads) of )?"
-    claim = rf"{count}{measure}(?:(?P<colour>{among(list(COLOURS))}) )?(?P<class>{among(list(_names()))})\b"
+    mention = rf"{count}{measure}(?:(?P<colour>{among(list(COLOURS))}) )?(?P<class>{among(list(_names()))})\b"
     side = rf"(?:(?:to|on|at) the )?(?P<side>{among(list(SIDES))})(?: of)?\b"
     filler = rf"(?:an? )?(?:{among(FILLERS)})\b"
-    return re.compile(rf"(?:{claim}|{side}|{filler}|[.,!])\s*")
+    return re.compile(rf"(?:{mention}|{side}|{filler}|[.,!])\s*")
 
 
-def _claim(match: re.Match[str]) -> Claim | None:
+def _mention(match: re.Match[str]) -> Mention | None:
     name, is_plural = _names()[match["class"]]
     word = match["count"]
     if word is None and (is_plural or match["measure"] in ("pairs", "heads")):
         return None
     count = 1 if word in (None, "a", "an") else int(word) if word.isdigit() else COUNTS[word]
-    return Claim(name, count, match["colour"])
+    return Mention(name, count, match["colour"])

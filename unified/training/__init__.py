@@ -1,16 +1,16 @@
 """Training: what can be told, what learns, HF Trainer with a loss per modality and scale, measured speed.
 
-    arguments            what recipes/sft.py and dpo.py can be told
-    tokenizer_arguments  what recipes/train_vq.py can be told
-    trainer              UnifiedTrainer and its callbacks
-    tuning               what learns: all weights, the new parts, low-rank updates
-    averaged_training    the loop of small vision models, with averaged weights
-    self_correction      wrong codes fed in training, for later scales to correct
-    compiled_layers      torch.compile of the backbone
-    image_start          whether text or an image comes next, calibrated after training
-    throughput           speed against the machine's matrix products
-    log_history          what trainings have logged, as one log
-    shutdown             shutting down the process group
+arguments            what recipes/sft.py and dpo.py can be told
+tokenizer_arguments  what recipes/train_vq.py can be told
+trainer              UnifiedTrainer and its callbacks
+tuning               what learns: all weights, the new parts, low-rank updates
+averaged_training    the loop of small vision models, with averaged weights
+self_correction      wrong codes fed in training, for later scales to correct
+compiled_layers      torch.compile of the backbone
+image_start          whether text or an image comes next, calibrated after training
+throughput           speed against the machine's matrix products
+log_history          what trainings have logged, as one log
+shutdown             shutting down the process group
 """
 
 __all__ = [

@@ -43,8 +43,9 @@ class TuningArguments:
     """What recipes/sft.py and recipes/dpo.py are told alike."""
 
     train_text_rows: bool = arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
-    lora_positions: Literal["all", "image", "onward", "apart"] | None = arg(
-        None, "where updates act, see unified/models/position_gated_lora.py; only `all` merges; None: as the adapter `model`, else all"
+    lora_positions: Literal["all", "image_tokens", "after_image", "split_ranks"] | None = arg(
+        None,
+        "where updates act, see models/position_gated_lora.py; `all` merges; None: as the adapter `model`, else all",
     )
     lora_rank: int | None = arg(None, "rank of the updates; None: as the adapter `model`, else 32")
     lora_alpha: int | None = arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")
@@ -56,7 +57,7 @@ class TuningArguments:
     sample_prompts: list[str] = arg([], "prompts drawn at every evaluation")
     sample_temperature: float = arg(1.0, "temperature of these pictures")
     sample_top_k: int = arg(0, "of how many codes they choose; 0: all")
-    sample_guidance: float = arg(3.0, "their classifier-free guidance; 1 is none")
+    sample_guidance_scale: float = arg(3.0, "their classifier-free guidance; 1 is none")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
 
 

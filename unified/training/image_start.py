@@ -92,7 +92,7 @@ def kind_logits(states: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Tenso
     return torch.cat([words.logsumexp(1, keepdim=True), codes.logsumexp(1, keepdim=True), special], dim=1)
 
 
-def settle(decisions: Decisions, strength: float, steps: int = 200) -> Tensor:
+def calibrate(decisions: Decisions, strength: float, steps: int = 200) -> Tensor:
     """Shifts (4, D) of all codes' rows together, and of image start, end and placeholder, that decide best.
 
     The least sum of the groups' mean losses plus `strength` times the shifts' squared length, by L-BFGS.

@@ -22,7 +22,7 @@ from unified.models.modeling import UnifiedForCausalLM
 
 
 @torch.no_grad()
-def spoil(
+def corrupt_codes(
     quantizer: MultiScaleQuantizer, codes: Tensor, most: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """What is fed and what is to be said, both (N, L), for images of `codes` (N, L).
@@ -37,12 +37,12 @@ def spoil(
     wrong[:, spans[-1][0] :] = False
     others = torch.randint(quantizer.embedding.num_embeddings, codes.shape, generator=generator).to(codes)
     rest = quantizer.codes_to_f_hat(codes)
-    fed, targets, spoilt = codes.clone(), codes.clone(), torch.zeros_like(wrong[:, :1])
+    fed, targets, corrupted = codes.clone(), codes.clone(), torch.zeros_like(wrong[:, :1])
     for scale, (start, stop) in enumerate(spans):
         part = slice(start, stop)
-        targets[:, part] = torch.where(spoilt, quantizer.scale_codes(rest, scale), codes[:, part])
+        targets[:, part] = torch.where(corrupted, quantizer.scale_codes(rest, scale), codes[:, part])
         fed[:, part] = torch.where(wrong[:, part], others[:, part], targets[:, part])
-        spoilt = spoilt | wrong[:, part].any(dim=1, keepdim=True)
+        corrupted = corrupted | wrong[:, part].any(dim=1, keepdim=True)
         rest = rest - quantizer.contribution(fed[:, part], scale)
     return fed, targets
 
@@ -78,14 +78,14 @@ class SelfCorrection:
         """
         vocabulary, ids, labels = self.core.config.vocabulary, inputs["input_ids"], inputs["labels"]
         written = vocabulary.is_image(ids)
-        codes = self.core.model.written_codes(ids, written)
+        codes = self.core.model.output_image_codes(ids, written)
         if not len(codes):
             return inputs
         entropy = np.random.SeedSequence([seed, step, int(ids.sum())]).generate_state(1)
         generator = torch.Generator().manual_seed(int(entropy[0]))
         with torch.autocast(ids.device.type, enabled=False):
-            spoilt = spoil(self.quantizer.to(ids.device), codes, self.most, generator)
-        fed, targets = map(vocabulary.codes_to_ids, spoilt)
+            corrupted = corrupt_codes(self.quantizer.to(ids.device), codes, self.most, generator)
+        fed, targets = map(vocabulary.codes_to_ids, corrupted)
         wanted = written & (labels != -100)
         labels = torch.where(wanted, labels.masked_scatter(written, targets), labels)
         return inputs | {"input_ids": ids.masked_scatter(written, fed), "labels": labels}

@@ -8,7 +8,7 @@ import sys
 from accelerate import Accelerator
 
 
-def leave(accelerator: Accelerator) -> None:
+def shut_down(accelerator: Accelerator) -> None:
     """End trackers and the process group; of several processes each exits here, with status 0, when all have come.
 
     Who leaves early is taken for failed, and the one that still writes is stopped. And what Python does at its end is

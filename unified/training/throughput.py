@@ -61,7 +61,7 @@ class Work:
 
 
 @dataclass
-class Speed(TrainerCallback):
+class ThroughputCallback(TrainerCallback):
     """Measures `steps` steps after a few that warm up, half of them timed and half counted, and ends the training.
 
     `folder`/speed.json is the record; its value is images a second on this process. `name` says what is trained.

@@ -89,7 +89,7 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
     """
     args, training = trainer.args, core.training
     path = Path(args.output_dir) / "samples" / f"{trainer.state.global_step:06d}.png"
-    sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance=args.sample_guidance)
+    sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance_scale=args.sample_guidance_scale)
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
         core.eval()
         images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)

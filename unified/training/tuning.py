@@ -12,7 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from unified.checkpoints.adapters import is_adapter, positions_of, read_adapter_config
 from unified.checkpoints.loading import checkpoint_of
 from unified.models.modeling import UnifiedForCausalLM
-from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, set_apart
+from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 
 # of a new adapter; one that goes on keeps its own
@@ -22,7 +22,10 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_alpha": 64,
     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
-WIDER = {("image", "onward"), ("image", "apart")}  # the changes of an adapter's positions with which it can go on
+WIDER = {
+    ("image_tokens", "after_image"),
+    ("image_tokens", "split_ranks"),
+}  # the changes of an adapter's positions with which it can go on
 
 
 def freeze_text_rows(model: UnifiedForCausalLM) -> None:
@@ -132,7 +135,7 @@ def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArgument
         raise ValueError(f"tuning {args.tuning} needs a checkpoint but {adapter} is an adapter; {remedy}")
     if positions == "all" and config.get("peft_type") != "LORA":
         raise ValueError(f"{adapter} is an adapter of type {config.get('peft_type')}; only LoRA can go on")
-    if args.lora_positions == "apart":
+    if args.lora_positions == "split_ranks":
         check_rank(config["r"])
     own = {"lora_positions": positions, "lora_rank": config["r"], "lora_alpha": config["lora_alpha"]}
     for name, value in own.items():
@@ -175,10 +178,10 @@ def continue_lora(
             f"({', '.join(own)}); leave lora_target_modules out to go on with the adapter, or give its base as model "
             "for a new one"
         )
-    if widened and args.lora_positions == "apart":
+    if widened and args.lora_positions == "split_ranks":
         for layer in model.modules():
             if isinstance(layer, ImageLinear):
-                set_apart(layer, "default")
+                split_ranks(layer, "default")
     return adapted
 
 

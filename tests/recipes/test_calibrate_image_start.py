@@ -1,4 +1,4 @@
-"""Modality settled: the convex problem by hand, what a shift may change, and recipes/settle_modality.py on a toy."""
+"""Modality settled: the convex problem by hand, what a shift may change, and recipes/calibrate_image_start.py on a toy."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from unified.checkpoints.adapters import ADAPTER_WEIGHTS
 from unified.checkpoints.loading import load
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.models.vocabulary import Vocabulary
-from unified.training.image_start import CODE, GROUPS, WORD, Decisions, decide, settle, shift_rows
+from unified.training.image_start import CODE, GROUPS, WORD, Decisions, calibrate, decide, shift_rows
 
-SCRIPT = "recipes/settle_modality.py"
+SCRIPT = "recipes/calibrate_image_start.py"
 TEXTS = [[{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]] * 6
 
 
@@ -29,17 +29,17 @@ def planted(n: int = 300) -> Decisions:
 
 def test_what_can_be_told_apart_is_told_apart() -> None:
     decisions = planted()
-    before, after = decisions.losses(), decisions.losses(settle(decisions, 1e-4))
+    before, after = decisions.losses(), decisions.losses(calibrate(decisions, 1e-4))
     assert before[1:3].tolist() == pytest.approx([torch.tensor(5.0).log().item()] * 2)
     assert before[[0, 3]].isnan().all()
     assert (after[1:3] < 0.2).all()
-    weak = settle(decisions, 10.0)
-    assert weak.norm() < settle(decisions, 1e-4).norm() / 10
+    weak = calibrate(decisions, 10.0)
+    assert weak.norm() < calibrate(decisions, 1e-4).norm() / 10
 
 
 def test_it_is_the_least() -> None:
     decisions, strength = planted(), 0.1
-    shifts = settle(decisions, strength)
+    shifts = calibrate(decisions, strength)
 
     def value(shifts: torch.Tensor) -> float:
         return float(decisions.losses(shifts).nan_to_num(0).sum() + strength * shifts.square().sum())

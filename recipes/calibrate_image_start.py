@@ -1,11 +1,11 @@
 """Settle when an adapter writes words and when it starts an image, after training: three minutes, no learning rate.
 
-    python recipes/settle_modality.py --model out/mine --out out/settled \\
+    python recipes/calibrate_image_start.py --model out/mine --out out/settled \\
         --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet out/joined
 
 Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
-token comes next hangs on four vectors alone, for which this solves exactly (unified/training/image_start.py): on the model's own
-states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
+token comes next hangs on four vectors alone, for which this solves exactly (unified.training.image_start): on the model's
+own states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
 Every fifth row is kept back; for these and for the others each group's loss before, after, and its tokens are printed:
 where text runs on the base's own weights, that of words is KL(base || model).
 """
@@ -30,7 +30,7 @@ from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_row
 from unified.files.atomic import check_free, new_folder
 from unified.models.messages import is_drawing
 from unified.models.vocabulary import Vocabulary
-from unified.training.image_start import GROUPS, Decisions, decide, settle, shift_rows
+from unified.training.image_start import GROUPS, Decisions, calibrate, decide, shift_rows
 
 HELD_BACK = 5  # one row in so many
 ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens
@@ -38,7 +38,7 @@ NOT_COPIED = (ADAPTER_WEIGHTS, "trainer_state.json", "training_args.bin")  # of 
 
 
 @dataclass
-class SettleArguments:
+class CalibrateArguments:
     """Whose rows, and what they are to tell apart."""
 
     model: str = field(metadata={"help": "adapter"})
@@ -54,7 +54,7 @@ class SettleArguments:
         check_least(self, limit=HELD_BACK, strength=0, batch_size=1)
 
 
-def open_rows(args: SettleArguments) -> dict[str, Dataset]:
+def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
     """The first rows of both files by flag; ValueError where one is missing or does not hold what it is to show."""
     config, opened = UnifiedConfig.from_pretrained(checkpoint_of(args.model)), {}
     for flag, paths in (("--texts", [args.texts]), ("--images", args.images)):
@@ -103,7 +103,7 @@ def as_record(before: Decisions, shifts: Tensor) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    (args,) = parse((SettleArguments,))
+    (args,) = parse((CalibrateArguments,))
     check_adapter(args.model)
     check_free(args.out)
     opened = open_rows(args)
@@ -112,7 +112,7 @@ def main() -> None:
         read(ChatDataset(rows, processor), flag, args.batch_size, model, processor) for flag, rows in opened.items()
     ]
     fitted, held_back = (Decisions.join(parts) for parts in zip(*both, strict=True))
-    shifts = settle(fitted, args.strength)
+    shifts = calibrate(fitted, args.strength)
     write(Path(args.model), args.out, shifts, processor.vocabulary)
     print(json.dumps({"fitted": as_record(fitted, shifts), "held_back": as_record(held_back, shifts)}))
 
