@@ -1,13 +1,13 @@
-"""Settle when an adapter writes words and when it starts an image, after training: three minutes, no learning rate.
+"""Calibrate when an adapter writes text and when it starts an image, after training: three minutes, no learning rate.
 
-    python recipes/calibrate_image_start.py --model out/mine --out out/settled \\
+    python recipes/calibrate_image_start.py --model out/mine --out out/calibrated \\
         --texts data_prep/replay/smollm2_135m_instruct.jsonl --images out/encoded/00000.parquet out/joined
 
-Training teaches the new rows by small steps on few texts, so a chat may be answered by a picture. But which kind of
-token comes next hangs on four vectors alone, for which this solves exactly (unified.training.image_start): on the model's
-own states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among words, stays.
-Every fifth row is kept back; for these and for the others each group's loss before, after, and its tokens are printed:
-where text runs on the base's own weights, that of words is KL(base || model).
+Training moves the new rows by small steps on few texts, so a chat may be answered by an image. But which kind of token
+comes next depends on four vectors alone, for which this solves exactly (unified.training.image_start): on the model's
+own states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among text
+tokens, stays. Every fifth row is held out; for these and for the others each group's loss before, after, and its
+tokens are printed: where text runs on the base's own weights, that of text is KL(base || model).
 """
 
 import json

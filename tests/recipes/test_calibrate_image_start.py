@@ -1,4 +1,4 @@
-"""Modality settled: the convex problem by hand, what a shift may change, and recipes/calibrate_image_start.py on a toy."""
+"""recipes/calibrate_image_start.py: what comes next, text or image, is decided as well as those states can."""
 
 import json
 import re

@@ -74,7 +74,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     @torch.no_grad()
     def image_features(self, codes: Tensor, input_image_codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of images: `next_scale_inputs` of output `codes` (N, L), flat f_hat of `input_image_codes` (M, L)."""
+        """`next_scale_inputs` of output images' `codes` (N, L), flat f_hat of `input_image_codes` (M, L)."""
         quantizer = self.vq_model.quantizer
         with torch.autocast(codes.device.type, enabled=False):
             f_hat = quantizer.codes_to_f_hat(input_image_codes)
