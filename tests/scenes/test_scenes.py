@@ -13,6 +13,7 @@ import pytest
 from conftest import load_script
 from PIL import Image
 
+from unified.evaluation.coco_detector import CLASS_NAMES
 from unified.scenes.glyphs import GLYPH_SIZE
 from unified.scenes.rendering import (
     BACKGROUND,
@@ -190,15 +191,17 @@ def draw_alone(name, colour, cell):
     return canvas
 
 
+def test_every_class_is_one_of_genevals():
+    assert len(CLASSES) == 68 and set(CLASSES) <= set(CLASS_NAMES)
+
+
 def test_the_ten_colours_are_told_apart():
     for name in CLASSES:
         means = {}
         for colour in COLOURS:
             rgba = np.asarray(glyph(name, colour, SINGLE_CELL), dtype=float)
-            generate_image = rgba[..., :3][rgba[..., 3] > 200]
-            means[colour] = np.median(
-                generate_image[generate_image.sum(-1) >= np.percentile(generate_image.sum(-1), 70)], axis=0
-            )
+            fill = rgba[..., :3][rgba[..., 3] > 200]
+            means[colour] = np.median(fill[fill.sum(-1) >= np.percentile(fill.sum(-1), 70)], axis=0)
         for a, b in itertools.combinations(COLOURS, 2):
             assert np.abs(means[a] - means[b]).max() > 40, f"{a} and {b} {name} look alike"
 

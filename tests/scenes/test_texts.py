@@ -42,7 +42,7 @@ def test_shapes_of_the_kinds():
     assert shape(recalled) in ([*asked[:2], *asked[2:4] * n] for n in (2, 3))
     assert recalled[1]["content"][0]["text"].lower() == caption(scene) + "."
     with pytest.raises(ValueError, match="draw, ask, poll, describe, recall"):
-        messages_for(scene, "generate_image", rng)
+        messages_for(scene, "generate", rng)
 
 
 @pytest.mark.parametrize("kind", ["ask", "poll", "describe", "recall"])

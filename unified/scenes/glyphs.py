@@ -18,7 +18,7 @@ GLYPH_SIZE = {SINGLE_CELL: 44, SHARED_CELL: 28}  # longest side of the ink, in p
 CLASSES: dict[str, str] = {
     "airplane": "✈", "apple": "🍎", "backpack": "🎒", "banana": "🍌", "bear": "🐻", "bed": "🛏", "bicycle": "🚲",
     "bird": "🐦", "boat": "⛵", "book": "📕", "bottle": "🍾", "bowl": "🍲", "broccoli": "🥦", "bus": "🚍",
-    "cake": "🎂", "car": "🚗", "carrot": "🥕", "cat": "🐱", "cell phone": "📱", "chair": "🪑", "rope_positions": "🕒",
+    "cake": "🎂", "car": "🚗", "carrot": "🥕", "cat": "🐱", "cell phone": "📱", "chair": "🪑", "clock": "🕒",
     "computer keyboard": "⌨", "computer mouse": "🖱", "couch": "🛋", "cow": "🐄", "cup": "☕",
     "dining table": "\ue200", "dog": "🐶", "donut": "🍩", "elephant": "🐘", "fork": "🍴", "frisbee": "🥏",
     "giraffe": "🦒", "handbag": "👜", "horse": "🐎", "hot dog": "🌭", "kite": "🪁", "knife": "🔪", "laptop": "💻",
@@ -61,7 +61,7 @@ def _tint(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """Luminance times colour. The glyph's bright part is stretched to full luminance, so that dark glyphs show it."""
     rgba = np.asarray(image, dtype=np.float32)
     luminance = rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255
-    generate_image = luminance[(rgba[..., 3] > 127) & (luminance > 0.12)]  # outlines are black and stay black
-    bright = np.percentile(generate_image, 60) if generate_image.size else 1.0
+    fill = luminance[(rgba[..., 3] > 127) & (luminance > 0.12)]  # outlines are black and stay black
+    bright = np.percentile(fill, 60) if fill.size else 1.0
     tinted = np.minimum(luminance / bright, 1.0)[..., None] * np.array(colour, dtype=np.float32)
     return Image.fromarray(np.concatenate([tinted, rgba[..., 3:]], axis=-1).round().astype(np.uint8), "RGBA")
