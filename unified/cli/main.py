@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from unified.hardware.waiting import set_wait_policy
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -22,6 +24,7 @@ class Commands(TyperGroup):
     """Turns bad input into `error: <one line>` and exit status 2; UNIFIED_DEBUG=1 shows the traceback instead."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        set_wait_policy(args)  # before a command loads torch
         return self.in_one_line(super().parse_args, ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:

@@ -187,7 +187,9 @@ class SFTCollator:
         batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
         if self.dropping.fraction == 1:
             del batch["keep_positions"]
-        input_image_codes = [codes for row in rows for member in row.members for codes in examples[member]["input_image_codes"]]
+        input_image_codes = [
+            codes for row in rows for member in row.members for codes in examples[member]["input_image_codes"]
+        ]
         if input_image_codes:
             batch["image_codes"] = torch.tensor(input_image_codes)
         return batch

@@ -1,7 +1,16 @@
-"""What the machine has, asked by every other package: which device, which precision.
+"""What the machine has, asked by every other package: device, precision, threads, waiting, attention, compilation.
 
-device     the best device there is
+A command calls `waiting.set_wait_policy` before torch loads and `setup.set_up` before it works; the rest is theirs.
+
+arguments  flags and environment variables that override what is chosen
+decisions  the choice and its reasons, from a machine's numbers alone
+device     the best device there is, for library calls that name none
+limits     cores, a container's quota, what others leave of them
+machine    a machine's numbers
 precision  the dtype in which products run, which autocast may set
+probe      asks and measures this machine
+setup      the one call of every command: probes, decides, sets, says
+waiting    how OpenMP's threads wait for each other
 """
 
-__all__ = ["device", "precision"]
+__all__ = ["arguments", "decisions", "device", "limits", "machine", "precision", "probe", "setup", "waiting"]

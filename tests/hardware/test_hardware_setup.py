@@ -1,0 +1,139 @@
+"""Flags, environment variables, the early call, and the one call of every command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unified.arguments.parser import parse
+from unified.hardware import probe, setup
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.decisions import Wishes, decide
+from unified.hardware.machine import Machine
+from unified.hardware.setup import autocast, record, set_up
+from unified.hardware.waiting import set_wait_policy, wished_policy
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("UNIFIED_DEVICE", "UNIFIED_PRECISION", "UNIFIED_THREADS", "UNIFIED_WAIT_POLICY", "OMP_WAIT_POLICY")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def python(code: str, **variables: str) -> str:
+    """What a new process prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=environment | variables | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_import_sets_nothing_and_loads_no_torch() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)"
+    code = f"import os, sys; before = dict(os.environ); import unified; print(before == dict(os.environ), {heavy})"
+    assert python(code) == "True set()"
+
+
+def test_help_and_the_early_call_load_no_torch() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'yaml'} & set(sys.modules)"
+    code = f"""
+import os, sys
+sys.argv = ["unified", "--help"]
+from unified.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print(os.environ["OMP_WAIT_POLICY"], {heavy})"""
+    assert python(code).splitlines()[-1] == "PASSIVE set()"
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables", "policy"),
+    [
+        ([], {}, "PASSIVE"),
+        ([], {"OMP_WAIT_POLICY": "active"}, "active"),  # the user's word for all programs stands
+        ([], {"OMP_WAIT_POLICY": "active", "UNIFIED_WAIT_POLICY": "passive"}, "PASSIVE"),
+        ([], {"UNIFIED_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ([], {"UNIFIED_WAIT_POLICY": "system"}, None),
+        (["--wait_policy", "active"], {"UNIFIED_WAIT_POLICY": "passive"}, "ACTIVE"),
+        (["--wait-policy=active"], {}, "ACTIVE"),
+        (["x", "--wait_policy"], {}, "PASSIVE"),
+    ],
+)
+def test_threads_sleep_unless_somebody_says_otherwise(
+    argv: list[str], variables: dict[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {**variables})
+    set_wait_policy(argv)
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    assert wished_policy(["--wait_policy", "x"]) == "x"
+
+
+def test_flags_win_over_variables_and_name_themselves() -> None:
+    (arguments,) = parse((HardwareArguments,), ["--precision", "bf16", "--threads", "3"])
+    wishes = arguments.wishes({"UNIFIED_PRECISION": "float32", "UNIFIED_DEVICE": "cpu", "UNIFIED_THREADS": ""})
+    assert (wishes.device, wishes.precision, wishes.threads) == ("cpu", "bf16", 3)
+    assert dict(wishes.why) == {"device": "UNIFIED_DEVICE", "precision": "--precision", "threads": "--threads"}
+    assert HardwareArguments().wishes({}) == Wishes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ({"threads": 0}, {}, "--threads 0: give a number of threads, 1 or more"),
+        ({}, {"UNIFIED_THREADS": "many"}, "UNIFIED_THREADS many: give a number"),
+        ({}, {"UNIFIED_PRECISION": "bfloat16"}, "UNIFIED_PRECISION bfloat16: give one of float32, bf16, fp16"),
+        ({}, {"UNIFIED_DEVICE": "gpu"}, "UNIFIED_DEVICE gpu: give one of cpu, cuda, mps"),
+        ({}, {"UNIFIED_WAIT_POLICY": "sleep"}, "UNIFIED_WAIT_POLICY=sleep: give one of passive, active, system"),
+    ],
+)
+def test_unknown_words_are_refused(arguments: dict, environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        HardwareArguments(**arguments).wishes(environment)
+
+
+def test_a_command_says_sets_and_records_its_choice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(setup, "ask", lambda processes: Machine("toy", cores=6, processes=processes))
+    monkeypatch.setattr(setup, "_CHOSEN", [])
+    assert record() == {
+        "device": None, "precision": None, "threads": torch.get_num_threads(), "wait_policy": None
+    }  # fmt: skip
+    choice = set_up(HardwareArguments(threads=5))
+    assert threads == [5] and choice.machine == "toy"
+    assert capsys.readouterr().err == f"{choice.line()}\n"
+    assert record() == choice.record()
+
+
+def test_products_are_measured_only_where_the_answer_depends_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(probe, "speed", lambda precision, device="cpu": asked.append(precision) or 1.0)
+    none, units = Machine("avx2"), Machine("amx", bf16_products=True)
+    assert probe.measured(none, training=True) == none and probe.measured(units, training=False) == units
+    assert asked == []  # a large bf16 product of the first would hang for minutes
+    assert probe.measured(units, training=True).bf16_gflops == 1.0
+    assert asked == ["float32", "bf16"]
+
+
+def test_this_machine_can_be_asked_and_measured() -> None:
+    machine = probe.ask()
+    assert machine.cpu and machine.cores >= 1 and machine.memory_gib > 0
+    assert probe.speed("float32", seconds=0.01) > 0
+    assert decide(machine).device in ("cpu", "cuda", "mps")
+
+
+def test_products_run_in_the_chosen_precision() -> None:
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        with autocast(decide(Machine("toy"), Wishes(precision=precision)), "cpu"):
+            assert torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(3, 2)).dtype == dtype

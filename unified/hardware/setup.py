@@ -1,0 +1,70 @@
+"""The one call by which a command asks what to run on: probes, decides, sets, says it in a line on stderr.
+
+Rank 0 chooses for all ranks. Nothing here happens on import; the library's own functions never call it.
+"""
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.decisions import Choice, Wishes, decide
+from unified.hardware.probe import DTYPES, ask, measured
+from unified.hardware.waiting import current_policy
+
+_CHOSEN: list[Choice] = []  # by the process's command, the last one counts
+
+
+def set_up(
+    arguments: HardwareArguments | None = None,
+    wishes: Wishes | None = None,
+    training: bool = False,
+    minutes: float = 0.0,
+) -> Choice:
+    """Choose for this command, set its threads, and say what was chosen; results and checkpoints name it from then on.
+
+    Args:
+        wishes: beyond those of `arguments`, as a run's own settings or its checkpoint's; flags were checked against
+            them by who gives both.
+        training, minutes: as in `decide`.
+
+    Raises ValueError for what this machine cannot grant.
+    """
+    wishes = wishes if wishes is not None else (arguments or HardwareArguments()).wishes()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.distributed.is_initialized():  # a launcher has begun; one chooses
+        box: list[Any] = [choose(wishes, training, minutes, processes) if PartialState().is_main_process else None]
+        choice: Choice = broadcast_object_list(box)[0]
+    else:
+        choice = choose(wishes, training, minutes, processes)
+    torch.set_num_threads(choice.threads)
+    _CHOSEN[:] = [choice]
+    if int(os.environ.get("RANK", "0")) == 0:
+        sys.stderr.write(f"{choice.line()}\n")
+    return choice
+
+
+def choose(wishes: Wishes, training: bool, minutes: float, processes: int = 1) -> Choice:
+    """`decide` for this machine; measures nothing that was asked for."""
+    machine = ask(processes)
+    asked_for = wishes.device is not None and (wishes.precision is not None or wishes.device != "cpu")
+    return decide(machine if asked_for else measured(machine, training), wishes, training, minutes)
+
+
+def record() -> dict[str, Any]:
+    """What was chosen, for results and checkpoints; of a process that never chose what torch has."""
+    if _CHOSEN:
+        return _CHOSEN[0].record()
+    return {"device": None, "precision": None, "threads": torch.get_num_threads(), "wait_policy": current_policy()}
+
+
+def autocast(choice: Choice, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Products on `device` in the chosen precision."""
+    if choice.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, DTYPES[choice.precision])

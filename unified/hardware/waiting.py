@@ -1,0 +1,42 @@
+"""How OpenMP's threads wait for each other, which has to be said before torch loads.
+
+By default they spin, so beside one busy process on two cores a drawing took 40 s instead of 1.1: each of its thousands
+of small products waited for a thread that was not running. Passive ones sleep. Commands call `set_wait_policy` in
+their first line; `import unified` sets nothing. This module must not import torch.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+OPENMP = "OMP_WAIT_POLICY"
+OVERRIDE, FLAG = "UNIFIED_WAIT_POLICY", "--wait_policy"
+POLICIES = ("passive", "active", "system")
+
+
+def set_wait_policy(argv: Sequence[str] | None = None) -> None:
+    """Let OpenMP's threads sleep while they wait, unless `--wait_policy`, UNIFIED_WAIT_POLICY or OMP_WAIT_POLICY says.
+
+    `system` leaves it to OpenMP. Says nothing of bad words: `wished_policy` is for those who can refuse them.
+    """
+    policy = wished_policy(sys.argv[1:] if argv is None else argv)
+    if policy in ("passive", "active"):
+        os.environ[OPENMP] = policy.upper()
+    elif policy is None:
+        os.environ.setdefault(OPENMP, "PASSIVE")
+
+
+def wished_policy(argv: Sequence[str]) -> str | None:
+    """What the flag says, else the environment variable, in lower case; None where neither is given."""
+    words = [word.replace("-", "_").replace("__", "--", 1) for word in argv]
+    for place, word in enumerate(words):
+        if word.startswith(f"{FLAG}="):
+            return word.partition("=")[2].lower()
+        if word == FLAG and place + 1 < len(words):
+            return argv[place + 1].lower()
+    return os.environ.get(OVERRIDE, "").lower() or None
+
+
+def current_policy() -> str | None:
+    """What OpenMP was told: passive or active; None where it decides itself."""
+    return os.environ.get(OPENMP, "").lower() or None
