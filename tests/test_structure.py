@@ -34,7 +34,7 @@ ARROWS = {
     "checkpoints": "files hardware image_tokenizer models",
     "data": "files image_tokenizer models",
     "inference": "files models",
-    "training": "arguments checkpoints files image_tokenizer inference models",
+    "training": "arguments checkpoints data files image_tokenizer inference models",
     "evaluation": "checkpoints data files hardware image_tokenizer inference models",
     "scenes": "arguments evaluation files image_tokenizer training",
     "reports": "arguments files inference scenes training",

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_script
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -20,6 +19,7 @@ from unified.models.attention import prefer_grouped
 from unified.models.position_gated_lora import ImageLinear
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers, round_frozen
+from unified.training.fine_tuning import build_trainer
 
 POSITIONS = ("all", "image_tokens", "split_ranks")
 
@@ -114,11 +114,10 @@ def test_a_run_stores_what_its_autocast_uses(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    script = load_script("recipes/sft.py")
     flags = ["--model", toy_checkpoint, "--train_files", toy_rows("dddd"), "--output_dir", tmp_path]
     flags += ["--report_to", "none", "--tuning", "lora", "--lora_positions", "image_tokens"]
     kinds = (ModelArguments, DataArguments, UnifiedTrainingArguments)
-    trainer = script.build_trainer(*parse(kinds, list(map(str, flags))))
+    trainer = build_trainer(*parse(kinds, list(map(str, flags))))
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, ImageLinear)]
     assert layers and {layer.get_base_layer().weight.dtype for layer in layers} == {stored}
 
@@ -128,4 +127,4 @@ def test_deepspeed_and_compiled_layers_do_not_go_together(toy_checkpoint: Path, 
     args.deepspeed_plugin = object()
     model = ModelArguments(model=str(toy_checkpoint), compile_layers=True)
     with pytest.raises(ValueError, match="compile_layers True is not for DeepSpeed"):
-        load_script("recipes/sft.py").build_trainer(model, DataArguments(), args)
+        build_trainer(model, DataArguments(), args)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_script
 from torch import Tensor, fx, nn
 
 from unified import UnifiedForCausalLM
+from unified.training import fine_tuning
 from unified.training.compiled_layers import compile_layers
 from unified.training.throughput import WARM_UP, gemm_rate
 
@@ -84,7 +84,7 @@ def test_compiled_layers_are_timed_and_the_others_counted(
     def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         return lambda *given: passes.append(graph) or graph(*given)
 
-    monkeypatch.setattr(load_script("recipes/sft.py"), "compile_layers", partial(compile_layers, backend=backend))
+    monkeypatch.setattr(fine_tuning, "compile_layers", partial(compile_layers, backend=backend))
     torch._dynamo.reset()
     compiled = measure("dddd" * 4, "--compile_layers", True, steps=4)
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 arguments            what recipes/sft.py and dpo.py can be told
 tokenizer_arguments  what recipes/train_vq.py can be told
+fine_tuning          a fine-tuning in this process: settings -> trainer -> result
 trainer              UnifiedTrainer and its callbacks
 tuning               what learns: all weights, the new parts, low-rank updates
 averaged_training    the loop of small vision models, with averaged weights
@@ -17,6 +18,7 @@ __all__ = [
     "arguments",
     "averaged_training",
     "compiled_layers",
+    "fine_tuning",
     "image_start",
     "log_history",
     "self_correction",
