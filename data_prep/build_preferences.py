@@ -56,6 +56,7 @@ from unified.evaluation.preference_scorers import (
     question_pair,
     read_choices,
 )
+from unified.files.images import write_picture
 from unified.hardware.device import best_device
 from unified.inference.samples_per_prompt import draw_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
@@ -198,10 +199,9 @@ def decode(model: UnifiedForCausalLM, rows: list[dict[str, Any]], batch_size: in
 
 def write_sheets(shard: Shard, images: list[list[Image.Image]], out: Path) -> None:
     """A sheet of numbered pictures for every prompt."""
-    out.mkdir(parents=True, exist_ok=True)
     for place, (prompt, own) in enumerate(zip(shard.prompts, images, strict=True), start=shard.start):
         captions = [f"{number}  {prompt['prompt']}" for number in range(len(own))]
-        contact_sheet(own, captions).save(out / f"{place:05d}.png")
+        write_picture(contact_sheet(own, captions), out / f"{place:05d}.png")
 
 
 def pair_shard(shard: Shard, scorer: Scorer, model: UnifiedForCausalLM, args: BuildArguments) -> None:

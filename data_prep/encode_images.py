@@ -14,7 +14,6 @@ More than --max-bad such rows fail the run (status 2); mend the files, or allow 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
+from unified.files.atomic import write_text
 from unified.files.images import image_to_pixels, read_picture
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
@@ -141,9 +141,7 @@ def write_bad(shard: Shard, bad: list[dict]) -> None:
     if not bad:
         shard.bad_path.unlink(missing_ok=True)
         return
-    temporary = Path(f"{shard.bad_path}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad), encoding="utf-8")
-    os.replace(temporary, shard.bad_path)
+    write_text(shard.bad_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad))
     for row in bad:
         tqdm.write(f"bad image in {row['row']}: {'; '.join(row['bad_images'])}")
 

@@ -10,7 +10,6 @@ data_prep/replay/ holds what it wrote for SmolLM2; the recipes read that instead
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import claim_folder, read_encoded_rows, write_encoded_shard
+from unified.files.atomic import write_text
 from unified.files.jsonl import parse_text
 from unified.models.messages import SYSTEM_PROMPT
 
@@ -125,13 +125,11 @@ def generate(arguments: ReplayArguments, prompts: list[str], out: Path) -> list[
 def write_jsonl(path: str, shards: list[Path]) -> None:
     """All rows of the shards as one JSONL file of messages."""
     rows = [row for shard in shards for row in read_encoded_rows(shard)]
-    temporary = Path(f"{path}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            messages = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in row["messages"]]
-            file.write(json.dumps({"messages": messages, "source": row["source"]}, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    lines = []
+    for row in rows:
+        messages = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in row["messages"]]
+        lines.append(json.dumps({"messages": messages, "source": row["source"]}, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def main() -> None:

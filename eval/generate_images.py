@@ -21,8 +21,6 @@ float32, 45 in bfloat16 (in 5 pictures), and one pixel value in 25,000 by 1 of 2
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -38,7 +36,7 @@ from unified.arguments.parser import check_least, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.data.rows import claim_folder
 from unified.evaluation.geneval_files import PROMPT_SET, read_captions
-from unified.files.atomic import write_text
+from unified.files.atomic import new_folder, write_text
 from unified.files.results import write_result
 from unified.hardware.device import best_device
 from unified.inference.chat import text_budget
@@ -92,15 +90,12 @@ class Prompt:
 
     def write(self, images: list[Image.Image]) -> None:
         """Write the folder, whole or not at all."""
-        partial = self.folder.with_name(f"{self.folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "samples").mkdir(parents=True)
-        for number, image in enumerate(images):
-            image.save(partial / "samples" / f"{number:04d}.png")
-        (partial / "seeds.json").write_text(json.dumps(self.seeds) + "\n", encoding="utf-8")
-        (partial / "metadata.jsonl").write_text(json.dumps(self.metadata) + "\n", encoding="utf-8")
-        shutil.rmtree(self.folder, ignore_errors=True)  # what is there is incomplete
-        os.replace(partial, self.folder)
+        with new_folder(self.folder, replace=True) as partial:  # what is there is incomplete
+            (partial / "samples").mkdir()
+            for number, image in enumerate(images):
+                image.save(partial / "samples" / f"{number:04d}.png")
+            (partial / "seeds.json").write_text(json.dumps(self.seeds) + "\n", encoding="utf-8")
+            (partial / "metadata.jsonl").write_text(json.dumps(self.metadata) + "\n", encoding="utf-8")
 
 
 def read_prompts(args: GenerateArguments) -> list[Prompt]:

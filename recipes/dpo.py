@@ -24,7 +24,6 @@ Weights of single scales in the log-prob are not offered: TRL sums log-probs of 
 allows is `num_scales: 2`: only the codes of the two coarsest scales count.
 """
 
-import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -48,6 +47,7 @@ from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter
 from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
+from unified.files.atomic import whole
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
 from unified.training.shutdown import shut_down
@@ -118,9 +118,9 @@ def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         weights = load_file(path)
         if any(name.startswith(FROZEN) for name in weights):
-            partial = path.with_name(f"{path.name}.partial")
-            save_file({name: frozen.get(name, value) for name, value in weights.items()}, partial, {"format": "pt"})
-            os.replace(partial, path)
+            merged = {name: frozen.get(name, value) for name, value in weights.items()}
+            with whole(path) as partial:
+                save_file(merged, partial, {"format": "pt"})
     processor.save_pretrained(folder)
 
 

@@ -140,6 +140,16 @@ def test_modules_do_not_print_and_leave_offsets_alone(path: Path) -> None:
         assert path.stem == "vocabulary" or "image_token_offset" not in names, f"line {node.lineno}: use Vocabulary"
 
 
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name)
+def test_one_module_gives_files_their_names(path: Path) -> None:
+    calls = [
+        ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)
+    ]
+    renames = re.compile(r"os\.(replace|renames?)|shutil\.move|.*\.rename|(tempfile\.)?(mk[sd]temp|\w*Temporary\w+)")
+    found = [call for call in calls if renames.fullmatch(call)]
+    assert not found or name(path) == "unified/files/atomic.py", f"{found}: let unified.files.atomic do it"
+
+
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_runs_parse_with_the_recipe_their_header_launches(path: Path) -> None:
     header = "".join(re.findall(r"^#(.*\n)", path.read_text(encoding="utf-8"), re.MULTILINE))

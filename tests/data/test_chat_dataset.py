@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from unified import UnifiedConfig, VQConfig, VQModel
 from unified.data.chat_dataset import ChatDataset, PreferenceCollator, SFTCollator, load_encoded_rows
 from unified.data.packing import PackedRow, pack_first_fit_decreasing, pack_tightly
-from unified.models.processing import IGNORE_INDEX, UnifiedProcessor
 from unified.data.rows import write_encoded_shard
+from unified.models.processing import IGNORE_INDEX, UnifiedProcessor
 
 IMAGE = {"type": "image", "text": None}
 LENGTH = 5

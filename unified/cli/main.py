@@ -92,7 +92,9 @@ def draw(
     strip: Annotated[bool, typer.Option("--strip", help="also write OUT_scales.png, scale by scale")] = False,
 ) -> None:
     """Paint PROMPT; the same model, prompt and seed give the same picture."""
-    check_picture_name(out)
+    from unified.files.images import picture_format
+
+    picture_format(out)  # an error, before anything is loaded
     from unified.checkpoints.loading import load
     from unified.inference.chat import text_budget
     from unified.inference.text_to_image import contact_sheet, draw_by_scale
@@ -257,25 +259,16 @@ def image_sampling(
     return ImageSampling(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
 
-def check_picture_name(path: Path) -> None:
-    """Raise ValueError unless Pillow knows how to write `path`, before anything is loaded."""
-    from PIL import Image
-
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{path} has no picture format Pillow writes; end it with .png")
-
-
 def suffixed(path: Path, word: str) -> Path:
     """`x.png` as `x_word.png`."""
     return path.with_stem(f"{path.stem}_{word}")
 
 
 def save(picture: "Image.Image", path: Path, announce: bool = True) -> None:
-    """Write `picture` whole or not at all, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_stem(f".{path.stem}.partial")
-    picture.save(partial)
-    os.replace(partial, path)
+    """Write `picture`, and say where."""
+    from unified.files.images import write_picture
+
+    write_picture(picture, path)
     if announce:
         typer.echo(str(path))
 

@@ -16,11 +16,11 @@ from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
+from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
+from unified.data.rows import read_rows
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import is_drawing, is_output
-from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
-from unified.data.rows import read_rows
 
 CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
 PART = {"type": Value("string"), "text": Value("string")}
@@ -82,8 +82,8 @@ def _text_rows(file: Path) -> datasets.Dataset:
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded rows as ids and labels.
 
-    Items hold `input_ids`, `labels` (lists), `input_image_codes`, `index`, `epoch`: what `SFTCollator` takes (so the Trainer
-    must leave the columns alone: `remove_unused_columns=False`).
+    Items hold `input_ids`, `labels` (lists), `input_image_codes`, `index`, `epoch`: what `SFTCollator` takes (so the
+    Trainer must leave the columns alone: `remove_unused_columns=False`).
 
     Args:
         rows: from `load_encoded_rows`.

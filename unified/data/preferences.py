@@ -19,13 +19,13 @@ from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.models.configuration import UnifiedConfig
 from unified.data.chat_dataset import PART, PreferenceCollator, files_of
+from unified.data.rows import write_parquet
 from unified.files.jsonl import read_lines
+from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
+from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, count_images
 from unified.models.processing import UnifiedProcessor
-from unified.data.rows import write_parquet
-from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 
 MESSAGES = List({"role": Value("string"), "content": List(PART)})
 CODES = List(List(Value("int32")))

@@ -5,8 +5,6 @@ every `{"type": "image"}` part of the messages stands for the next image, in ord
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unified.files.atomic import whole, write_text
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 
@@ -106,13 +105,9 @@ def write_encoded_shard(
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Write a table to a temporary neighbour of `path` and rename it, so that `path` is never half a file."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a table, whole or not at all."""
+    with whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -159,9 +154,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
         return folder
     if has_shards:
         raise ValueError(f"{folder} holds parquet files without a settings.json; give another --out")
-    temporary = stamp.with_suffix(f".{uuid.uuid4().hex}.tmp")  # processes of several machines may share a number
-    temporary.write_text(wanted)
-    os.replace(temporary, stamp)
+    write_text(stamp, wanted)
     return folder
 
 

@@ -30,9 +30,17 @@ def read_picture(source: str | Path | bytes, name: str) -> Image.Image:
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a picture in the format that the name ends with, whole or not at all; folders are made."""
     with whole(path) as partial:
-        image.save(partial, "PNG")
+        image.save(partial, picture_format(path))
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that `path` ends with; ValueError for one that Pillow cannot write."""
+    name = Image.registered_extensions().get(path.suffix.lower(), "")
+    if name not in Image.SAVE:
+        raise ValueError(f"{path} has no picture format Pillow writes; end it with .png")
+    return name
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:

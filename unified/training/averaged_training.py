@@ -6,7 +6,6 @@ A training that HF's Trainer does not fit (image tokenizer, detector) subclasses
 import copy
 import json
 import math
-import os
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from unified.files.atomic import new_files, put_folder
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
@@ -132,8 +132,7 @@ class AveragedRun(ABC):
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
+            put_folder(partial, final)
             for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -158,11 +157,8 @@ class AveragedRun(ABC):
         """Save the averaged weights for `from_pretrained`."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            partial = Path(self.args.output_dir, "unfinished-model")
-            self.average.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-            for path in partial.iterdir():
-                os.replace(path, partial.parent / path.name)
-            partial.rmdir()
+            with new_files(self.args.output_dir) as folder:
+                self.average.to(memory_format=torch.contiguous_format).save_pretrained(folder)
 
 
 def learning_rate(step: int, args: AveragedTrainingArguments, final: float) -> float:
