@@ -1,25 +1,27 @@
-"""Score pictures of objects that no detector has learnt, by the known picture that each is nearest to.
+"""Score images of objects that no detector was trained on, with a nearest-neighbour classifier.
 
     python data_prep/render_objects.py --out data/objects --prompts data/objects_prompts.jsonl
     python eval/generate_images.py --model out/mine --prompts data/objects_prompts.jsonl --out out/drawn_objects
     python eval/nearest_object.py --images out/drawn_objects --objects data/objects --out results/nearest_object.json
 
-For models taught with data_prep/render_objects.py, whose pictures have one object in the middle or two side by side. A
-picture is right when the nearest of all known pictures (the 68 classes of Scenes and those in --objects, natural and
-in ten colours, as drawn and through the image tokenizer --vq) is of the class that was asked for, clearly nearer than
-any other and near enough; with a colour, the nearest of the ten must be the one asked for; of two objects, both must
-be there, in either order. `unified.scenes.nearest_object` has the rules. A right object elsewhere counts as wrong.
+For models fine-tuned on data_prep/render_objects.py, whose images have one object in the middle or two side by side.
+An image is right when the nearest of all reference images (the 68 classes of Scenes and those in --objects, natural
+and in ten colours, as rendered and as the image tokenizer --vq reconstructs them) is of the class that was asked for,
+clearly nearer than any other and near enough; with a colour, the nearest of the ten must be the one asked for; of two
+objects, both must be there, in either order. `unified.scenes.nearest_object` has the rules. A right object elsewhere
+counts as wrong.
 
 Printed, and written to --out, is one JSON:
 
-    value, stderr, n   share of pictures that are right; the pictures of a prompt are correlated
-    tasks              the same for every task; `taught` the same for what a picture in --objects shows, or not
-    confusion          what the wrong ones showed, by what was asked
+    value, stderr, n   share of images that are right; the images of a prompt are correlated
+    tasks              the same for every task; `taught` the same for prompts of which --objects has an image, and for
+                       the others
+    confusion          predictions for the wrong ones, by prompt
     thresholds         greatest distance that counts, in grey levels, for one object and for either of two
-    ceiling            the same score for true pictures of these prompts through the tokenizer: as they are (a perfect
-                       painter draws exactly these), and moved by one pixel, which no known picture shows: how far
-                       the tokenizer, which has not learnt these objects either, can blur a right one
-    false_positive     share of true pictures of other objects that count as the one asked for, moved likewise
+    ceiling            the same score for true images of these prompts, reconstructed by the tokenizer: as they are (a
+                       perfect image generator draws exactly these), and moved by one pixel, as no reference is: how
+                       far the tokenizer, which was not trained on these objects either, can blur a right one
+    false_positive     share of true images of other objects that count as the one asked for, moved likewise
 """
 
 import json
@@ -40,7 +42,16 @@ from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.scenes.detector_ceilings import reconstructions
 from unified.scenes.glyphs import NEW_OBJECTS
-from unified.scenes.nearest_object import STEPS, Judge, Pictures, See, draw, items_of, moved, verdict
+from unified.scenes.nearest_object import (
+    STEPS,
+    ObjectClassifier,
+    Pictures,
+    Reconstruct,
+    draw,
+    items_of,
+    moved,
+    verdict,
+)
 from unified.scenes.rendering import CLASSES, Colouring, check_names
 
 Items = tuple[Colouring, ...]  # what a prompt asks for
@@ -59,7 +70,7 @@ class NearestArguments:
 
 @dataclass(frozen=True)
 class Scored:
-    """A picture's prompt, whether it is right, and what it shows."""
+    """An image's prompt, whether it is right, and the prediction for it."""
 
     sample: Sample
     items: Items
@@ -78,12 +89,16 @@ def main() -> None:
     vq = load_vq(args.vq, "cpu")
     check_tokenizer(vq, made, args)
 
-    def see(images: Pictures) -> Pictures:
+    def reconstruct(images: Pictures) -> Pictures:
         return reconstructions(vq, images)
 
-    judges = {count: Judge(count, class_names, see, args.seed) for count in sorted({len(items) for items in asked})}
+    classifiers = {
+        count: ObjectClassifier(count, class_names, reconstruct, args.seed)
+        for count in sorted({len(items) for items in asked})
+    }
     scored = [
-        Scored(s, items, *judge(judges, items, read_image(s.path))) for s, items in zip(samples, asked, strict=True)
+        Scored(s, items, *classify(classifiers, items, read_image(s.path)))
+        for s, items in zip(samples, asked, strict=True)
     ]
     value, stderr = share(scored)
     prompts = dict.fromkeys(json.dumps(sample.metadata) for sample in samples)
@@ -91,7 +106,8 @@ def main() -> None:
     result = write_result(
         Path(args.out), "nearest_object_accuracy", value, len(scored), made.get("model", args.images), config,
         stderr=stderr, tokenizer=vq.fingerprint(), prompts_sha256=prompts_digest(prompts), seed=made.get("seed"),
-        **limits(judges, list(dict.fromkeys(asked)), see), **parts(scored, shown), seconds=time.monotonic() - started,
+        **limits(classifiers, list(dict.fromkeys(asked)), reconstruct), **parts(scored, shown),
+        seconds=time.monotonic() - started,
     )  # fmt: skip
     sys.stderr.write(table(result))
     print(json.dumps(result))
@@ -120,7 +136,7 @@ def unordered(items: Sequence[Colouring]) -> Items:
 
 
 def prompt_items(sample: Sample, class_names: Sequence[str]) -> Items:
-    """What the picture should show; ValueError names the file of a prompt that cannot be judged."""
+    """What the picture should show; ValueError names the file of a prompt that cannot be scored."""
     try:
         return tuple(items_of(sample.metadata, class_names))
     except ValueError as error:
@@ -128,18 +144,18 @@ def prompt_items(sample: Sample, class_names: Sequence[str]) -> Items:
 
 
 def check_tokenizer(vq: VQModel, made: dict[str, Any], args: NearestArguments) -> None:
-    """Raise ValueError where the pictures came out of another tokenizer than the known ones will."""
-    painted = made.get("vq_fingerprint", vq.fingerprint())
-    if painted != vq.fingerprint():
+    """Raise ValueError where the images came out of another tokenizer than the reference images will."""
+    decoded_by = made.get("vq_fingerprint", vq.fingerprint())
+    if decoded_by != vq.fingerprint():
         raise ValueError(
-            f"--images {args.images} came out of the tokenizer {painted[:12]}, --vq {args.vq} is "
-            f"{vq.fingerprint()[:12]}; give the one the model paints with"
+            f"--images {args.images} came out of the tokenizer {decoded_by[:12]}, --vq {args.vq} is "
+            f"{vq.fingerprint()[:12]}; give the one the model generates images with"
         )
 
 
-def judge(judges: dict[int, Judge], items: Items, image: Any) -> tuple[bool, str]:
-    """Whether a picture shows what was asked for, and what it shows."""
-    return verdict(items, judges[len(items)].looks([image])[0])
+def classify(classifiers: dict[int, ObjectClassifier], items: Items, image: Any) -> tuple[bool, str]:
+    """Whether an image shows what was asked for, and the prediction in words."""
+    return verdict(items, classifiers[len(items)].classify([image])[0])
 
 
 def share(scored: Sequence[Scored]) -> tuple[float, float | None]:
@@ -158,7 +174,7 @@ def parts(scored: Sequence[Scored], shown: set[Items]) -> dict[str, Any]:
             confusion[item.sample.metadata["prompt"]][item.found] += 1
     groups: dict[str, Callable[[Scored], str]] = {
         "tasks": lambda item: item.sample.metadata["tag"],
-        "taught": lambda item: "shown" if unordered(item.items) in shown else "not shown",
+        "taught": lambda item: "shown" if unordered(item.items) in shown else "not shown",  # a key on disk
     }
     return {name: by_group(scored, group) for name, group in groups.items()} | {
         "confusion": {prompt: dict(found.most_common()) for prompt, found in confusion.items()}
@@ -174,22 +190,24 @@ def by_group(scored: Sequence[Scored], group: Callable[[Scored], str]) -> dict[s
     }
 
 
-def limits(judges: dict[int, Judge], asked: Sequence[Items], see: See) -> dict[str, Any]:
-    """What the score is worth: thresholds, its ceilings on true pictures, and how often wrong pictures pass."""
+def limits(
+    classifiers: dict[int, ObjectClassifier], asked: Sequence[Items], reconstruct: Reconstruct
+) -> dict[str, Any]:
+    """What the score is worth: thresholds, its ceilings on true images, and how often wrong images pass."""
     true = [draw(items) for items in asked]
     shifted = [(items, moved(image, *step)) for items, image in zip(asked, true, strict=True) for step in STEPS]
     right = {
-        "reconstructions": passed(judges, asked, see(true)),
-        "moved": passed(judges, [items for items, _ in shifted], see([image for _, image in shifted])),
+        "reconstructions": passed(classifiers, asked, reconstruct(true)),
+        "moved": passed(classifiers, [items for items, _ in shifted], reconstruct([image for _, image in shifted])),
     }
-    wrong = [judges[len(items)].false_positive(items) for items in asked]
-    thresholds = {str(count): judge.thresholds for count, judge in judges.items()}
+    wrong = [classifiers[len(items)].false_positive(items) for items in asked]
+    thresholds = {str(count): classifier.thresholds for count, classifier in classifiers.items()}
     return {"thresholds": thresholds, "ceiling": right, "false_positive": sum(wrong) / len(wrong)}
 
 
-def passed(judges: dict[int, Judge], asked: Sequence[Items], images: Pictures) -> float:
+def passed(classifiers: dict[int, ObjectClassifier], asked: Sequence[Items], images: Pictures) -> float:
     """Share of pictures that count as what was asked."""
-    return sum(judge(judges, *pair)[0] for pair in zip(asked, images, strict=True)) / len(asked)
+    return sum(classify(classifiers, *pair)[0] for pair in zip(asked, images, strict=True)) / len(asked)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -11,31 +11,41 @@ from PIL import Image
 
 from unified.image_tokenizer.loading import load_vq
 from unified.scenes.detector_ceilings import reconstructions
-from unified.scenes.nearest_object import STEPS, Judge, Look, differs, draw, empty, items_of, moved, verdict
+from unified.scenes.nearest_object import (
+    STEPS,
+    ObjectClassifier,
+    Prediction,
+    differs,
+    draw,
+    empty,
+    items_of,
+    moved,
+    verdict,
+)
 from unified.scenes.new_objects import new_object_scenes
 from unified.scenes.rendering import CLASSES, COLOURS
 
 SCRIPT = "eval/nearest_object.py"
 NEW = ("star", "heart", "key", "flag", "sock", "leaf")
 FEW = (*list(CLASSES)[::4], *NEW)  # for what does not need all
-See = Callable[[Sequence[Image.Image]], list[Image.Image]]
+Reconstruct = Callable[[Sequence[Image.Image]], list[Image.Image]]
 
 
 @pytest.fixture(scope="module")
-def see() -> See:
+def reconstruct() -> Reconstruct:
     torch.set_num_threads(1)
     vq = load_vq(ROOT / "weights" / "scenes-vq", "cpu")
     return lambda images: reconstructions(vq, images)
 
 
 @pytest.fixture(scope="module")
-def one(see: See) -> Judge:
-    return Judge(1, [*CLASSES, *NEW], see)  # as eval/nearest_object.py has it
+def one(reconstruct: Reconstruct) -> ObjectClassifier:
+    return ObjectClassifier(1, [*CLASSES, *NEW], reconstruct)  # as eval/nearest_object.py has it
 
 
 @pytest.fixture(scope="module")
-def two(see: See) -> Judge:
-    return Judge(2, FEW, see)
+def two(reconstruct: Reconstruct) -> ObjectClassifier:
+    return ObjectClassifier(2, FEW, reconstruct)
 
 
 def asked(count: int) -> list[list]:
@@ -43,40 +53,46 @@ def asked(count: int) -> list[list]:
     return [[(o.class_name, o.colour) for o in scene.objects] for scene in scenes if len(scene.objects) == count]
 
 
-def right(judge: Judge, asked: Sequence, images: Sequence[Image.Image]) -> list[bool]:
-    return [verdict(items, looks)[0] for items, looks in zip(asked, judge.looks(images), strict=True)]
+def right(classifier: ObjectClassifier, asked: Sequence, images: Sequence[Image.Image]) -> list[bool]:
+    return [
+        verdict(items, predictions)[0] for items, predictions in zip(asked, classifier.classify(images), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_a_perfect_painter_draws_is_right(count: int, see: See, request: pytest.FixtureRequest) -> None:
-    judge = request.getfixturevalue({1: "one", 2: "two"}[count])
+def test_what_a_perfect_image_generator_draws_is_right(
+    count: int, reconstruct: Reconstruct, request: pytest.FixtureRequest
+) -> None:
+    classifier = request.getfixturevalue({1: "one", 2: "two"}[count])
     items, images = asked(count), [draw(items) for items in asked(count)]
-    for shown in (images, see(images)):
-        scores = right(judge, items, shown)
+    for shown in (images, reconstruct(images)):
+        scores = right(classifier, items, shown)
         assert sum(scores) / len(scores) >= 0.99
-    scores = right(judge, items, see([moved(image, *STEPS[i % 8]) for i, image in enumerate(images)]))
+    scores = right(classifier, items, reconstruct([moved(image, *STEPS[i % 8]) for i, image in enumerate(images)]))
     assert sum(scores) / len(scores) > {1: 0.8, 2: 0.4}[count]  # the tokenizer shows new objects elsewhere worse
-    assert all(10 < threshold < 30 for threshold in judge.thresholds)
+    assert all(10 < threshold < 30 for threshold in classifier.thresholds)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_other_objects_are_wrong(count: int, see: See, request: pytest.FixtureRequest) -> None:
-    judge = request.getfixturevalue({1: "one", 2: "two"}[count])
+def test_other_objects_are_wrong(count: int, reconstruct: Reconstruct, request: pytest.FixtureRequest) -> None:
+    classifier = request.getfixturevalue({1: "one", 2: "two"}[count])
     others = [[(name, None)] * count for name in list(CLASSES)[::3]]
-    looks = judge.looks(see([draw(items) for items in others]))
-    assert not any(verdict([(name, None)] * count, look)[0] for name in NEW for look in looks)
-    assert all(judge.false_positive(items) < 0.01 for items in asked(count))
+    predictions = classifier.classify(reconstruct([draw(items) for items in others]))
+    assert not any(verdict([(name, None)] * count, prediction)[0] for name in NEW for prediction in predictions)
+    assert all(classifier.false_positive(items) < 0.01 for items in asked(count))
 
 
-def test_an_empty_a_mixed_and_a_torn_picture_are_wrong(one: Judge, two: Judge, see: See) -> None:
-    star, key = see([draw([("star", None)]), draw([("key", None)])])
+def test_an_empty_a_mixed_and_a_torn_picture_are_wrong(
+    one: ObjectClassifier, two: ObjectClassifier, reconstruct: Reconstruct
+) -> None:
+    star, key = reconstruct([draw([("star", None)]), draw([("key", None)])])
     grey = Image.new("RGB", empty().size, (128, 128, 128))
     torn = star.copy()
     torn.paste(key.crop((0, 32, 64, 64)), (0, 32))
-    wrong = [empty(), *see([empty()]), grey, Image.blend(star, key, 0.5), torn]
-    for looks in one.looks(wrong):
-        assert not any(verdict([(name, None)], looks)[0] for name in FEW), looks
-    assert [look.words(True) for look in one.looks([empty()])[0]] == ["nothing"]
+    wrong = [empty(), *reconstruct([empty()]), grey, Image.blend(star, key, 0.5), torn]
+    for predictions in one.classify(wrong):
+        assert not any(verdict([(name, None)], predictions)[0] for name in FEW), predictions
+    assert [prediction.words(True) for prediction in one.classify([empty()])[0]] == ["nothing"]
     pair = draw([("star", None), ("key", None)])
     half = pair.copy()
     half.paste(empty().crop((0, 0, 32, 64)), (32, 0))
@@ -85,14 +101,14 @@ def test_an_empty_a_mixed_and_a_torn_picture_are_wrong(one: Judge, two: Judge, s
         assert not right(two, [[("star", None), ("key", None)]], [image])[0]
 
 
-def test_means_of_any_two_objects_are_wrong_for_both(one: Judge) -> None:
+def test_means_of_any_two_objects_are_wrong_for_both(one: ObjectClassifier) -> None:
     pairs = [(first, second) for first in NEW for second in (*CLASSES, *NEW) if first != second]
     means = [Image.blend(draw([(first, None)]), draw([(second, None)]), 0.5) for first, second in pairs]
-    for names, looks in zip(pairs, one.looks(means), strict=True):
-        assert not any(verdict([(name, None)], looks)[0] for name in names)
+    for names, predictions in zip(pairs, one.classify(means), strict=True):
+        assert not any(verdict([(name, None)], predictions)[0] for name in names)
 
 
-def test_a_colour_counts_where_it_is_asked_for(one: Judge) -> None:
+def test_a_colour_counts_where_it_is_asked_for(one: ObjectClassifier) -> None:
     images = [draw([("sock", "blue")]), draw([("sock", None)])]
     assert right(one, [[("sock", None)], [("sock", None)]], images) == [True, True]
     assert right(one, [[("sock", "blue")], [("sock", "blue")]], images) == [True, False]
@@ -101,24 +117,24 @@ def test_a_colour_counts_where_it_is_asked_for(one: Judge) -> None:
     assert not differs(("sock", None), ("sock", "blue")) and not differs(("sock", "red"), ("sock", None))
 
 
-def test_two_objects_count_in_either_order(two: Judge) -> None:
+def test_two_objects_count_in_either_order(two: ObjectClassifier) -> None:
     image = draw([("star", None), ("key", None)])
     for items in ([("star", None), ("key", None)], [("key", None), ("star", None)]):
         assert right(two, [items], [image]) == [True]
-    assert verdict([("star", None), ("leaf", None)], two.looks([image])[0]) == (False, "star and key")
+    assert verdict([("star", None), ("leaf", None)], two.classify([image])[0]) == (False, "star and key")
 
 
-def test_looks_in_words() -> None:
-    assert Look("star", "red", 3.0, True).words(True) == "red star"
-    assert Look("star", "red", 30.0, False).words(False) == "unclear, nearest star"
+def test_predictions_in_words() -> None:
+    assert Prediction("star", "red", 3.0, True).words(True) == "red star"
+    assert Prediction("star", "red", 30.0, False).words(False) == "unclear, nearest star"
 
 
-def test_pictures_of_another_size_are_refused(one: Judge) -> None:
+def test_pictures_of_another_size_are_refused(one: ObjectClassifier) -> None:
     with pytest.raises(ValueError, match="a picture of 32 x 64, not 64 x 64"):
-        one.looks([Image.new("RGB", (32, 64))])
+        one.classify([Image.new("RGB", (32, 64))])
 
 
-def test_only_prompts_that_can_be_judged_are_taken() -> None:
+def test_only_prompts_that_can_be_scored_are_taken() -> None:
     star = {"class": "star", "count": 1}
     assert items_of({"tag": "colors", "include": [star | {"color": "red"}]}, NEW) == [("star", "red")]
     for metadata, words in (
@@ -132,7 +148,7 @@ def test_only_prompts_that_can_be_judged_are_taken() -> None:
 
 
 @pytest.fixture
-def folders(run_script, see: See, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folders(run_script, reconstruct: Reconstruct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`objects` as rendered without pairs, and `drawn`: four prompts with a right and a wrong picture each."""
     monkeypatch.setattr(load_script(SCRIPT), "CLASSES", {name: CLASSES[name] for name in FEW[:4]})
     flags = ("--no_pairs", "--colours", "red", "--prompts", tmp_path / "prompts.jsonl")
@@ -143,7 +159,9 @@ def folders(run_script, see: See, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         samples = tmp_path / "drawn" / f"{number:05d}" / "samples"
         samples.mkdir(parents=True)
         (samples.parent / "metadata.jsonl").write_text(lines[index] + "\n")
-        pictures = see([draw([(clause["class"], clause.get("color")) for clause in include]), draw([("key", None)])])
+        pictures = reconstruct(
+            [draw([(clause["class"], clause.get("color")) for clause in include]), draw([("key", None)])]
+        )
         for sample, picture in enumerate(pictures):
             picture.save(samples / f"{sample:04d}.png")
     return tmp_path
@@ -166,7 +184,7 @@ def test_the_script_scores_a_folder(run_script, folders: Path, capsys) -> None:
     assert "ceiling: reconstructions 1.0000" in capsys.readouterr().err
 
 
-def test_the_script_refuses_what_it_cannot_judge(run_script, folders: Path, capsys) -> None:
+def test_the_script_refuses_what_it_cannot_score(run_script, folders: Path, capsys) -> None:
     def refused(words: str) -> None:
         assert score(run_script, folders) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What answers and captions say, and that captions are checked claim by claim."""
+"""Parsing of answers and captions, and that captions are checked mention by mention."""
 
 import dataclasses
 

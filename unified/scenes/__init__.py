@@ -1,17 +1,17 @@
-"""The proof domain: GenEval's tasks rendered from OpenMoji with exact labels, its questions and its judges.
+"""The proof domain: GenEval's tasks rendered from OpenMoji with exact labels, its questions and its classifiers.
 
 glyphs              OpenMoji characters as small images
-rendering           scenes: sampled and drawn
+rendering           scenes: sampled and rendered
 tidy_layout         objects always in the same places
 new_objects         objects that Scenes has not, for fine-tuning
 texts               captions and questions about scenes
 answer_parsing      what an answer or a caption says
 understanding       the understanding benchmark: question types and their scores
 prompts             prompts in GenEval's form
-nearest_object      a judge by the nearest known image
-detector_arguments  what recipes/train_detector.py can be told
-detector_data       what the detector learns from
-detector_ceilings   what its scores are worth
+nearest_object      a nearest-neighbour classifier of objects
+detector_arguments  arguments of recipes/train_detector.py
+detector_data       training data of the detector
+detector_ceilings   ceilings and false-positive rates of its scores
 """
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""What an answer says: yes or no, a count, a colour, a side, and the claims of a caption. Pure functions of text.
+"""Answer parsing: yes or no, a count, a colour, a side, and the objects a caption mentions. Pure functions of text.
 
-Nothing is guessed: an answer that says none of these, or two of them, is unreadable (None).
+Nothing is guessed: an answer that has none of these, or two of them, is unreadable (None).
 """
 
 import re
@@ -21,7 +21,7 @@ SIDES = {
     "left": "left of", "right": "right of", "above": "above", "over": "above", "below": "below", "under": "below",
     "underneath": "below", "beneath": "below",
 }  # fmt: skip
-# words around the claims of a caption that claim nothing themselves; any other word makes it unreadable
+# words around the mentions of a caption that mention nothing themselves; any other word makes it unreadable
 FILLERS = "there is are in the this it shows showing show see and with picture image photo of i on can drawing".split()
 
 Value = TypeVar("Value")
@@ -38,7 +38,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Caption:
-    """What a caption says: claims in order, and relations as (subject, relation, reference) of their classes."""
+    """A parsed caption: mentions in order, and relations as (subject, relation, reference) of their classes."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[tuple[str, str, str], ...] = ()
@@ -66,10 +66,10 @@ def read_relation(answer: str) -> str | None:
 
 
 def read_caption(text: str) -> Caption | None:
-    """The claims of a caption; None where a word is neither part of a claim nor a filler, or where it claims nothing.
+    """The parsed caption; None where a word is neither part of a mention nor a filler, or where nothing is mentioned.
 
-    A claim is `[number or article] [pair of | head of] [colour] class`; a plural without a number has no count and is
-    unreadable. A relation stands between the two claims it joins.
+    A mention is `[number or article] [pair of | head of] [colour] class`; a plural without a number has no count and
+    is unreadable. A relation stands between the two mentions it joins.
     """
     mentions: list[Mention] = []
     found: list[tuple[int, str]] = []
@@ -95,7 +95,7 @@ def read_caption(text: str) -> Caption | None:
 def check_caption(caption: Caption | None, scene: Scene) -> tuple[bool, str]:
     """Whether a caption is right about a scene, and else why not: GenEval's rules on the exact objects.
 
-    Right is a caption whose claims are the scene's objects, no more and none left out, counted by class and colour
+    Right is a caption whose mentions are the scene's objects, no more and none left out, counted by class and colour
     (GenEval's `include` with the count as `exclude`'s limit; objects in natural colours have none to be named), whose
     relations all hold by GenEval's rule, and which names one where the scene's metadata do.
     """
@@ -144,7 +144,7 @@ def _names() -> dict[str, tuple[str, bool]]:
 
 @cache
 def _grammar() -> re.Pattern[str]:
-    """One claim, side, filler or mark of punctuation; the longest class name wins."""
+    """One mention, side, filler or mark of punctuation; the longest class name wins."""
 
     def among(words: Sequence[str]) -> str:
         return "|".join(sorted(map(re.escape, words), key=len, reverse=True))

@@ -1,4 +1,4 @@
-"""What recipes/train_detector.py can be told."""
+"""Arguments of recipes/train_detector.py."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,13 @@ class DetectorArguments:
 class DetectorTrainingArguments(AveragedTrainingArguments):
     """One run of recipes/train_detector.py; precision and processes belong to `accelerate launch`."""
 
-    vq: str = arg("weights/scenes-vq", "image tokenizer whose pictures will be judged")
+    vq: str = arg("weights/scenes-vq", "image tokenizer whose decoded images will be scored")
     output_dir: str = arg("out/detector", "where checkpoints, the log and the trained detector go")
     tidy_share: float = arg(0.5, "share of scenes with tidy layout, the others are free")
-    torn_share: float = arg(0.35, "share of pictures patched together from two, so that ruins are no objects")
-    tokenizer_share: float = arg(0.5, "share of pictures seen through the tokenizer; 0.5 costs half a step more")
+    torn_share: float = arg(0.35, "share of images patched together from two, so that fragments are no objects")
+    tokenizer_share: float = arg(0.5, "share of images reconstructed by the tokenizer; 0.5 costs half a step more")
     max_steps: int = arg(6000, "optimizer steps; the cosine schedule ends here")
-    batch_size: int = arg(32, "pictures per process and step; at least 16, or scrambled codes are not mixed enough")
+    batch_size: int = arg(32, "images per process and step; at least 16, or scrambled codes are not mixed enough")
     learning_rate: float = arg(2e-3, "peak learning rate")
     warmup_steps: int = arg(200, "steps of linear warm-up; the rate then falls to 0 along a cosine")
     weight_decay: float = arg(0.02, "AdamW's decay of convolution weights")

@@ -1,7 +1,7 @@
-"""What the Scenes detector's scores are worth: GenEval's verdicts on pictures whose truth is known.
+"""Ceilings of the Scenes detector's scores: GenEval's verdicts on images whose objects are known.
 
-A score that the detector gives a generator can hardly exceed the one it gives to drawn scenes, nor the one it gives to
-these through the image tokenizer; and what it gives to wrong captions, a generator gets for nothing.
+An image generator's score can hardly exceed that of rendered scenes, nor that of their reconstructions by the image
+tokenizer; and the score with wrong captions, its false-positive rate, any generator gets for nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def _ceiling_scene(tag: str, number: int, rng: Rng) -> Scene:
 
 
 def true_detections(scene: Scene) -> Found:
-    """What a perfect detector says of a scene."""
+    """The detections of a perfect detector."""
     found: Found = {}
     for item in scene.objects:
         colour = NO_COLOUR if item.colour is None else GENEVAL_COLOURS.index(item.colour)
@@ -61,19 +61,19 @@ def _untrue(scene: Scene, captions: Sequence[dict[str, Any]], rng: Rng) -> Itera
 
 @torch.no_grad()
 def reconstructions(vq: VQModel, images: Sequence[Image.Image], batch_size: int = 64) -> list[Image.Image]:
-    """The pictures as the tokenizer shows them."""
-    seen = []
+    """The images encoded and decoded by the tokenizer."""
+    decoded = []
     for start in range(0, len(images), batch_size):
         pixels = [image_to_pixels(image, vq.config.image_size) for image in images[start : start + batch_size]]
-        seen += [pixels_to_image(p) for p in vq.decode(vq.encode(torch.stack(pixels).to(vq.device)))]
-    return seen
+        decoded += [pixels_to_image(p) for p in vq.decode(vq.encode(torch.stack(pixels).to(vq.device)))]
+    return decoded
 
 
 def ceilings(detector: SceneDetector, vq: VQModel, per_task: int, seed: int) -> dict[str, Any]:
-    """`geneval_summary` of scenes as drawn and through the tokenizer, each with right and with wrong captions.
+    """`geneval_summary` of scenes as rendered and as reconstructed, each with right and with wrong captions.
 
-    Keys: renders, reconstructions (shares judged right), renders_wrong_caption, reconstructions_wrong_caption (shares
-    judged right that are not: the false-positive rates).
+    Keys: renders, reconstructions (shares scored right), renders_wrong_caption, reconstructions_wrong_caption (shares
+    scored right that are not: the false-positive rates).
     """
     scenes = ceiling_scenes(per_task, seed)
     right, wrong = [scene.metadata for scene in scenes], wrong_captions(scenes, seed)
@@ -87,7 +87,7 @@ def ceilings(detector: SceneDetector, vq: VQModel, per_task: int, seed: int) -> 
 
 
 def summary(captions: Sequence[dict[str, Any]], detections: Sequence[Found]) -> dict[str, Any]:
-    """`geneval_summary` of one picture for each caption."""
+    """`geneval_summary` of one image for each caption."""
     records = [
         {"tag": metadata["tag"], "metadata": metadata, "correct": geneval_verdict(metadata, found)[0]}
         for metadata, found in zip(captions, detections, strict=True)

@@ -1,8 +1,8 @@
-"""What the Scenes detector learns from: scenes with exact labels, some torn, some as the image tokenizer shows them.
+"""Training data of the Scenes detector: scenes with exact labels, some torn, some reconstructed by the tokenizer.
 
-The detector judges what a generator painted, so it must know every colouring (held-out ones too: they are held out
-from the student, not from the judge) and must not see objects in ruins. What counts as an object is decided here:
-one of which at least `WHOLE` is there, and nothing of which at most `RUIN` is there; between, the loss looks away.
+The detector scores generated images, so it must know every colouring (held-out ones too: they are held out from the
+image generator, not from the detector) and must not detect fragments of objects. What counts as an object is decided
+here: one of which at least `WHOLE` is visible; at most `RUIN` visible is background; between, the loss ignores it.
 
 Legend: B batch, G side of the detector's grid, H W pixels, L codes.
 """
@@ -43,9 +43,9 @@ BLANK_SHARE = 0.03
 RECAST_SHARE = 0.5
 MAX_CODE_NOISE = 0.1
 
-# How the tokenizer shows a picture, and how often if it does. Up to a tenth of the last scale's codes may be another
-# picture's and objects stay what they are (looked at with weights/scenes-vq); codes from all over are no object, nor
-# are the smears that are left when a picture's features are averaged over its quarters.
+# Ways of reconstruction, and the share of each. Up to a tenth of the last scale's codes may be another image's and
+# objects stay recognisable (checked by eye with weights/scenes-vq); codes mixed from all images are no object, nor are
+# the smears that are left when an image's features are averaged over its quarters.
 UNTOUCHED, RECONSTRUCTED, NOISY, SCRAMBLED, SMEARED = range(5)
 RETOUCHES = {RECONSTRUCTED: 0.68, NOISY: 0.17, SCRAMBLED: 0.1, SMEARED: 0.05}
 RUINED = (SCRAMBLED, SMEARED)
@@ -56,7 +56,7 @@ COLOUR_LABELS = {name: index for index, name in enumerate(COLOURS)}
 
 @dataclass(frozen=True)
 class Picture:
-    """`pixels` uint8 (H, W, 3) and what is on it: objects with the visible shares of their boxes."""
+    """`pixels` uint8 (H, W, 3) and the objects in them with the visible shares of their boxes."""
 
     pixels: np.ndarray
     objects: tuple[tuple[SceneObject, float], ...] = ()
@@ -99,7 +99,7 @@ def _share(item: SceneObject, mask: np.ndarray) -> float:
 
 
 def tear(picture: Picture, rng: Rng) -> np.ndarray:
-    """What is left of a picture (H, W): all on one side of a line near an object's centre, or all but some blocks."""
+    """Mask (H, W) of what stays: all on one side of a line near an object's centre, or all but some blocks."""
     if not picture.objects or rng.random() < 0.4:
         side = CANVAS // STRIDE
         return np.kron(rng.random((side, side)) > rng.uniform(0.05, 0.7), np.ones((STRIDE, STRIDE), dtype=bool))
@@ -124,7 +124,7 @@ def _moved(item: SceneObject, dx: int, dy: int) -> SceneObject:
 
 
 def training_picture(rng: Rng, tidy_share: float, torn_share: float) -> Picture:
-    """One picture before the tokenizer: a scene, two scenes or a scene and nothing patched together, or nothing."""
+    """One image before reconstruction: a scene, two scenes or a scene and an empty one patched together, or empty."""
     if rng.random() < BLANK_SHARE:
         return BLANK
     picture = sample_picture(rng, tidy_share)
@@ -153,7 +153,7 @@ def label(objects: Sequence[tuple[SceneObject, float]], grid: int) -> tuple[np.n
 
 @dataclass(frozen=True)
 class PictureMix:
-    """Shares of training pictures: tidy scenes, torn ones, and those seen through the tokenizer."""
+    """Shares of training images: tidy scenes, torn ones, and those reconstructed by the tokenizer."""
 
     tidy_share: float = 0.5
     torn_share: float = 0.35
@@ -185,7 +185,9 @@ class SceneBatches(Dataset[dict[str, Tensor]]):
         touch = UNTOUCHED
         if rng.random() < self.mix.tokenizer_share:
             touch = int(rng.choice(list(RETOUCHES), p=list(RETOUCHES.values())))
-        elif rng.random() < SHIFTED_SHARE:  # the tokenizer knows objects on the grid alone and ruins all others
+        elif (
+            rng.random() < SHIFTED_SHARE
+        ):  # the tokenizer was trained on objects on the grid alone and distorts all others
             picture = shift(picture, *rng.integers(-SHIFT, SHIFT + 1, size=2).tolist())
         objects = () if touch in RUINED else picture.objects
         names = ("class_labels", "colour_labels", "box_labels")
@@ -195,9 +197,9 @@ class SceneBatches(Dataset[dict[str, Tensor]]):
 
 @torch.no_grad()
 def retouch(vq: VQModel, pixel_values: Tensor, touches: Tensor, generator: torch.Generator) -> Tensor:
-    """`pixel_values` (B, 3, H, W), the rows that `touches` (B,) names as the tokenizer shows them.
+    """`pixel_values` (B, 3, H, W), the rows that `touches` (B,) names reconstructed by the tokenizer.
 
-    NOISY: some codes of the last scale are other pictures'. SCRAMBLED: every code is that of any picture at its place.
+    NOISY: some codes of the last scale are other images'. SCRAMBLED: every code is that of any image at its place.
     SMEARED: every quarter of the feature map is its mean.
     """
     chosen = touches != UNTOUCHED

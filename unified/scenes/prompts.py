@@ -24,7 +24,7 @@ from unified.scenes.rendering import (
 )
 
 SPLITS = ("train", "heldout", "unseen_counts")
-# GenEval looks at 16 objects of a class: of more than 15 it could not say that there are too many
+# GenEval counts at most 16 objects of a class: of more than 15 it could not say that there are too many
 UNSEEN_COUNTS = dict(
     enumerate("five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split(), start=5)
 )
@@ -54,7 +54,7 @@ def sample_prompts(
     Splits: `train` asks for what training scenes may show, `heldout` for combinations that they never show,
     `unseen_counts` for `counts` of one class. No two prompts ask for the same objects, in whatever order. What a task
     gets depends on `seed` and on its own number of prompts, not on the other tasks.
-    Raises ValueError for unknown names, counts that cannot be judged, and more prompts than there are.
+    Raises ValueError for unknown names, counts that cannot be scored, and more prompts than there are.
     """
     tags = tuple(dict.fromkeys(tags)) or prompt_tags(split)
     check_names("tag", tags, prompt_tags(split))
@@ -76,7 +76,7 @@ def _check_counts(counts: Sequence[int]) -> None:
         if count not in UNSEEN_COUNTS:
             raise ValueError(
                 f"count {count} of objects is not unseen ({min(NUMBERS)} to {max(NUMBERS)} are in training) or cannot "
-                f"be judged (GenEval looks at 16 objects): choose from {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}"
+                f"be scored (GenEval counts up to 16 objects): choose {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}"
             )
     if not counts:
         raise ValueError(f"no counts: choose from {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}")

@@ -1,6 +1,6 @@
-"""Scenes: GenEval's six tasks drawn with OpenMoji glyphs on a small canvas, with exact metadata for every object.
+"""Scenes: GenEval's six tasks rendered with OpenMoji glyphs on a small canvas, with exact metadata for every object.
 
-A scene is sampled (`sample_scene`), then drawn (`draw_scene`); sampling alone is cheap and enough for text and tests.
+A scene is sampled (`sample_scene`), then rendered (`draw_scene`); sampling alone is cheap, enough for text and tests.
 Tasks and metadata form: GenEval (Ghosh et al. 2023, arXiv:2310.11513).
 """
 
@@ -37,7 +37,7 @@ Corner = tuple[int, int]  # x, y of a cell
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object: `box` is its ink (x1, y1, x2, y2) and `cell` its (x, y, size), both in pixels."""
+    """One rendered object: `box` is its ink (x1, y1, x2, y2) and `cell` its (x, y, size), both in pixels."""
 
     class_name: str
     colour: str | None  # None: the glyph's natural colours

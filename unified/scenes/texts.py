@@ -1,4 +1,4 @@
-"""What is said about a scene: captions in several wordings, and questions with answers read off its metadata.
+"""Texts about a scene: captions in several wordings, and questions with answers taken from its metadata.
 
 `messages_for` turns a scene into one conversation of a kind: `draw` (text in, image out), `ask` (image and questions
 in, answers out), `poll` (the same, about which classes are there: yes or no), `describe` (image in, caption out) or
@@ -41,7 +41,7 @@ IRREGULAR_PLURALS = {
     "bus": "buses",
     "wine glass": "wine glasses",
 }
-# GenEval's own wording, "a photo of ...", is written apart: it is the most common one.
+# GenEval's own wording, "a photo of ...", is not among these: it has a share of its own, the largest.
 DRAW_WORDINGS = (
     "draw {}",
     "Draw {}.",
@@ -129,7 +129,7 @@ def messages_for(
 def questions(
     scene: Scene, rng: Rng, classes: Names = tuple(CLASSES), colours: Names = tuple(COLOURS)
 ) -> list[Question]:
-    """Two or three different questions with short answers, all read off the objects."""
+    """Two or three different questions with short answers, all taken from the objects."""
     asked = [_about_existence(scene, rng, classes, colours), _about_count(scene, rng)]
     coloured = [item for item in scene.objects if item.colour is not None]
     if coloured:
@@ -161,7 +161,7 @@ def _turn(role: str, *parts: dict) -> dict:
 
 
 def _asked(question: str, rng: Rng, question_first: float) -> dict:
-    """A turn that shows the image and asks; nothing is drawn from `rng` where there is no choice."""
+    """A user turn of the image and the question; nothing is drawn from `rng` where there is no choice."""
     before = question_first > 0 and rng.random() < question_first
     return _turn("user", *((_text(question), IMAGE) if before else (IMAGE, _text(question))))
 
@@ -203,7 +203,7 @@ def _is_there(asked: str, yes: bool, rng: Rng) -> Question:
     return pick(rng, EXISTENCE_WORDINGS, "wording").format(singular(asked)), "Yes." if yes else "No."
 
 
-# A training scene never shows a held-out combination: to ask for one would teach that the answer is always no.
+# A training scene never shows a held-out combination: asking for one would train the answer to be always no.
 def _missing_classes(scene: Scene, classes: Names) -> list[str]:
     shown = {item.class_name for item in scene.objects}
     return [c for c in classes if c not in shown and not any(is_held_out_pair(c, other) for other in shown)]

@@ -1,8 +1,8 @@
-"""Tidy scenes: the same objects, always in the same places, so that a prompt has one picture.
+"""Tidy scenes: the same objects, always in the same places, so that a prompt has one image.
 
-A scale is painted in one parallel step, every code by its own distribution. Where objects may lie anywhere, those
-distributions are mixtures over places, and codes drawn from them one by one tear an object apart; a short training
-cannot get round that. With tidy scenes the place follows from the prompt.
+A scale is sampled in one parallel step, every code from its own distribution. Where objects may lie anywhere, those
+distributions are mixtures over places, and codes sampled from them independently do not form one object; a short
+training cannot get round that. With tidy scenes the place follows from the prompt.
 """
 
 from unified.scenes.rendering import CANVAS, SHARED_CELL, SINGLE_CELL, Scene, place

@@ -1,7 +1,7 @@
-"""The Scenes understanding benchmark: questions about pictures the model has not seen, and what its answers are worth.
+"""The Scenes understanding benchmark: questions about images the model was not trained on, and their scores.
 
 Five parts, each on scenes of its own: existence in POPE's form, counting, colour, relation, and captions. Answers are
-generated and read (`unified.scenes.answer_parsing`), never scored by likelihood; an unreadable answer is wrong.
+generated and parsed (`unified.scenes.answer_parsing`), never scored by likelihood; an unreadable answer is wrong.
 
 Existence is POPE's (Li et al. 2023, arXiv:2305.10355): for every scene one question about a class that is there (yes),
 and in each setting one about a class that is not (no):
@@ -10,7 +10,7 @@ and in each setting one about a class that is not (no):
     adversarial  one of the three absent classes that most scenes show together with a class of this one.
 "Most scenes" are counted over `REFERENCE_SCENES` training-style scenes of the same classes and colours. POPE asks
 about all three of its top three; one of them, drawn alike, keeps yes and no balanced in scenes of one or two classes.
-Scenes draws classes and pairs almost evenly, so these two settings show a model's own leanings more than the data's.
+Scenes draws classes and pairs almost evenly, so these two settings show a model's own biases more than the data's.
 """
 
 import itertools
@@ -99,7 +99,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Judgement:
-    """An answer, what was read in it (None: unreadable), whether that is right, and if not, why."""
+    """An answer, what was parsed from it (None: unreadable), whether that is right, and if not, why."""
 
     question: Question
     answer: str
@@ -222,7 +222,7 @@ def _turn(tags: Sequence[str], number: int) -> str:
 
 
 def judge(question: Question, answer: str) -> Judgement:
-    """Read an answer and compare it with the truth; captions are checked claim by claim (`check_caption`)."""
+    """Parse an answer and compare it with the truth; captions are checked mention by mention (`check_caption`)."""
     if question.part == "caption":
         said = read_caption(answer)
         correct, reason = check_caption(said, question.scene)
