@@ -236,6 +236,7 @@ def test_a_published_adapter_is_whole_and_small(trained: Path, published: Path, 
     assert "config.json" not in names and not list(published.parent.glob("*.partial"))
     record = json.loads((published / "base.json").read_text())
     assert record["base"] == config_of(published)["base_model_name_or_path"] == str(toy_checkpoint)
+    assert ("format_version" in config_of(published)) == (kind_of(published) != "all"), "PEFT warns of keys it has not"
     assert record["made_with"] == ["make llm", "unified extend --llm L --vq V --out B"]
     expected, found = weights_of(trained), weights_of(published)
     assert expected.keys() == found.keys()

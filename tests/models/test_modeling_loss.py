@@ -176,8 +176,9 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model = toy_model("qwen3").train()
     batch = packed(model, range(4))
     expected = gradients(model, batch)
-    model.gradient_checkpointing_enable()
-    assert model.model.language_model.layers[0].gradient_checkpointing
+    assert not model.is_gradient_checkpointing
+    model.activation_checkpointing_enable()
+    assert model.is_gradient_checkpointing and model.model.language_model.layers[0].gradient_checkpointing
     assert_same(gradients(model, batch), expected)
 
 

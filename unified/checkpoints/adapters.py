@@ -24,9 +24,10 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """What PEFT wrote of an adapter."""
+    """What PEFT wrote of an adapter; a plain LoRA's is PEFT's own form, which has no `format_version`."""
     path = adapter / ADAPTER_CONFIG
-    return upgrade(json.loads(path.read_text(encoding="utf-8")), str(path))
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return upgrade(stored, str(path)) if stored.get("peft_type") == IMAGE_LORA else stored
 
 
 def positions_of(adapter: Path) -> str:

@@ -40,6 +40,11 @@ class UnifiedPreTrainedModel(PreTrainedModel):
         """The backbone's: the image tokenizer comes first and stays float32, which no checkpoint should say it is."""
         return next(self.base_model.get_submodule("language_model").parameters()).dtype
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """HF's name of before, by which PEFT 0.21 and TRL 1.16 ask; its own property warns every time."""
+        return self.is_activation_checkpointing
+
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.text_config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):

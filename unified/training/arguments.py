@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 from trl import DPOConfig
 
@@ -59,6 +60,7 @@ class TuningArguments:
     sample_top_k: int = arg(0, "of how many codes they choose; 0: all")
     sample_guidance_scale: float = arg(3.0, "their classifier-free guidance; 1 is none")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
+    dataloader_pin_memory: bool = arg(torch.accelerator.is_available(), "HF's; without an accelerator torch would warn")
 
 
 @dataclass
