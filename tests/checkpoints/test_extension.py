@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_adapters import adapted
 from toy_models import BACKBONES, make_lively, toy_backbone
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from unified import UnifiedForCausalLM, UnifiedProcessor, VQConfig, VQModel
+from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor, VQConfig, VQModel
 from unified.checkpoints.extension import check_backbone, extend, join
 from unified.models.vocabulary import SPECIAL_TOKENS
 
@@ -36,6 +37,11 @@ def backbone_of(name: str, tokenizer: PreTrainedTokenizerFast, tied: bool) -> Pr
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, input_ids: Tensor = TEXT) -> Tensor:
     return model(input_ids).logits
+
+
+def written(codes: Tensor, config: UnifiedConfig) -> list[int]:
+    """Ids of an output image of `codes` (L,) behind a word."""
+    return [5, config.boi_token_id, *(codes + config.image_token_offset).tolist(), config.eoi_token_id, 7]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -66,6 +72,24 @@ def test_extended_and_loaded_again(tiny_llm_dir: Path, vq_dir: Path, tmp_path: P
     assert loaded.config.image_positions == "sequential"
     assert loaded.model.vq_model.fingerprint() == VQModel.from_pretrained(vq_dir).fingerprint()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "vq"]
+
+
+@pytest.mark.parametrize("positions", ["image_tokens", "after_image", "split_ranks"])
+def test_what_extend_returns_takes_an_image_lora(
+    positions: str, tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path
+) -> None:
+    """The returned model does under an adapter of image positions what the checkpoint does, once it is loaded."""
+    returned = extend(tiny_llm_dir, vq_dir, tmp_path / "out")
+    loaded = UnifiedForCausalLM.from_pretrained(tmp_path / "out")
+    image = torch.tensor([written(torch.arange(5), loaded.config)])
+    before = logits_of(loaded, image)
+    scores = []
+    for model in (returned, loaded):
+        torch.manual_seed(0)  # of the adapter's start
+        outputs = logits_of(adapted(model, lora_positions=positions), image)
+        assert torch.isfinite(outputs).all()
+        scores.append(outputs)
+    assert torch.equal(*scores) and not torch.allclose(scores[0], before, atol=1e-3)
 
 
 def test_the_tokenizer_gains_three_special_tokens(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:

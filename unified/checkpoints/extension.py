@@ -118,7 +118,7 @@ def join(
     )
     with torch.device("meta"):
         model = UnifiedForCausalLM(config)
-    model.model.language_model = backbone.base_model
+    model.model.set_backbone(backbone.base_model)
     model.lm_head = backbone.get_output_embeddings()
     model.model.vq_model = vq_model.requires_grad_(False)
     model.model.image_embedding = start_embedding(config, backbone, vq_model, projection, generator)

@@ -60,10 +60,14 @@ class UnifiedModel(UnifiedPreTrainedModel):
         super().__init__(config)
         self.vq_model = VQModel(config.vq_config)
         self.image_embedding = ImageEmbedding(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.image_gate = ImageGate(self.language_model)
+        self.set_backbone(AutoModel.from_config(config.text_config))
         self.vq_model.requires_grad_(False)
         self.post_init()
+
+    def set_backbone(self, backbone: PreTrainedModel) -> None:
+        """Run `backbone` from now on; adapters of its layers will ask this model's gate where images are."""
+        self.language_model = backbone
+        self.image_gate = ImageGate(backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
