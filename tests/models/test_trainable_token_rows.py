@@ -1,5 +1,7 @@
 """Rows of an adapter beside the matrix they belong to, against PEFT's whole copy of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,6 +9,7 @@ from peft.utils.other import TrainableTokensWrapper
 from toy_adapters import MODELS, adapted, rows_of
 from toy_models import BOI, OFFSET, toy_model
 
+from unified.checkpoints.loading import merge_new_parts
 from unified.models import modeling
 from unified.models.trainable_token_rows import TrainableRows, look_up, split_rows
 
@@ -63,6 +66,26 @@ def test_a_step_is_the_one_with_peft_s_matrix(model: PeftModel, stride: int, mon
         monkeypatch.setattr(modeling, "split_rows", lambda layer: (layer.weight, None))
     assert any("trainable_tokens_delta" in name for name in found[0][1])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("made", ["plain", "new", "loaded", "merged"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_asking_for_the_output_matrix_changes_nothing(made: str, tied: bool, tmp_path: Path) -> None:
+    """TRL asks for the matrix and reads that it has no bias; nothing of the module is written meanwhile."""
+    model = toy_model(tied=tied)
+    if made != "plain":
+        model = adapted(model)
+    if made == "loaded":
+        model.save_pretrained(tmp_path)
+        model = PeftModel.from_pretrained(toy_model(tied=tied), tmp_path)
+    core = model.get_base_model() if isinstance(model, PeftModel) else model
+    if made == "merged":
+        core = merge_new_parts(model)
+    before = dict(vars(core.lm_head))
+    matrix = core.get_output_embeddings()
+    assert matrix is core.lm_head and vars(matrix) == before
+    assert matrix.bias is None and isinstance(matrix, TrainableTokensWrapper) == (made in ("new", "loaded"))
+    assert not [name for name in core.state_dict() if name.endswith("bias") and "lm_head" in name]
 
 
 def test_rows_of_another_dtype_take_the_matrix_s() -> None:

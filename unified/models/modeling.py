@@ -7,6 +7,7 @@ Legend: B batch, T sequence, T' positions kept, N images, L codes of an image, K
 from typing import Any
 
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -244,9 +245,13 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What PEFT puts in the output matrix's place has no bias either: TRL reads that, and it could not tell."""
+        if name == "lm_head" and isinstance(value, TrainableTokensWrapper):
+            value.register_parameter("bias", None)
+        super().__setattr__(name, value)
+
     def get_output_embeddings(self) -> nn.Linear:
-        """The output matrix. It has no bias: TRL reads that, and PEFT's wrapper of trained rows cannot tell."""
-        vars(self.lm_head)["bias"] = None
         return self.lm_head
 
     @classmethod
