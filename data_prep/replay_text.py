@@ -23,6 +23,7 @@ from unified.arguments.parser import parse, run_main
 from unified.data.rows import claim_folder, read_encoded_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.jsonl import parse_text
+from unified.files.weights import load_whole
 from unified.models.messages import SYSTEM_PROMPT
 
 HELD_OUT_EVERY = 6
@@ -70,7 +71,7 @@ def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {folder} has no chat template; give an instruction-tuned model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
+    return load_whole(AutoModelForCausalLM, folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
 
 
 @torch.no_grad()

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from transformers import PreTrainedModel
 
+from unified.files.weights import refuse_missing
 from unified.models.configuration import UnifiedConfig
 from unified.models.format_version import name_in_version_1, upgrade
 from unified.models.position_gated_lora import IMAGE_LORA
@@ -48,6 +52,23 @@ def base_of(adapter: Path) -> Path:
             f"{adapter} is an adapter of {name!r}, which is not a folder here; {how_to_make(adapter) or remedy}"
         )
     return Path(name)
+
+
+def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
+    """`model` with the adapter of a folder; `options` are PEFT's.
+
+    Raises ValueError where its files leave some of the adapter random, of which PEFT only warns.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        try:
+            adapted: PeftModel = PeftModel.from_pretrained(model, adapter, **options)
+        except KeyError as error:  # a module that the adapter holds whole, or its rows
+            raise ValueError(f"{adapter} lacks the adapter's weight {error}; copy it again, or make it again") from None
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - set(file.keys())
+    refuse_missing(adapter, missing, "adapter")
+    return adapted
 
 
 def read_record(adapter: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unified.checkpoints.publishing import save
 from unified.files.atomic import check_free
+from unified.files.weights import load_whole
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, layer_kinds
@@ -53,7 +54,7 @@ def extend(
     vq_model = load_vq(vq, "cpu")
     check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    backbone = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+    backbone = load_whole(AutoModelForCausalLM, llm, dtype=dtype)
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model

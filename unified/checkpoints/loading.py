@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from unified.checkpoints.adapters import (
     ADAPTER_WEIGHTS,
+    attach,
     base_of,
     check_base,
     is_adapter,
@@ -40,7 +41,7 @@ def load(
     folder, base = Path(model_dir), checkpoint_of(model_dir)
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
-        adapted = PeftModel.from_pretrained(model, folder)
+        adapted = attach(model, folder)
         model = adapted.merge_and_unload() if positions_of(folder) == "all" else merge_new_parts(adapted)
     processor = UnifiedProcessor.from_pretrained(base)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to

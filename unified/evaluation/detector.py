@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from unified.files.images import image_to_pixels
+from unified.files.weights import WholeModel
 from unified.image_tokenizer.layers import ChannelNorm, ResnetBlock
 
 STRIDE = 8
@@ -87,7 +88,7 @@ def place_of(box: Sequence[float]) -> tuple[int, int]:
     return round((y1 + y2) / 2 / STRIDE), round((x1 + x2) / 2 / STRIDE)
 
 
-class SceneDetector(PreTrainedModel):
+class SceneDetector(WholeModel):
     """Small convolutional detector; pixel values are in [-1, 1]."""
 
     config: DetectorConfig

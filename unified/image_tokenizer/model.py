@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers.utils import ModelOutput
 
+from unified.files.weights import WholeModel
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.layers import build_coders, quant_conv
 from unified.image_tokenizer.quantizer import MultiScaleQuantizer
@@ -27,7 +28,7 @@ class VQOutput(ModelOutput):
     commitment_loss: Tensor | None = None
 
 
-class VQModel(PreTrainedModel):
+class VQModel(WholeModel):
     """Multi-scale VQ autoencoder (VAR, arXiv 2404.02905); pixel values are in [-1, 1]."""
 
     config: VQConfig

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Dyn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from unified.files.weights import WholeModel
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_ids, scale_spans
 from unified.models.attention import prepare_mask
@@ -25,7 +26,7 @@ from unified.models.sequence_layout import Layout, block_attention_mask, read_la
 from unified.models.trainable_token_rows import look_up, split_rows
 
 
-class UnifiedPreTrainedModel(PreTrainedModel):
+class UnifiedPreTrainedModel(WholeModel):
     """What base model and head share: how weights start, and which attention can be used."""
 
     config: UnifiedConfig

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from unified.checkpoints.adapters import is_adapter, positions_of, read_adapter_config
+from unified.checkpoints.adapters import attach, is_adapter, positions_of, read_adapter_config
 from unified.checkpoints.loading import checkpoint_of
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
@@ -161,7 +161,7 @@ def continue_lora(
     endings = args.lora_target_modules
     wanted = None if endings is None else set(backbone_layers(model, endings))
     adapted = in_float32(
-        PeftModel.from_pretrained(
+        attach(
             model,
             adapter,
             config=config,
