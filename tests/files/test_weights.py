@@ -4,10 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from commands import error_of
-from conftest import ROOT, load_script
-from peft import PeftModel
+from conftest import load_script
 from safetensors.torch import load_file, save_file
 from toy_models import toy_model
 from transformers import (

@@ -64,7 +64,9 @@ def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
         try:
             adapted: PeftModel = PeftModel.from_pretrained(model, adapter, **options)
         except KeyError as error:  # a module that the adapter holds whole, or its rows
-            raise ValueError(f"{adapter} lacks the adapter's weight {error}; copy it again, or make it again") from None
+            raise ValueError(
+                f"{adapter} lacks the adapter's weight {error}; copy it again, or make it again"
+            ) from None
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
         missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - set(file.keys())
     refuse_missing(adapter, missing, "adapter")

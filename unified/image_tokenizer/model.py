@@ -104,6 +104,15 @@ class VQModel(WholeModel):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def check_fingerprint(self, wanted: str) -> None:
+        """Raise ValueError unless this is the tokenizer whose fingerprint a checkpoint has."""
+        found = self.fingerprint()
+        if found != wanted:
+            raise ValueError(
+                f"the image tokenizer's fingerprint is {found[:12]} but the checkpoint was made with {wanted[:12]}; "
+                "put the tokenizer's weights back, or make a new checkpoint with `unified extend`"
+            )
+
 
 AutoConfig.register(VQConfig.model_type, VQConfig)
 AutoModel.register(VQConfig, VQModel)

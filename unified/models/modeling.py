@@ -263,17 +263,8 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if is_deepspeed_zero3_enabled():  # the weights are in pieces; one process has checked them before
             model._weight_conversions = []  # HF keeps renamings that matched nothing here and would save by them
         else:
-            model.check_fingerprint()
+            model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
         return loaded
-
-    def check_fingerprint(self) -> None:
-        """Raise ValueError unless the image tokenizer is the one of the configuration's fingerprint."""
-        found, wanted = self.model.vq_model.fingerprint(), self.config.vq_fingerprint
-        if found != wanted:
-            raise ValueError(
-                f"the image tokenizer's fingerprint is {found[:12]} but the checkpoint was made with {wanted[:12]}; "
-                "put the tokenizer's weights back, or make a new checkpoint with `unified extend`"
-            )
 
     def loss_weights(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of `labels` (B, T): is it an image id, its group (0 text, 1.. scales), its weight in the loss."""
