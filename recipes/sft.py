@@ -11,6 +11,10 @@ Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resu
 in output_dir along the trajectory the run would have had, or starts where there is none. The result in output_dir is
 a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
 
+`--max_minutes 10` ends the run, and its schedule, within that time: steps are planned from the measured speed, and
+anew when it changes. output_dir/progress.json says how far it came; a run that was cut off says so, with the command
+that goes on.
+
 `--speed_steps 20` trains so many steps and leaves nothing but output_dir/speed.json (unified/training/throughput.py):
 pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
 

@@ -6,6 +6,8 @@ fine_tuning          a fine-tuning in this process: settings -> trainer -> resul
 trainer              UnifiedTrainer and its callbacks
 tuning               what learns: all weights, the new parts, low-rank updates
 averaged_training    the loop of small vision models, with averaged weights
+step_plan            how many steps fit the time, and where the schedule stands
+planned_end          HF Trainer's runs planned so, and a word on those that were cut off
 self_correction      wrong codes fed in training, for later scales to correct
 compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
@@ -21,8 +23,10 @@ __all__ = [
     "fine_tuning",
     "image_start",
     "log_history",
+    "planned_end",
     "self_correction",
     "shutdown",
+    "step_plan",
     "throughput",
     "tokenizer_arguments",
     "trainer",

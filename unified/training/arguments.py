@@ -60,7 +60,9 @@ class TuningArguments:
     sample_top_k: int = arg(0, "of how many codes they choose; 0: all")
     sample_guidance_scale: float = arg(3.0, "their classifier-free guidance; 1 is none")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
-    dataloader_pin_memory: bool = arg(torch.accelerator.is_available(), "HF's; without an accelerator torch would warn")
+    dataloader_pin_memory: bool = arg(
+        torch.accelerator.is_available(), "HF's; without an accelerator torch would warn"
+    )
 
 
 @dataclass
@@ -73,7 +75,9 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
     )
     new_parts_learning_rate: float = arg(2e-3, "learning rate of image embedding and matrix rows")
     code_noise: float = arg(0.0, "up to this share of all but the last scale's codes is fed wrong, to learn to mend")
-    max_minutes: float | None = arg(None, "stop and save after this wall time; the schedule is not shortened")
+    max_minutes: float | None = arg(
+        None, "end within this wall time: fewer steps where all do not fit, with their whole schedule"
+    )
     speed_steps: int = arg(0, "above 0: measure the speed of so many steps, write speed.json and train no further")
     label_names: list[str] | None = arg(["labels"], "HF's; PEFT hides the model's own")
     report_to: str = arg("tensorboard", "HF's; one tracker or none")

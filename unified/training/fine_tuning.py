@@ -1,11 +1,10 @@
 """A fine-tuning in this process: settings to a trainer, and a run from its start or from where it stopped."""
 
-import time
+import sys
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast
-from transformers import AutoProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import AutoProcessor, TrainerState, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
@@ -15,26 +14,12 @@ from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers, round_frozen
+from unified.training.planned_end import command_to_go_on, know_the_end
 from unified.training.self_correction import check_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trainer import UnifiedTrainer, newest_checkpoint
 from unified.training.tuning import prepare, start_of
-
-
-class StopAfter(TrainerCallback):
-    """Saves and stops once `minutes` of training have passed."""
-
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        late = broadcast(torch.tensor(time.monotonic() > self.end, dtype=torch.int, device=args.device))
-        if late:  # by the first process's clock, as all must stop at the same step
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = args.eval_strategy != "no"
 
 
 def load_model(
@@ -89,7 +74,6 @@ def build_trainer(
         eval_dataset=datasets[1],
         data_collator=SFTCollator(processor, data_args.max_length, fraction, seed=args.seed, pack=data_args.pack),
         processing_class=processor,
-        callbacks=[StopAfter(args.max_minutes)] if args.max_minutes else None,
     )
     if trainer.accelerator.mixed_precision == "bf16" and not trainer.is_deepspeed_enabled:
         round_frozen(trainer.model, torch.bfloat16)
@@ -113,9 +97,10 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> TrainerState:
     """Train, from the newest checkpoint in output_dir where `args.resume` says so; leaves the result there.
 
-    Returns HF's state: its `global_step` is below its `max_steps` where time has cut the run.
+    Returns HF's state, whose `max_steps` are those that were planned; progress.json in output_dir says what was cut.
     """
     trainer = build_trainer(model_args, data_args, args)
+    know_the_end(trainer, args.max_minutes, command_to_go_on(sys.argv))
     trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
