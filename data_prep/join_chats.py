@@ -19,7 +19,7 @@ import numpy as np
 from unified.arguments.parser import check_least, parse, run_main
 from unified.data.chat_dataset import files_of
 from unified.data.rows import claim_folder, read_encoded_rows, read_rows, shared_stamp, write_encoded_shard
-from unified.models.messages import continued
+from unified.models.messages import continue_conversation
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
 NO_CODES: Stamp = ("", ())  # of encoded rows without images
@@ -57,7 +57,7 @@ def read_then(paths: list[str], stamp: Stamp) -> list[dict[str, Any]]:
             raise ValueError(f"{row.where}: has images without codes; run data_prep/encode_images.py on the file")
         rows.append({"messages": row.messages, "codes": [], "source": row.source})
     for number, row in enumerate(rows, start=1):
-        if not continued([], row["messages"]):
+        if not continue_conversation([], row["messages"]):
             raise ValueError(f"--then: chat {number} has nothing but a system turn; take it out")
     return rows
 
@@ -70,7 +70,10 @@ def in_order(size: int, count: int, rng: np.random.Generator) -> list[int]:
 
 def join(row: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     """An encoded row that goes on with another."""
-    joined = {"messages": continued(row["messages"], then["messages"]), "codes": row["codes"] + then["codes"]}
+    joined = {
+        "messages": continue_conversation(row["messages"], then["messages"]),
+        "codes": row["codes"] + then["codes"],
+    }
     return row | joined | {"source": f"{row['source']} then {then['source']}"}
 
 

@@ -39,7 +39,7 @@ from unified.data.rows import read_rows
 from unified.evaluation.metrics import clustered_mean
 from unified.files.results import share_stderr, write_result
 from unified.files.weights import load_whole
-from unified.models.messages import continued
+from unified.models.messages import continue_conversation
 from unified.models.processing import IGNORE_INDEX, EncodedChat
 
 
@@ -77,7 +77,7 @@ def compare(
     alone = processor.encode_chat(messages)
     heard = alone
     if begun is not None:
-        heard = processor.encode_chat(continued(begun["messages"], messages), begun["codes"])
+        heard = processor.encode_chat(continue_conversation(begun["messages"], messages), begun["codes"])
     before = answers_of(base, alone)
     after = answers_of(tuned, heard)[-len(before) :]
     divergence = (before.exp() * (before - after[:, : before.shape[1]])).sum(-1)

@@ -25,7 +25,7 @@ from unified.arguments.parser import check_least, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import prompts_digest, write_result
 from unified.inference.text_to_image import draw_codes
-from unified.models.generation import ImageSampling, OnlyIds
+from unified.models.generation import AllowedIds, ImageSampling
 
 
 @dataclass
@@ -61,7 +61,7 @@ def raster(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompt: str) 
     twin, vocabulary = raster_twin(model), model.config.vocabulary
     chat = [{"role": "user", "content": prompt}]
     ids = torch.tensor([[*processor.prompt_ids(chat), vocabulary.boi_token_id]])
-    only_images = LogitsProcessorList([OnlyIds(vocabulary.image_ids)])
+    only_images = LogitsProcessorList([AllowedIds(vocabulary.image_ids)])
     length = model.config.image_length
     return lambda batch: twin.generate(
         ids.expand(batch, -1).to(model.device),

@@ -28,7 +28,7 @@ from unified.checkpoints.loading import checkpoint_of, load
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.files.atomic import check_free, new_folder
-from unified.models.messages import is_drawing
+from unified.models.messages import is_text_to_image
 from unified.models.vocabulary import Vocabulary
 from unified.training.image_start import GROUPS, Decisions, calibrate, decide, shift_rows
 
@@ -69,7 +69,7 @@ def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
         opened[flag] = concatenate_datasets(parts)
     if any(opened["--texts"]["codes"]):
         raise ValueError(f"--texts {args.texts} has rows with images; give chats in words")
-    drawings = sum(map(is_drawing, opened["--images"]["messages"]))
+    drawings = sum(map(is_text_to_image, opened["--images"]["messages"]))
     if drawings < HELD_BACK:
         raise ValueError(
             f"--images {' '.join(args.images)} has {drawings} drawings in its first {args.limit} rows; give encoded "

@@ -13,7 +13,7 @@ def run(*arguments: object, stdin: str = "") -> Result:
 
 
 def error_of(*arguments: object, stdin: str = "") -> str:
-    """The one line a command fails with, having checked that it is one line and the status 2."""
+    """The error line of a failing command; asserts that it is one line and the exit status 2."""
     result = run(*arguments, stdin=stdin)
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -12,8 +12,8 @@ def turn(role: str, *parts: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def codes(number: int) -> list[int]:
-    """Codes of a picture, another for every number."""
-    return [(7 * number + 3 * place + 1) % 32 for place in range(5)]
+    """Codes of an image, different for every number."""
+    return [(7 * number + 3 * position + 1) % 32 for position in range(5)]
 
 
 def make_pair(
@@ -26,22 +26,22 @@ def make_pair(
 
 
 def image_pair(number: int = 0) -> dict[str, Any]:
-    """Two pictures of a prompt."""
-    drawn = {"chosen_codes": [codes(2 * number)], "rejected_codes": [codes(2 * number + 1)]}
-    judged = {"score_chosen": 0.5, "score_rejected": 0.25, "seeds": [1, 2]}
+    """Two images of a prompt."""
+    image_codes = {"chosen_codes": [codes(2 * number)], "rejected_codes": [codes(2 * number + 1)]}
+    scores = {"score_chosen": 0.5, "score_rejected": 0.25, "seeds": [1, 2]}
     answer = [turn("assistant", IMAGE)]
-    return make_pair([turn("user", f"a photo of {number} red cats")], answer, answer, **drawn, **judged)
+    return make_pair([turn("user", f"a photo of {number} red cats")], answer, answer, **image_codes, **scores)
 
 
 def mixed_pair(number: int = 0) -> dict[str, Any]:
-    """A picture with words, and another with other words."""
+    """An image with text, and another with other text."""
     answers = [turn("assistant", "Here you are.", IMAGE)], [turn("assistant", IMAGE, "That is all.")]
-    drawn = {"chosen_codes": [codes(3 * number)], "rejected_codes": [codes(3 * number + 2)]}
-    return make_pair([turn("user", f"Draw {number} dogs.")], *answers, **drawn)
+    image_codes = {"chosen_codes": [codes(3 * number)], "rejected_codes": [codes(3 * number + 2)]}
+    return make_pair([turn("user", f"Draw {number} dogs.")], *answers, **image_codes)
 
 
 def question(number: int = 0) -> dict[str, Any]:
-    """A right and a wrong answer about one picture."""
+    """A right and a wrong answer about one image."""
     answers = [turn("assistant", "One cat.")], [turn("assistant", "There are three dogs.")]
     return make_pair([turn("user", IMAGE, "How many?")], *answers, codes=[codes(number)])
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from toy_models import random_codes, shown, written
+from toy_models import input_image, output_image, random_codes
 
 from unified import UnifiedForCausalLM
 from unified.training.arguments import UnifiedTrainingArguments
@@ -36,9 +36,13 @@ def adapted(base: UnifiedForCausalLM, **settings: Any) -> PeftModel:
 
 
 def rows_of(model: UnifiedForCausalLM) -> dict[str, Tensor]:
-    """A batch, padded on the left: text alone, an image behind text, one that is read and then one that is written."""
+    """A batch, padded on the left: text, text with an output image, an input image followed by an output image."""
     codes = random_codes(model, 3)
-    rows = [[5, 6, 7, 8], [9, 10, *written(codes[0]), 11], [12, *shown(model), 13, *written(codes[1]), 14]]
+    rows = [
+        [5, 6, 7, 8],
+        [9, 10, *output_image(codes[0]), 11],
+        [12, *input_image(model), 13, *output_image(codes[1]), 14],
+    ]
     width = max(map(len, rows))
     return {
         "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows]),

@@ -24,7 +24,7 @@ def toy_backbone(name: str, vocab_size: int = OFFSET + CODES, **settings: object
 
 @torch.no_grad()
 def make_lively(model: torch.nn.Module, std: float = 0.2) -> None:
-    """Redraw trained matrices so that every input matters: HF's own start gives nearly equal logits everywhere."""
+    """Reinitialize matrices so that every input matters: HF's initialization gives nearly equal logits."""
     for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=std)
@@ -60,11 +60,11 @@ def random_codes(model: UnifiedForCausalLM, count: int, seed: int = 0) -> torch.
     return torch.randint(CODES, (count, model.config.image_length), generator=generator)
 
 
-def written(codes: torch.Tensor) -> list[int]:
-    """Ids of an image of `codes` (L,) that is written."""
+def output_image(codes: torch.Tensor) -> list[int]:
+    """Ids of an output image of `codes` (L,)."""
     return [BOI, *(codes + OFFSET).tolist(), EOI]
 
 
-def shown(model: UnifiedForCausalLM) -> list[int]:
-    """Ids of an image that is read."""
+def input_image(model: UnifiedForCausalLM) -> list[int]:
+    """Ids of an input image."""
     return [BOI, *[IMAGE_PAD] * model.config.input_image_length, EOI]

@@ -1,4 +1,4 @@
-"""Toy worlds the tests share: a real small tokenizer, a random image tokenizer, a random Llama on disk, rows."""
+"""Toys that tests share: a real small tokenizer, a random image tokenizer, a random Llama on disk, rows."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -84,7 +84,7 @@ def save_llm(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 
 def toy_row(kind: str, number: int, codes: list[int]) -> dict[str, Any]:
-    """Encoded row of `kind` draw (an image is written), ask (one is read) or text (none)."""
+    """Encoded row of `kind` draw (with an output image), ask (with an input image) or text (none)."""
     image, words = {"type": "image", "text": None}, {"type": "text", "text": f"{number} cats"}
     question = {
         "draw": [{"type": "text", "text": f"a photo of {number} red cats"}],

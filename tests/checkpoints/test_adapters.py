@@ -170,7 +170,7 @@ def test_one_of_a_single_rank_has_none_to_set_apart(
 ) -> None:
     flags, one = ["--max_steps", 1, "--eval_strategy", "no", "--lora_positions"], tmp_path / "one"
     sft("--model", toy_checkpoint, *flags, "image_tokens", "--lora_rank", 1, "--output_dir", one)
-    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing"):
+    with pytest.raises(ValueError, match="lora_rank 1 leaves no rank for images"):
         sft("--model", one, *flags, "split_ranks", "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

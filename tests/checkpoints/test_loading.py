@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_models import BACKBONES, random_codes, toy_model, written
+from toy_models import BACKBONES, output_image, random_codes, toy_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from unified import UnifiedForCausalLM, UnifiedModel
@@ -14,7 +14,7 @@ from unified.image_tokenizer.loading import load_vq
 def logits_of(model: UnifiedForCausalLM) -> torch.Tensor:
     codes = random_codes(model, 1)[0]
     with torch.no_grad():
-        return model(torch.tensor([[5, 6, *written(codes), 7]])).logits
+        return model(torch.tensor([[5, 6, *output_image(codes), 7]])).logits
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -42,7 +42,7 @@ def test_the_body_loads_without_the_head(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     body = AutoModel.from_pretrained(tmp_path)
     assert isinstance(body, UnifiedModel)
-    ids = torch.tensor([[5, *written(random_codes(model, 1)[0]), 6]])
+    ids = torch.tensor([[5, *output_image(random_codes(model, 1)[0]), 6]])
     with torch.no_grad():
         assert torch.equal(body(ids).last_hidden_state, model.model(ids).last_hidden_state)
 

@@ -54,7 +54,7 @@ def test_long_rows_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, length = logits_of(model, story(model)), story(model).shape[1]
     allowed = torch.ones(1, 1, length, length, dtype=torch.bool)
     for longest, dtype in ((length, torch.float32), (length - 1, torch.bool)):
-        monkeypatch.setattr(attention, "LONGEST", longest)
+        monkeypatch.setattr(attention, "MAX_POSITIONS", longest)
         assert prepare_mask(allowed, GROUPED, model.config.text_config, torch.float32).dtype == dtype
         assert close(logits_of(model, story(model)), expected)
 
@@ -71,14 +71,16 @@ def test_under_autocast_products_are_in_bf16() -> None:
 
 
 def test_capped_scores_are_refused() -> None:
-    with pytest.raises(ValueError, match="knows no softcap, as this backbone has; use eager"):
+    with pytest.raises(ValueError, match="does not support softcap of this backbone; use eager"):
         logits_of(twin("gemma2"), story(toy_model("gemma2")))
 
 
 def test_layers_with_other_heads_are_refused() -> None:
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8)
     mask = prepare_mask(torch.ones(1, 1, 3, 3, dtype=torch.bool), GROUPED, twin().config.text_config, torch.float32)
-    with pytest.raises(ValueError, match="equal heads, not 4 in one; use sdpa"):  # the configuration has 2 key heads
+    with pytest.raises(
+        ValueError, match="the same number of key heads in all layers, not 4 in one; use sdpa"
+    ):  # the configuration has 2 key heads
         grouped_attention(torch.nn.Module(), query, key, key, mask, 1.0)
 
 

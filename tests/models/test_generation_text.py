@@ -1,9 +1,9 @@
-"""What a caller of `generate` may add to Hugging Face's loop, what text never is, and prompts that are too long."""
+"""A caller's logits processors and stopping criteria, ids that text never has, and prompts that are too long."""
 
 import pytest
 import torch
 from torch import Tensor
-from toy_models import BOI, EOS, IMAGE_PAD, OFFSET, random_codes, shown, toy_model
+from toy_models import BOI, EOS, IMAGE_PAD, OFFSET, input_image, random_codes, toy_model
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
@@ -15,7 +15,7 @@ COUNTING = {token: token + 1 for token in range(5, 40)}
 
 
 class Follows(LogitsProcessor):
-    """Wants after each token the one that `follow` gives, above all else."""
+    """Forces after each token the one that `follow` gives."""
 
     def __init__(self, follow: Follow) -> None:
         self.follow = follow
@@ -44,15 +44,15 @@ def follows(follow: Follow) -> LogitsProcessorList:
 
 @pytest.mark.parametrize("image_order", ["scales", "raster"])
 def test_a_callers_processor_works_with_ours(image_order: str) -> None:
-    """It decides the text before and behind an image, and cannot bring back what text must not be."""
+    """It decides the text before and after an image, and cannot bring back suppressed ids."""
     model = toy_model(image_order=image_order)
     follow = COUNTING | {10: BOI, 62: OFFSET + 3, 12: IMAGE_PAD}
     ids = model.generate(torch.tensor([[7]]), logits_processor=follows(follow), max_new_tokens=6, **GREEDY)[0].tolist()
     length = model.config.image_length
     assert ids[:5] == [7, 8, 9, 10, BOI] and min(ids[5 : 5 + length]) >= OFFSET
     assert len(ids) == 1 + 6 + length + 1 and max(ids[-2:]) < OFFSET
-    beside = model.generate(torch.tensor([[12]]), logits_processor=follows(follow), max_new_tokens=1, **GREEDY)
-    assert beside[0, 1] < OFFSET and beside[0, 1] != IMAGE_PAD
+    with_pad = model.generate(torch.tensor([[12]]), logits_processor=follows(follow), max_new_tokens=1, **GREEDY)
+    assert with_pad[0, 1] < OFFSET and with_pad[0, 1] != IMAGE_PAD
 
 
 def test_a_callers_criterion_ends_its_row_alone() -> None:
@@ -94,10 +94,10 @@ def test_a_prompt_as_long_as_the_context_is_refused(padding: int) -> None:
     assert model.generate(ids, mask, max_new_tokens=1, **GREEDY).shape[1] == ids.shape[1] + 1
 
 
-def test_a_prompt_is_measured_in_ticks() -> None:
-    """Of an image that is shown one placeholder counts, so 33 of 18 ids each fit in a context of 512."""
+def test_a_prompt_is_measured_in_rope_positions() -> None:
+    """An input image's placeholders share one position, so 33 of 18 ids each fit in a context of 512."""
     model = toy_model()
-    ids = torch.tensor([shown(model) * 33 + [5]])
+    ids = torch.tensor([input_image(model) * 33 + [5]])
     assert ids.shape[1] > 512
     answer = model.generate(ids, image_codes=random_codes(model, 33), max_new_tokens=1, **GREEDY)
     assert answer.shape[1] == ids.shape[1] + 1
@@ -106,7 +106,7 @@ def test_a_prompt_is_measured_in_ticks() -> None:
 def test_text_has_one_generator_and_images_may_have_one_each() -> None:
     model, prompts = toy_model(), torch.tensor([[5, BOI], [6, BOI]])
     seeded = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    painted = model.generate(prompts, max_new_tokens=0, generator=seeded)
-    assert painted.shape[1] == 2 + model.config.image_length + 1
-    with pytest.raises(ValueError, match="text is drawn from one generator"):
+    generated = model.generate(prompts, max_new_tokens=0, generator=seeded)
+    assert generated.shape[1] == 2 + model.config.image_length + 1
+    with pytest.raises(ValueError, match="text is sampled with one generator"):
         model.generate(prompts, max_new_tokens=2, generator=seeded)

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-eval scores a checkpoint as any Hugging Face model, by its own unpatched code.
+"""EleutherAI's lm-eval scores a checkpoint as any Hugging Face model, with its unpatched code.
 
 The first tests need no lm-eval: programs that never import this package find its classes through HF's Auto classes.
 """
@@ -20,7 +20,7 @@ from unified import UnifiedForCausalLM
 from unified.models.remote_code import AUTO_MAP, MODULE, SOURCE
 
 TASKS = ROOT / "eval" / "lm_eval_tasks"
-STRANGER = """
+AUTO_CLASSES_SCRIPT = """
 import sys
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 assert "unified" not in sys.modules
@@ -40,19 +40,19 @@ def test_auto_classes_find_the_model_of_a_checkpoint(
     toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    command = [sys.executable, "-c", STRANGER, str(toy_checkpoint)]
+    command = [sys.executable, "-c", AUTO_CLASSES_SCRIPT, str(toy_checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_save_carries_the_way_to_its_classes(toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_every_save_writes_the_remote_code_module(toy_checkpoint: Path, tmp_path: Path) -> None:
     UnifiedForCausalLM.from_pretrained(toy_checkpoint).save_pretrained(tmp_path)
     for folder in (toy_checkpoint, tmp_path):
         assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
         assert (folder / f"{MODULE}.py").read_text() == SOURCE
 
 
-def test_the_way_leads_to_classes_that_exist() -> None:
+def test_auto_map_names_classes_that_exist() -> None:
     package = importlib.import_module("unified")
     for name in AUTO_MAP.values():
         module, class_name = name.split(".")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unified.models import losses
-from unified.models.losses import UnionTargets, chunked_cross_entropy, in_dtype, soft_cap, union_loss
+from unified.models.losses import UnionTargets, cast_weight, chunked_cross_entropy, soft_cap, union_loss
 from unified.models.trainable_token_rows import TrainableRows
 from unified.models.vocabulary import Vocabulary
 
@@ -57,15 +57,15 @@ def test_a_frozen_side_costs_the_other_nothing(frozen: int) -> None:
 
 def test_a_frozen_matrix_is_cast_once_and_again_when_it_changes() -> None:
     weight = torch.randn(5, 3)
-    cast = in_dtype(weight, torch.bfloat16)
-    assert in_dtype(weight, torch.bfloat16) is cast and in_dtype(weight, torch.float32) is weight
+    cast = cast_weight(weight, torch.bfloat16)
+    assert cast_weight(weight, torch.bfloat16) is cast and cast_weight(weight, torch.float32) is weight
     weight.add_(1)
-    assert torch.equal(in_dtype(weight, torch.bfloat16), weight.bfloat16()) and not torch.equal(cast, weight)
+    assert torch.equal(cast_weight(weight, torch.bfloat16), weight.bfloat16()) and not torch.equal(cast, weight)
     kept = len(losses._CASTS)
     del weight
     assert len(losses._CASTS) == kept - 1
     learns = torch.randn(5, 3, requires_grad=True)
-    assert in_dtype(learns, torch.bfloat16) is not in_dtype(learns, torch.bfloat16)
+    assert cast_weight(learns, torch.bfloat16) is not cast_weight(learns, torch.bfloat16)
 
 
 OWN_IDS = torch.tensor([2, *range(OFFSET, OFFSET + CODES - 1)])  # a special token's and all codes' but one
@@ -73,7 +73,7 @@ OWN_IDS = torch.tensor([2, *range(OFFSET, OFFSET + CODES - 1)])  # a special tok
 
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("stride", [1, 3])
-def test_own_rows_are_a_matrix_with_these_rows_in_place(cap: float | None, stride: int) -> None:
+def test_trainable_rows_equal_a_merged_matrix(cap: float | None, stride: int) -> None:
     hidden, weight, targets, scale = problem()
     values = torch.randn(len(OWN_IDS), D, generator=torch.Generator().manual_seed(1)).requires_grad_()
     wanted = UnionTargets(targets, VOCABULARY.is_image(targets), scale)
@@ -133,7 +133,7 @@ def test_stride_one_is_the_weighted_loss(cap: float | None) -> None:
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_stride_is_right_on_average(stride: int, cap: float | None) -> None:
-    """The mean over all places to begin is the loss of stride 1: value, gradients, and every position's loss."""
+    """The mean over all offsets is the loss of stride 1: value, gradients, and every position's loss."""
     hidden, weight, _, _ = problem()
     results = []
     for wanted, step in [(union_targets(), 1)] + [(union_targets(shift), stride) for shift in range(stride)]:

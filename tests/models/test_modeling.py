@@ -1,9 +1,9 @@
-"""The contract of the model, with random backbones of five families: who scores what, and who sees whom."""
+"""The contract of the model, with random backbones of five families: scored tokens, attention, padding, packing."""
 
 import pytest
 import torch
 from torch import Tensor
-from toy_models import BACKBONES, BOI, EOI, IMAGE_PAD, OFFSET, random_codes, shown, toy_model, written
+from toy_models import BACKBONES, BOI, EOI, IMAGE_PAD, OFFSET, input_image, output_image, random_codes, toy_model
 
 from unified import UnifiedForCausalLM
 from unified.image_tokenizer.scales import scale_spans
@@ -22,9 +22,9 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 
 def story(model: UnifiedForCausalLM, codes: Tensor | None = None) -> Tensor:
-    """Ids (1, T): words, an image that is written, words, another one, words."""
+    """Ids (1, T): text, an output image, text, another output image, text."""
     codes = random_codes(model, 2) if codes is None else codes
-    return torch.tensor([[5, 6, 7, *written(codes[0]), 8, 9, *written(codes[1]), 10, 11]])
+    return torch.tensor([[5, 6, 7, *output_image(codes[0]), 8, 9, *output_image(codes[1]), 10, 11]])
 
 
 @torch.no_grad()
@@ -53,18 +53,18 @@ def test_image_positions_score_their_own_token_and_text_the_next(backbone: str) 
     layout = read_layout(input_ids, model.config)
     with torch.no_grad():
         positions = layout.position_steps.cumsum(dim=1) - 1
-        raw = body.run(body.embed(input_ids, layout), positions, layout.blocks, torch.ones_like(input_ids))
+        raw = body.run_backbone(body.embed(input_ids, layout), positions, layout.blocks, torch.ones_like(input_ids))
         rolled = body(input_ids).last_hidden_state[0]
-    for place in range(1, input_ids.shape[1]):
-        scoring = place if layout.is_output[0, place] else place - 1
-        assert torch.equal(rolled[place - 1], raw.last_hidden_state[0, scoring]), place
+    for index in range(1, input_ids.shape[1]):
+        scoring = index if layout.is_output[0, index] else index - 1
+        assert torch.equal(rolled[index - 1], raw.last_hidden_state[0, scoring]), index
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_a_scale_depends_on_the_scales_before_it_only(backbone: str, mode: dict) -> None:
     model = toy_model(backbone, **mode)
-    codes, first = random_codes(model, 2), 4  # `first` is the place of the first image's first code
+    codes, first = random_codes(model, 2), 4  # `first` is the index of the first image's first code
     before = logits_of(model, story(model, codes))[0]
     for start, stop in scale_spans(model.config.patch_nums):
         other = codes.clone()
@@ -73,7 +73,7 @@ def test_a_scale_depends_on_the_scales_before_it_only(backbone: str, mode: dict)
         scored = first + stop - 1  # logits before this score scales up to the changed one
         assert close(after[:scored], before[:scored])
         changed = (after - before).abs().amax(dim=-1)
-        if stop < 21:  # no scale is predicted from the last one, so that nothing ever sees it
+        if stop < 21:  # no scale is predicted from the last one, so nothing depends on it
             assert (changed[scored : first + 21] > 1e-4).all() and changed[first + 21 :].max() > 1e-4
         else:
             assert changed.max() < 2e-5
@@ -83,11 +83,11 @@ def test_codes_in_raster_order_are_ordinary_tokens() -> None:
     model = toy_model(image_order="raster")
     codes = random_codes(model, 2)
     before = logits_of(model, story(model, codes))[0]
-    for place in (0, 7, 15):
+    for index in (0, 7, 15):
         other = codes.clone()
-        other[0, place] = (other[0, place] + 1) % 32
+        other[0, index] = (other[0, index] + 1) % 32
         changed = (logits_of(model, story(model, other))[0] - before).abs().amax(dim=-1)
-        assert changed[: 4 + place].max() < 1e-5 and (changed[4 + place :] > 1e-5).all()
+        assert changed[: 4 + index].max() < 1e-5 and (changed[4 + index :] > 1e-5).all()
     with torch.no_grad():
         rows = model.model.language_model(input_ids=story(model, codes)).last_hidden_state
     assert close(logits_of(model, story(model, codes)), rows @ model.lm_head.weight.T)
@@ -95,11 +95,11 @@ def test_codes_in_raster_order_are_ordinary_tokens() -> None:
 
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_positions_of_an_image_matter(mode: dict) -> None:
-    """Equal codes everywhere still give each place of a scale its own prediction."""
+    """Equal codes everywhere still give different predictions at each position of a scale."""
     model = toy_model(**mode)
     codes = torch.full((2, model.config.image_length), 3)
-    own = logits_of(model, story(model, codes))[0, 3 : 3 + model.config.image_length]
-    last = own[-16:]
+    logits = logits_of(model, story(model, codes))[0, 3 : 3 + model.config.image_length]
+    last = logits[-16:]
     assert torch.cdist(last, last)[~torch.eye(16, dtype=torch.bool)].min() > 1e-3
 
 
@@ -108,7 +108,7 @@ def test_positions_of_an_image_matter(mode: dict) -> None:
 def test_packed_and_alone_are_the_same(backbone: str, mode: dict) -> None:
     model = toy_model(backbone, **mode)
     codes = random_codes(model, 2)
-    documents = [[5, *written(codes[0]), 6], [7, 8, *written(codes[1]), 9, 10], [11, 12]]
+    documents = [[5, *output_image(codes[0]), 6], [7, 8, *output_image(codes[1]), 9, 10], [11, 12]]
     packed = torch.tensor([sum(documents, [0, 0])])
     ids = torch.tensor([[-1, -1] + [i for i, document in enumerate(documents) for _ in document]])
     found = logits_of(model, packed, attention_mask=(ids >= 0).long(), document_ids=ids)[0]
@@ -131,21 +131,21 @@ def test_padding_changes_nothing(backbone: str, mode: dict) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pictures_and_their_codes_are_read_alike(mode: dict) -> None:
+def test_input_images_as_pixels_equal_their_codes(mode: dict) -> None:
     model = toy_model(**mode)
     pixel_values = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = model.model.vq_model.encode(pixel_values)
     assert len(codes.unique()) > 3
-    row = torch.tensor([[5, *shown(model), 6, *written(random_codes(model, 1)[0]), *shown(model), 7]])
-    seen = logits_of(model, row, pixel_values=pixel_values)
-    assert torch.equal(logits_of(model, row, image_codes=codes), seen)
+    row = torch.tensor([[5, *input_image(model), 6, *output_image(random_codes(model, 1)[0]), *input_image(model), 7]])
+    found = logits_of(model, row, pixel_values=pixel_values)
+    assert torch.equal(logits_of(model, row, image_codes=codes), found)
     swapped = logits_of(model, row, image_codes=codes.flip(0))
-    assert not close(swapped[:, 2:], seen[:, 2:]) and close(swapped[:, :1], seen[:, :1])
+    assert not close(swapped[:, 2:], found[:, 2:]) and close(swapped[:, :1], found[:, :1])
 
 
-def test_an_image_that_is_read_is_seen_from_everywhere_in_it() -> None:
+def test_an_input_image_attends_to_itself_in_both_directions() -> None:
     model = toy_model()
-    row = torch.tensor([[5, *shown(model), 6]])
+    row = torch.tensor([[5, *input_image(model), 6]])
     codes = random_codes(model, 1)
     other = codes.clone()
     other[0, -1] = (other[0, -1] + 1) % 32  # a corner of the finest scale
@@ -156,7 +156,7 @@ def test_an_image_that_is_read_is_seen_from_everywhere_in_it() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_placeholders_and_images_have_to_match(count: int) -> None:
     model = toy_model()
-    row = torch.tensor([[5, *shown(model), 6, *shown(model)]])
+    row = torch.tensor([[5, *input_image(model), 6, *input_image(model)]])
     inputs = {"image_codes": random_codes(model, count)} if count else {}
     with pytest.raises(ValueError, match=f"32 image placeholders.*{count} images of 16 positions"):
         model(row, **inputs)
@@ -165,7 +165,7 @@ def test_placeholders_and_images_have_to_match(count: int) -> None:
 
 
 def test_half_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="20 image ids do not fit images of 21 codes"):
+    with pytest.raises(ValueError, match="20 image ids are no multiple of the 21 codes of an image"):
         toy_model()(torch.tensor([[BOI, *[OFFSET] * 20, EOI]]))
 
 
@@ -181,28 +181,28 @@ def test_eager_attention_computes_what_sdpa_computes(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("mode", MODES[::2])
-def test_a_cache_continues_behind_an_image(backbone: str, mode: dict) -> None:
+def test_a_cache_continues_after_an_image(backbone: str, mode: dict) -> None:
     model = toy_model(backbone, **mode)
     input_ids = torch.cat([story(model), torch.arange(20, 32)[None]], dim=1)
     whole, prefix = logits_of(model, input_ids), story(model).shape[1]
     positions = read_layout(input_ids, model.config).position_steps.cumsum(dim=1) - 1
     with torch.no_grad():
         output = model(input_ids[:, :prefix], use_cache=True)
-        for place in range(prefix, input_ids.shape[1]):
-            now = slice(place, place + 1)
+        for index in range(prefix, input_ids.shape[1]):
+            now = slice(index, index + 1)
             cache = output.past_key_values
             output = model(input_ids[:, now], position_ids=positions[:, now], past_key_values=cache)
-            assert close(output.logits[:, 0], whole[:, place]), place
+            assert close(output.logits[:, 0], whole[:, index]), index
 
 
 def test_a_filled_cache_needs_positions() -> None:
     model = toy_model()
     cache = model(story(model), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="position_ids must be given with a filled cache"):
+    with pytest.raises(ValueError, match="with a filled cache position_ids cannot be derived"):
         model(torch.tensor([[5]]), past_key_values=cache)
 
 
-def test_logits_can_be_computed_for_the_end_alone() -> None:
+def test_logits_can_be_computed_for_the_last_positions_only() -> None:
     model = toy_model()
     whole = logits_of(model, story(model))
     assert close(model(story(model), logits_to_keep=2).logits, whole[:, -2:])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from toy_models import BACKBONES, random_codes, shown, toy_model, written
+from toy_models import BACKBONES, input_image, output_image, random_codes, toy_model
 
 from unified import UnifiedForCausalLM
 from unified.image_tokenizer.scales import scale_spans
@@ -15,7 +15,9 @@ def example(model: UnifiedForCausalLM, number: int) -> tuple[list[int], list[int
     """Ids and labels of one example: a prompt of its own length, an answer with an image, or one without."""
     codes = random_codes(model, 1, seed=number)[0]
     prompt = list(range(5, 6 + number % 4))
-    answer = [20 + number, *written(codes), 40 + number] if number % 3 else [20 + number, 30 + number, 40 + number]
+    answer = (
+        [20 + number, *output_image(codes), 40 + number] if number % 3 else [20 + number, 30 + number, 40 + number]
+    )
     return prompt + answer, [-100] * len(prompt) + answer
 
 
@@ -59,8 +61,8 @@ def weights_by_hand(model: UnifiedForCausalLM, labels: Tensor, text: float, scal
     weights = torch.where(labels == -100, 0.0, text)
     spans = scale_spans(model.config.patch_nums)
     for row in range(len(labels)):
-        places = (labels[row] >= model.config.image_token_offset).nonzero().flatten()
-        for image in places.view(-1, model.config.image_length):
+        positions = (labels[row] >= model.config.image_token_offset).nonzero().flatten()
+        for image in positions.view(-1, model.config.image_length):
             for (start, stop), weight in zip(spans, scales, strict=True):
                 weights[row, image[start:stop]] = weight
     return weights
@@ -131,22 +133,22 @@ def test_keeping_every_position_is_keeping_none_back(backbone: str) -> None:
 
 
 def test_dropped_positions_are_neither_trained_nor_seen() -> None:
-    """The scales before the last do not notice, and the kept ones do not see the codes that were dropped."""
+    """Earlier scales do not change, and kept positions do not attend to the codes that were dropped."""
     model = toy_model()
     ids, labels = example(model, 1)
     batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
     last_scale = range(len(ids) - 2 - 16, len(ids) - 2)
     dropped = [last_scale[2], last_scale[3], last_scale[9]]
     keep = {"keep_positions": torch.tensor([[i for i in range(len(ids)) if i not in dropped]])}
-    whole, thin = losses(model, batch), losses(model, batch | keep)
-    assert thin.group_counts.tolist() == [4, 1, 4, 13]
-    torch.testing.assert_close(thin.group_losses[1:3], whole.group_losses[1:3])
+    whole, sparse = losses(model, batch), losses(model, batch | keep)
+    assert sparse.group_counts.tolist() == [4, 1, 4, 13]
+    torch.testing.assert_close(sparse.group_losses[1:3], whole.group_losses[1:3])
     assert model.loss_divisor(batch["labels"], **keep) == 4 + 1 + 4 + 13
-    assert not torch.isclose(thin.group_losses[3] / 13, whole.group_losses[3] / 16)
+    assert not torch.isclose(sparse.group_losses[3] / 13, whole.group_losses[3] / 16)
     other = {name: tensor.clone() for name, tensor in batch.items()}
     for tensor in other.values():
         tensor[0, dropped] = 64 + (tensor[0, dropped] - 63) % 32
-    torch.testing.assert_close(losses(model, other | keep).loss, thin.loss)
+    torch.testing.assert_close(losses(model, other | keep).loss, sparse.loss)
 
 
 @torch.no_grad()
@@ -166,8 +168,8 @@ def test_every_part_gets_a_gradient_whatever_the_batch_holds(image_order: str) -
 def test_what_an_image_is_made_of_learns() -> None:
     model = toy_model(tied=False).train()
     row, labels = example(model, 1)
-    ids, read = torch.tensor([[5, *shown(model), *row]]), random_codes(model, 1, seed=9)
-    model(ids, labels=torch.tensor([[-100] * 19 + labels]), image_codes=read).loss.backward()
+    ids, codes = torch.tensor([[5, *input_image(model), *row]]), random_codes(model, 1, seed=9)
+    model(ids, labels=torch.tensor([[-100] * 19 + labels]), image_codes=codes).loss.backward()
     assert all(p.grad.any() for p in model.model.image_embedding.parameters())
     assert model.lm_head.weight.grad[64:].any() and not model.get_input_embeddings().weight.grad[64:].any()
 

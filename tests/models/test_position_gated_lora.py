@@ -1,4 +1,4 @@
-"""LoRA where images are: text without them is the base's bit for bit, images are not, everywhere the model is used."""
+"""LoRA at image positions: text without images equals the base's bit for bit, in training, generation and TRL."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from test_generation import answer_uncached, generate, without_padding
 from torch import Tensor
 from toy_adapters import MODELS, adapted, arguments, gradients, rows_of
-from toy_models import BOI, EOI, EOS, random_codes, shown, toy_model, written
+from toy_models import BOI, EOI, EOS, input_image, output_image, random_codes, toy_model
 from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM
@@ -30,7 +30,7 @@ def positions(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=MODELS, ids=lambda settings: settings["backbone"])
 def pair(request: pytest.FixtureRequest, positions: str) -> tuple[UnifiedForCausalLM, PeftModel]:
-    """A model and the same with an adapter of every kind of positions."""
+    """A model, and the same with an adapter for each value of `positions`."""
     return toy_model(**request.param), adapted(toy_model(**request.param), lora_positions=positions)
 
 
@@ -40,7 +40,7 @@ def logits_of(model: Any, **inputs: Tensor) -> Tensor:
 
 
 def before_images(batch: dict[str, Tensor]) -> Tensor:
-    """Positions (B, T) that are text which no image precedes."""
+    """Positions (B, T) of text before any image."""
     return ((batch["input_ids"] == BOI).cumsum(dim=1) == 0) & (batch["attention_mask"] == 1)
 
 
@@ -66,14 +66,14 @@ def test_text_is_exactly_the_bases(pair: tuple[UnifiedForCausalLM, PeftModel], t
     ("positions", "silent"),
     [*((at, slice(0)) for at in POSITIONS), ("split_ranks", slice(3, 4)), ("split_ranks", slice(3))],
 )
-def test_updates_fall_where_the_adapter_says(positions: str, silent: slice) -> None:
-    """Of the first layer, whose input no update has changed yet: in documents that share a row, and alone.
+def test_updates_are_applied_at_the_adapter_s_positions(positions: str, silent: slice) -> None:
+    """In the first layer, whose input no update has changed yet, with documents packed into one row.
 
-    Of four split ranks the last acts behind images and the others inside; `silent` ones are set to an update of zero.
+    Of four split ranks the last is applied after images and the others inside; `silent` ones have an update of zero.
     """
     model = adapted(toy_model(), lora_positions=positions)
     codes = random_codes(model, 1)[0]
-    documents = [[5, *written(codes), 6, 7], [8, 9], [10, *shown(model), 11]]
+    documents = [[5, *output_image(codes), 6, 7], [8, 9], [10, *input_image(model), 11]]
     batch = {
         "input_ids": torch.tensor([sum(documents, [])]),
         "document_ids": torch.tensor([[n for n, document in enumerate(documents) for _ in document]]),
@@ -89,25 +89,25 @@ def test_updates_fall_where_the_adapter_says(positions: str, silent: slice) -> N
         layer.enable_adapters(False)
         model(**batch)
     changed = (outputs[0] != outputs[1]).any(dim=-1).tolist()
-    behind, inside = positions != "image_tokens" and silent != slice(3, 4), silent != slice(3)
-    image, tail = [False] * 2 + [inside] * len(codes), [behind]
-    read = [False] * 2 + [inside] * model.get_base_model().config.input_image_length
-    assert changed == image + tail * 3 + [False] * 2 + read + tail * 2
+    after, inside = positions != "image_tokens" and silent != slice(3, 4), silent != slice(3)
+    image, text = [False] * 2 + [inside] * len(codes), [after]
+    shown = [False] * 2 + [inside] * model.get_base_model().config.input_image_length
+    assert changed == image + text * 3 + [False] * 2 + shown + text * 2
 
 
-def test_ranks_set_apart_leave_the_images_all_but_the_least_of_their_update() -> None:
+def test_split_ranks_keep_all_but_the_smallest_singular_value() -> None:
     layer = (
         adapted(toy_model(), lora_positions="image_tokens").get_base_model().model.language_model.layers[0].mlp.up_proj
     )
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     before = (up @ down).detach()
-    least = torch.linalg.svdvals(before)[3].item()
+    smallest = torch.linalg.svdvals(before)[3].item()
     split_ranks(layer, "default")
-    assert (up @ down - before).norm().item() == pytest.approx(least, rel=1e-3) and least > 0.01
+    assert (up @ down - before).norm().item() == pytest.approx(smallest, rel=1e-3) and smallest > 0.01
     assert not up[:, 3].any() and down[3].abs().min() > 0
 
 
-def test_where_images_have_been() -> None:
+def test_after_image_within_documents_and_rows() -> None:
     inside = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]).bool()
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, -1, -1, -1, -1], [0, 1, 1, 2, 2, 2, 3, 3]])
     rows = [[0, 0, 1, 1, 0, 0, 1, 1], [0] * 8, [1, 0, 0, 0, 0, 0, 0, 0]]
@@ -121,13 +121,13 @@ def test_where_images_have_been() -> None:
     ]
 
 
-def test_a_cache_must_say_whether_it_holds_images(positions: str) -> None:
+def test_a_filled_cache_needs_image_seen(positions: str) -> None:
     model = adapted(toy_model(), lora_positions=positions).get_base_model()
-    ids = torch.tensor([[5, *written(random_codes(model, 1)[0]), 6]])
+    ids = torch.tensor([[5, *output_image(random_codes(model, 1)[0]), 6]])
     cache = model(input_ids=ids, use_cache=True).past_key_values
     later = {"input_ids": torch.tensor([[7]]), "position_ids": torch.tensor([[9]]), "past_key_values": cache}
     if positions != "image_tokens":
-        with pytest.raises(ValueError, match="image_seen must be given with a filled cache"):
+        with pytest.raises(ValueError, match="with a filled cache pass image_seen"):
             model(**later)
     else:
         model(**later)
@@ -158,15 +158,15 @@ def test_without_its_adapter_it_is_the_base(pair: tuple[UnifiedForCausalLM, Peft
 def test_packed_kept_and_alone_are_the_same(pair: tuple[UnifiedForCausalLM, PeftModel]) -> None:
     model = pair[1]
     codes = random_codes(pair[0], 2)
-    documents = [[5, *written(codes[0]), 6], [7, 8], [9, 10, *written(codes[1]), 11]]
+    documents = [[5, *output_image(codes[0]), 6], [7, 8], [9, 10, *output_image(codes[1]), 11]]
     ids = torch.tensor([[number for number, document in enumerate(documents) for _ in document]])
     packed = {"input_ids": torch.tensor([sum(documents, [])]), "document_ids": ids}
     found = logits_of(model, **packed)[0]
     for number, document in enumerate(documents):
         alone = logits_of(model, input_ids=torch.tensor([document]))[0]
         torch.testing.assert_close(found[ids[0] == number], alone, rtol=1e-3, atol=1e-3)
-    # without half of the first image's last scale, which nothing sees that is left of it
-    keep = torch.tensor([[place for place in range(ids.shape[1]) if not 15 <= place < 23] + [-1]])
+    # without half of the first image's last scale, to which no earlier position attends
+    keep = torch.tensor([[index for index in range(ids.shape[1]) if not 15 <= index < 23] + [-1]])
     kept = logits_of(model, **packed, keep_positions=keep)[0]
     untouched = torch.arange(6)
     torch.testing.assert_close(kept[untouched], found[untouched], rtol=1e-3, atol=1e-3)
@@ -175,7 +175,7 @@ def test_packed_kept_and_alone_are_the_same(pair: tuple[UnifiedForCausalLM, Peft
 
 
 def test_cached_generation_is_uncached(pair: tuple[UnifiedForCausalLM, PeftModel]) -> None:
-    """Rows paint at once, behind a word and never, beside one another; then they write on. Then one that reads."""
+    """A batch whose rows start an image at once, after a token and never, with text after; then an input image."""
     model = pair[1].get_base_model()
     prompts = [[5, 6], [7, 8, 9, BOI], [10], [11, 12, 13]]
     nudges = {6: BOI, 10: 14, 14: BOI, 13: 15, 15: EOS, EOI: 16, 16: 17, 17: EOS}
@@ -183,16 +183,19 @@ def test_cached_generation_is_uncached(pair: tuple[UnifiedForCausalLM, PeftModel
     for prompt, row in zip(prompts, together, strict=True):
         assert row == without_padding(answer_uncached(model, prompt, nudges, budget=30))
     assert [row.count(BOI) for row in together] == [1, 1, 1, 0]
-    prompt, read = [5, *shown(model), 10], {"image_codes": random_codes(model, 1)}
-    (row,) = generate(model, [prompt], nudges, max_new_tokens=9, **read)
-    assert row == without_padding(answer_uncached(model, prompt, nudges, budget=9, **read)) and row.count(BOI) == 2
+    prompt, input_images = [5, *input_image(model), 10], {"image_codes": random_codes(model, 1)}
+    (row,) = generate(model, [prompt], nudges, max_new_tokens=9, **input_images)
+    assert (
+        row == without_padding(answer_uncached(model, prompt, nudges, budget=9, **input_images))
+        and row.count(BOI) == 2
+    )
 
 
-def test_checkpointed_layers_run_again_at_their_own_positions(positions: str) -> None:
-    """Two batches go in before the first one's backward pass runs its layers again."""
+def test_checkpointed_layers_are_recomputed_with_their_own_masks(positions: str) -> None:
+    """Two forward passes before the first one's backward pass recomputes its layers."""
     model = adapted(toy_model(), lora_positions=positions).train()
     codes = random_codes(model, 2)
-    batches = [torch.tensor([[5, 6, *written(codes[0]), 7]]), torch.tensor([[*written(codes[1]), 8, 9, 10]])]
+    batches = [torch.tensor([[5, 6, *output_image(codes[0]), 7]]), torch.tensor([[*output_image(codes[1]), 8, 9, 10]])]
 
     def both(model: PeftModel) -> Tensor:
         return sum(model(input_ids=ids, labels=ids).loss for ids in batches)
@@ -208,7 +211,7 @@ def test_checkpointed_layers_run_again_at_their_own_positions(positions: str) ->
 @pytest.mark.parametrize("positions", ["all", *POSITIONS])
 def test_trl_scores_through_the_adapter_and_trains_its_rows(positions: str) -> None:
     model = adapted(toy_model(), lora_positions=positions)
-    ids = torch.tensor([[5, 6, *written(random_codes(model, 1)[0]), 7]])
+    ids = torch.tensor([[5, 6, *output_image(random_codes(model, 1)[0]), 7]])
     expected = logits_of(model, input_ids=ids)[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
     add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
     with model.disable_adapter():  # as for the reference, which may be scored first
@@ -250,7 +253,7 @@ def test_an_adapter_of_image_positions_cannot_be_merged(image_adapter: Path, tmp
 
 
 def test_peft_alone_refuses_it(image_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this package's room it would update text as well, so it must not load at all."""
+    """Without this package it would update text as well, so it must not load at all."""
     assert json.loads((image_adapter / "adapter_config.json").read_text())["peft_type"] == IMAGE_LORA
     assert isinstance(PeftConfig.from_pretrained(image_adapter), ImageLoraConfig)
     monkeypatch.delitem(PEFT_TYPE_TO_CONFIG_MAPPING, IMAGE_LORA)
@@ -258,14 +261,16 @@ def test_peft_alone_refuses_it(image_adapter: Path, monkeypatch: pytest.MonkeyPa
         PeftConfig.from_pretrained(image_adapter)
 
 
-def test_what_cannot_be_kept_to_images_is_refused() -> None:
+def test_configurations_that_would_update_text_are_refused() -> None:
     with pytest.raises(
         ValueError, match="lora_positions image_tokens needs images in blocks, but image_order is raster"
     ):
         prepare(toy_model(image_order="raster"), arguments())
-    with pytest.raises(ValueError, match="lora_bias True would move all positions"):
+    with pytest.raises(ValueError, match="lora_bias True would change all positions"):
         ImageLoraConfig(lora_bias=True)
-    with pytest.raises(ValueError, match="positions 'text' is not one of image_tokens, after_image, split_ranks"):
+    with pytest.raises(
+        ValueError, match="unknown positions 'text'; choose from image_tokens, after_image, split_ranks"
+    ):
         ImageLoraConfig(positions="text")
-    with pytest.raises(ValueError, match="lora_rank 1 leaves images nothing with split_ranks; .* at least 2"):
+    with pytest.raises(ValueError, match="lora_rank 1 leaves no rank for images with split_ranks; .* at least 2"):
         prepare(toy_model(), arguments(lora_positions="split_ranks", lora_rank=1))

@@ -50,13 +50,13 @@ def chat_of(pairs: list[tuple[str, str]]) -> list[dict]:
 
 
 def test_round_trip_with_several_images(processor: UnifiedProcessor) -> None:
-    first, second, read = [0, 1, 2, 3, 31], [5, 5, 5, 5, 5], [7, 8, 9, 10, 11]
+    first, second, shown = [0, 1, 2, 3, 31], [5, 5, 5, 5, 5], [7, 8, 9, 10, 11]
     chat = [
         turn("user", text("Like this? "), IMAGE),
         turn("assistant", text("Red: "), IMAGE, text(" and blue: "), IMAGE, text(".")),
     ]
-    encoded = processor.encode_chat(chat, [read, first, second])
-    assert encoded.input_image_codes == [read]
+    encoded = processor.encode_chat(chat, [shown, first, second])
+    assert encoded.input_image_codes == [shown]
     parts = processor.decode_parts([label for label in encoded.labels if label != IGNORE_INDEX])
     assert [part.get("text") for part in parts] == ["Red: ", None, " and blue: ", None, "."]
     assert [part["codes"].tolist() for part in parts if part["type"] == "image"] == [first, second]
@@ -64,13 +64,13 @@ def test_round_trip_with_several_images(processor: UnifiedProcessor) -> None:
     assert [sum(part["type"] == "image" for part in row) for row in again] == [2, 2]
 
 
-def test_read_and_written_images_have_their_own_form(processor: UnifiedProcessor) -> None:
+def test_ids_of_input_and_output_images(processor: UnifiedProcessor) -> None:
     boi, eoi, image_pad = processor.boi_token_id, processor.eoi_token_id, processor.image_pad_token_id
     codes = [4, 3, 2, 1, 0]
     ids = processor.encode_chat([turn("user", IMAGE), turn("assistant", IMAGE)], [codes, codes]).input_ids
-    start, again = [place for place, token in enumerate(ids) if token == boi]
-    assert ids[start : start + 6] == [boi, *[image_pad] * 4, eoi]
-    assert ids[again : again + 7] == [boi, *processor.vocabulary.codes_to_ids(torch.tensor(codes)).tolist(), eoi]
+    first, second = [index for index, token in enumerate(ids) if token == boi]
+    assert ids[first : first + 6] == [boi, *[image_pad] * 4, eoi]
+    assert ids[second : second + 7] == [boi, *processor.vocabulary.codes_to_ids(torch.tensor(codes)).tolist(), eoi]
 
 
 @pytest.mark.parametrize("pairs", PLAIN_CHATS)
@@ -166,19 +166,19 @@ def test_batches_are_padded_on_the_left(processor: UnifiedProcessor) -> None:
     assert processor.unconditional_ids() == processor.prompt_ids([turn("user", text(""))])
 
 
-def test_pictures_stand_in_for_the_codes_of_read_images(processor: UnifiedProcessor) -> None:
+def test_input_images_may_be_given_instead_of_codes(processor: UnifiedProcessor) -> None:
     chat = [turn("user", text("Draw")), turn("assistant", IMAGE), turn("user", IMAGE, text("Same?"))]
-    picture, codes = Image.new("RGB", (30, 20), (255, 0, 127)), torch.tensor([[0, 1, 2, 3, 4]])
-    batch = processor.apply_chat_template(chat, codes=codes, images=[picture])
+    image, codes = Image.new("RGB", (30, 20), (255, 0, 127)), torch.tensor([[0, 1, 2, 3, 4]])
+    batch = processor.apply_chat_template(chat, codes=codes, images=[image])
     both = processor.apply_chat_template(chat, codes=codes.repeat(2, 1))
     assert batch["pixel_values"].shape == (1, 3, 16, 16) and "image_codes" not in batch
     assert torch.equal(batch["input_ids"], both["input_ids"])
-    with pytest.raises(ValueError, match="2 images given for 1"):
-        processor.apply_chat_template(chat, codes=codes, images=[picture, picture])
+    with pytest.raises(ValueError, match="2 images for 1 input image parts"):
+        processor.apply_chat_template(chat, codes=codes, images=[image, image])
     with pytest.raises(ValueError, match="codes of 0 images for 1"):
-        processor.apply_chat_template(chat, images=[picture])
-    shown = processor.apply_chat_template(chat[1:], tokenize=False)
-    assert f"<|im_start|>assistant\n{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}<|im_end|>" in shown
+        processor.apply_chat_template(chat, images=[image])
+    rendered = processor.apply_chat_template(chat[1:], tokenize=False)
+    assert f"<|im_start|>assistant\n{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}<|im_end|>" in rendered
 
 
 def test_plain_call_tokenizes_text_and_scales_images(processor: UnifiedProcessor) -> None:

@@ -1,4 +1,4 @@
-"""Masks and clocks against a double loop over positions that were laid out by hand."""
+"""Masks and RoPE positions against a double loop over positions that were laid out by hand."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from unified.models.sequence_layout import block_attention_mask, read_layout, ro
 
 SCALES = (1, 2, 4)
 GRID = SCALES[-1] ** 2
-SEGMENTS = st.lists(st.sampled_from(["word", "written", "read"]), min_size=1, max_size=4)
+SEGMENTS = st.lists(st.sampled_from(["word", "output", "input"]), min_size=1, max_size=4)
 DOCUMENTS = st.lists(SEGMENTS, min_size=1, max_size=3)
 PADDING = -1
 
 
 @dataclass
 class Position:
-    """One position as a person would describe it; `group` names the block that sees itself."""
+    """One position, described by hand; `group` names its block with bidirectional attention."""
 
     token: int
     document: int
@@ -44,8 +44,8 @@ def lay_out(documents: list[list[str]], raster: bool = False) -> list[Position]:
                 row.append(Position(5, document))
                 continue
             row.append(Position(BOI, document))
-            if segment == "read":
-                row += [Position(IMAGE_PAD, document, (images, "read"))] * GRID
+            if segment == "input":
+                row += [Position(IMAGE_PAD, document, (images, "input"))] * GRID
             elif raster:
                 row += [Position(OFFSET + 3, document)] * GRID
             else:
@@ -69,20 +69,20 @@ def pairs_by_hand(row: list[Position], window: int | None = None) -> Tensor:
             if window is not None and before:
                 before = sum(p.document != PADDING for p in row[j + 1 : i + 1]) < window
             together = query.group is not None and query.group == key.group
-            seen = (before or together) and key.document == query.document and key.document != PADDING
-            allowed[i, j] = seen or i == j
+            visible = (before or together) and key.document == query.document and key.document != PADDING
+            allowed[i, j] = visible or i == j
     return allowed
 
 
-def clock_by_hand(row: list[Position], tick: bool) -> list[int]:
-    times: list[int] = []
+def rope_positions_by_hand(row: list[Position], shared: bool) -> list[int]:
+    positions: list[int] = []
     for i, p in enumerate(row):
         if i == 0 or row[i - 1].document != p.document:
-            times.append(0)
+            positions.append(0)
         else:
-            same = tick and p.group is not None and p.group == row[i - 1].group
-            times.append(times[-1] + (not same))
-    return times
+            same = shared and p.group is not None and p.group == row[i - 1].group
+            positions.append(positions[-1] + (not same))
+    return positions
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,17 +96,17 @@ def test_mask_of_a_packed_row(documents: list[list[str]], window: int | None, pa
 
 @settings(deadline=None, max_examples=15)
 @given(SEGMENTS, st.sampled_from([None, 8]), st.integers(1, 4))
-def test_mask_behind_left_padding(segments: list[str], window: int | None, padding: int) -> None:
+def test_mask_after_left_padding(segments: list[str], window: int | None, padding: int) -> None:
     row = [Position(0, PADDING)] * padding + lay_out([segments])
     input_ids, valid, _ = tensors(row)
     blocks = read_layout(input_ids, config_of()).blocks
     found, by_hand = block_attention_mask(blocks, valid, None, window)[0, 0], pairs_by_hand(row, window)
     assert torch.equal(found[padding:], by_hand[padding:])
-    assert found[:padding].any(dim=1).all()  # padding needs a finite softmax, whatever it sees
+    assert found[:padding].any(dim=1).all()  # padding needs a finite softmax
 
 
 def test_rows_of_a_batch_do_not_mix() -> None:
-    rows = [lay_out([["word", "written", "written"]]), lay_out([["written", "word", "written"]])]
+    rows = [lay_out([["word", "output", "output"]]), lay_out([["output", "word", "output"]])]
     input_ids = torch.cat([tensors(row)[0] for row in rows])
     masks = block_attention_mask(read_layout(input_ids, config_of()).blocks, torch.ones_like(input_ids))
     assert all(torch.equal(mask[0], pairs_by_hand(row)) for mask, row in zip(masks, rows, strict=True))
@@ -114,7 +114,7 @@ def test_rows_of_a_batch_do_not_mix() -> None:
 
 @pytest.mark.parametrize("window", [None, 8])
 def test_the_mask_of_new_positions_is_the_end_of_the_whole(window: int | None) -> None:
-    input_ids, valid, _ = tensors(lay_out([["word", "read", "word", "written", "word"]]))
+    input_ids, valid, _ = tensors(lay_out([["word", "input", "word", "output", "word"]]))
     blocks = read_layout(input_ids, config_of()).blocks
     whole = block_attention_mask(blocks, valid, None, window)
     for first in (1, 2 + GRID, 3 + GRID):
@@ -123,35 +123,35 @@ def test_the_mask_of_new_positions_is_the_end_of_the_whole(window: int | None) -
 
 @settings(deadline=None, max_examples=20)
 @given(DOCUMENTS, st.sampled_from(["shared", "sequential"]), st.sampled_from(["scales", "raster"]))
-def test_the_clock_of_a_packed_row(documents: list[list[str]], image_positions: str, image_order: str) -> None:
+def test_rope_positions_of_a_packed_row(documents: list[list[str]], image_positions: str, image_order: str) -> None:
     row = lay_out(documents, raster=image_order == "raster")
     input_ids, valid, document_ids = tensors(row)
     position_steps = read_layout(
         input_ids, config_of(image_positions=image_positions, image_order=image_order)
     ).position_steps
-    assert rope_positions(position_steps, valid, document_ids)[0].tolist() == clock_by_hand(
+    assert rope_positions(position_steps, valid, document_ids)[0].tolist() == rope_positions_by_hand(
         row, image_positions == "shared"
     )
 
 
-def test_an_image_takes_as_many_ticks_as_scales() -> None:
-    row = lay_out([["word", "written", "read", "word"]])
+def test_an_image_takes_as_many_rope_positions_as_scales() -> None:
+    row = lay_out([["word", "output", "input", "word"]])
     positions = rope_positions(read_layout(tensors(row)[0], config_of()).position_steps, tensors(row)[1])[0]
     # word boi 3 scales eoi, boi 1 block eoi, word
     assert positions.unique().tolist() == list(range(10)) and positions[-1] == 9
 
 
-def test_padding_moves_no_clock() -> None:
-    row = lay_out([["word", "written", "word"]])
+def test_padding_takes_no_rope_position() -> None:
+    row = lay_out([["word", "output", "word"]])
     gap = [Position(0, PADDING)] * 2
     padded = gap + row[:1] + gap + row[1:]
     input_ids, valid, _ = tensors(padded)
     positions = rope_positions(read_layout(input_ids, config_of()).position_steps, valid)
-    assert positions[valid.bool()].tolist() == clock_by_hand(row, tick=True)
+    assert positions[valid.bool()].tolist() == rope_positions_by_hand(row, shared=True)
 
 
 def test_raster_images_are_causal() -> None:
-    row = lay_out([["word", "written", "read"]], raster=True)
+    row = lay_out([["word", "output", "input"]], raster=True)
     input_ids, valid, _ = tensors(row)
     layout = read_layout(input_ids, config_of(image_order="raster"))
     assert torch.equal(block_attention_mask(layout.blocks, valid)[0, 0], pairs_by_hand(row))
@@ -167,8 +167,8 @@ def test_run_index_counts_within_runs(inside: list[bool]) -> None:
     assert run_index(torch.tensor([inside]))[0].tolist() == by_hand
 
 
-def test_a_layout_can_be_thinned_out() -> None:
-    layout = read_layout(tensors(lay_out([["word", "written"]]))[0], config_of())
-    thin = layout.at(torch.tensor([[0, 2, 5, -1]]))
-    assert thin.written.tolist() == [[False, True, True, False]]
-    assert torch.equal(thin.blocks[0, :3], layout.blocks[0, [0, 2, 5]])
+def test_select_positions_of_a_layout() -> None:
+    layout = read_layout(tensors(lay_out([["word", "output"]]))[0], config_of())
+    selected = layout.select(torch.tensor([[0, 2, 5, -1]]))
+    assert selected.is_output.tolist() == [[False, True, True, False]]
+    assert torch.equal(selected.blocks[0, :3], layout.blocks[0, [0, 2, 5]])

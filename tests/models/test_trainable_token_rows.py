@@ -1,4 +1,4 @@
-"""Rows of an adapter beside the matrix they belong to, against PEFT's whole copy of it."""
+"""Trainable rows kept separate from their matrix, against PEFT's full copy of it."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def model(request: pytest.FixtureRequest) -> PeftModel:
 def test_rows_and_matrix_are_peft_s_merged_matrix(model: PeftModel) -> None:
     core = model.get_base_model()
     for layer in (core.get_input_embeddings(), core.lm_head):
-        table, own = split_rows(layer)
-        assert isinstance(layer, TrainableTokensWrapper) and own is not None
-        assert torch.equal(own.into(table), layer.weight) and not torch.equal(table, layer.weight)
-        assert torch.equal(own.part(OFFSET, table[OFFSET:]), layer.weight[OFFSET:])
-        assert torch.equal(own.part(BOI, table[BOI : BOI + 2]), layer.weight[BOI : BOI + 2])
+        table, rows = split_rows(layer)
+        assert isinstance(layer, TrainableTokensWrapper) and rows is not None
+        assert torch.equal(rows.merge_into(table), layer.weight) and not torch.equal(table, layer.weight)
+        assert torch.equal(rows.merge_into_slice(OFFSET, table[OFFSET:]), layer.weight[OFFSET:])
+        assert torch.equal(rows.merge_into_slice(BOI, table[BOI : BOI + 2]), layer.weight[BOI : BOI + 2])
 
 
 def test_look_up_is_the_layer(model: PeftModel) -> None:
@@ -45,8 +45,8 @@ def test_without_an_adapter_there_is_one_matrix(model: PeftModel, off: str) -> N
         core = toy_model()
     with model.disable_adapter() if off == "disabled" else torch.no_grad():
         for layer in (core.get_input_embeddings(), core.lm_head):
-            table, own = split_rows(layer)
-            assert own is None and table.shape == (core.config.vocabulary.size, core.config.text_config.hidden_size)
+            table, rows = split_rows(layer)
+            assert rows is None and table.shape == (core.config.vocabulary.size, core.config.text_config.hidden_size)
         layer = core.get_input_embeddings()
         assert torch.equal(look_up(layer, ids), layer(ids))
 
@@ -89,5 +89,5 @@ def test_asking_for_the_output_matrix_changes_nothing(made: str, tied: bool, tmp
 
 
 def test_rows_of_another_dtype_take_the_matrix_s() -> None:
-    own = TrainableRows(torch.tensor([1]), torch.ones(1, 2))
-    assert own.into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    rows = TrainableRows(torch.tensor([1]), torch.ones(1, 2))
+    assert rows.merge_into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16

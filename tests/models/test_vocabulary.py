@@ -24,7 +24,7 @@ def test_codes_and_ids_are_inverse(offset: int, codebook_size: int, data: st.Dat
 
 @settings(deadline=None)
 @given(st.integers(4, 300), st.integers(1, 300))
-def test_image_ids_are_what_lies_behind_the_text(offset: int, codebook_size: int) -> None:
+def test_image_ids_come_after_the_text(offset: int, codebook_size: int) -> None:
     vocabulary = vocabulary_of(offset, codebook_size)
     ids = torch.arange(-100, vocabulary.size + 5)
     expected = [offset <= i < offset + codebook_size for i in ids.tolist()]

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch._dynamo.utils import counters
 from toy_adapters import adapted, gradients
-from toy_models import random_codes, toy_model, written
+from toy_models import output_image, random_codes, toy_model
 
 from unified.arguments.parser import parse
 from unified.models.attention import prefer_grouped
@@ -27,7 +27,7 @@ POSITIONS = ("all", "image_tokens", "split_ranks")
 def batch_of(model: Any, rows: int, words: int) -> Tensor:
     """Ids (rows, words + an image + 1): drawings of the same length."""
     codes = random_codes(model, rows)
-    return torch.stack([torch.tensor([*range(5, 5 + words), *written(code), 7]) for code in codes])
+    return torch.stack([torch.tensor([*range(5, 5 + words), *output_image(code), 7]) for code in codes])
 
 
 def loss_of(ids: Tensor, autocast: bool) -> Callable[[PeftModel], Tensor]:

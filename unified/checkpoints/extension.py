@@ -26,7 +26,7 @@ from unified.files.atomic import check_free
 from unified.files.weights import load_whole
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
-from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, layer_kinds
+from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, check_layer_types
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
@@ -79,8 +79,8 @@ def check_llm(folder: str | os.PathLike, flag: str) -> None:
 
 
 def check_backbone(text_config: PreTrainedConfig) -> None:
-    """Raise ValueError for backbones whose logits are multiplied on the way, and as `layer_kinds`."""
-    layer_kinds(text_config)
+    """Raise ValueError for backbones whose logits are multiplied on the way, and as `check_layer_types`."""
+    check_layer_types(text_config)
     settings = text_config.to_dict()
     for name, neutral in HEAD_MULTIPLIERS.items():
         if settings.get(name, neutral) not in (neutral, None):

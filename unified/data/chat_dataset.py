@@ -19,7 +19,7 @@ from tqdm import tqdm
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
 from unified.data.rows import read_rows
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import is_drawing, is_output
+from unified.models.messages import is_output, is_text_to_image
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
 CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
@@ -82,8 +82,8 @@ def _text_rows(file: Path) -> datasets.Dataset:
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded rows as ids and labels.
 
-    Items hold `input_ids`, `labels` (lists), `input_image_codes`, `index`, `epoch`: what `SFTCollator` takes (so the
-    Trainer must leave the columns alone: `remove_unused_columns=False`).
+    Items hold `input_ids`, `labels` (lists), `input_image_codes`, `index`, `epoch`, as `SFTCollator` takes them (use
+    `remove_unused_columns=False`, so that the Trainer keeps all of them).
 
     Args:
         rows: from `load_encoded_rows`.
@@ -109,7 +109,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.rows[index])
-        if self._drops_caption(index) and is_drawing(row["messages"]):
+        if self._drops_caption(index) and is_text_to_image(row["messages"]):
             row["messages"] = [{"role": "user", "content": ""}, row["messages"][-1]]
             row["codes"] = row["codes"][-1:]
         return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch}

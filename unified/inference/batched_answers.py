@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import BatchFeature
 
 from unified.files.atomic import write_text
-from unified.models.messages import Message, continued
+from unified.models.messages import Message, continue_conversation
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
-from unified.models.sequence_layout import context_left
+from unified.models.sequence_layout import remaining_context
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def about(image: Image.Image, question: str, question_first: bool = False) -> Qu
 def follow(query: Query, said: str, question: str) -> Query:
     """The conversation of `query` with what was said to it and one more question."""
     then: list[Message] = [{"role": "assistant", "content": said}, {"role": "user", "content": question}]
-    return Query(continued(query.messages, then), query.images)
+    return Query(continue_conversation(query.messages, then), query.images)
 
 
 def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeature:
@@ -55,7 +55,7 @@ def answer(
     """
     inputs = encode(queries, processor).to(model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    budget = min(max_new_tokens, context_left(ids, mask, model.config))
+    budget = min(max_new_tokens, remaining_context(ids, mask, model.config))
     written = model.generate(**inputs, do_sample=False, max_images=0, max_new_tokens=budget)[:, ids.shape[1] :]
     return ["".join(part["text"] for part in processor.decode_parts(row)).strip() for row in written]
 

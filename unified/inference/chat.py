@@ -16,7 +16,7 @@ from unified.models.generation import ImageSampling
 from unified.models.messages import Message
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
-from unified.models.sequence_layout import context_left
+from unified.models.sequence_layout import remaining_context
 
 
 class Streamer(TextStreamer):
@@ -32,9 +32,9 @@ class Streamer(TextStreamer):
 
 
 def text_budget(model: UnifiedForCausalLM, prompt_ids: Iterable[int], images: int) -> int:
-    """Text tokens the context has room for behind a prompt and so many painted images; see `context_left`."""
+    """Text tokens the context has room for behind a prompt and so many painted images; see `remaining_context`."""
     ids = torch.tensor([list(prompt_ids)])
-    return context_left(ids, torch.ones_like(ids), model.config, images)
+    return remaining_context(ids, torch.ones_like(ids), model.config, images)
 
 
 class Chat:

@@ -13,7 +13,7 @@ from unified.inference.text_to_image import image_prompts
 from unified.models.generation import GenerationState, ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
-from unified.models.sequence_layout import context_left
+from unified.models.sequence_layout import remaining_context
 
 
 def image_seed(seed: int, prompt: int, sample: int) -> int:
@@ -49,7 +49,7 @@ def draw_samples(
 def _prompted(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]) -> GenerationState:
     """The prompts, padded on the left, each with the image start behind it."""
     ids, mask = image_prompts(model, processor, prompts)
-    context_left(ids, mask, model.config, images=1)
+    remaining_context(ids, mask, model.config, images=1)
     return GenerationState(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
 
 

@@ -2,19 +2,19 @@
 
 configuration         UnifiedConfig
 vocabulary            codes <-> ids; the only offset arithmetic
-messages              what a conversation is
+messages              conversations: roles, text and image parts
 processing            UnifiedProcessor: chat template, chats -> ids, ids -> text and images
-sequence_layout       what input_ids say: images, scales, RoPE positions, attention mask
+sequence_layout       images, scales, RoPE positions and attention mask, derived from input_ids
 image_embedding       input states of image positions
-attention             attention under a block mask, fast on CPUs
-format_version        what earlier versions stored, in today's words
+attention             attention with a block mask, fast on CPUs
+format_version        translates values that earlier versions stored
 losses                cross-entropy over text and codes without holding the logits; weights per modality and scale
 modeling              UnifiedModel, UnifiedForCausalLM
-sampling              temperature, top-k, top-p, guidance
+sampling              temperature, top-k, top-p, classifier-free guidance
 generation            generate(): text token by token, images scale by scale
-position_gated_lora   LoRA that acts on image tokens only, or after an image
-trainable_token_rows  rows of embedding and output matrix that learn while the others are frozen
-remote_code           the way from a checkpoint to its classes, for programs that do not import this package
+position_gated_lora   LoRA that is applied to image tokens only, or after an image
+trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
+remote_code           trust_remote_code module of a checkpoint, for programs that do not import this package
 """
 
 __all__ = [

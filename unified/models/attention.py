@@ -1,9 +1,9 @@
-"""Attention under a block mask on a CPU, as two matrix products with the heads that share keys put together.
+"""Grouped-query attention with a block mask on a CPU: two matrix products, query heads batched by their key head.
 
-torch's own kernel for CPUs is made for long sequences: under a mask, forward and backward together, it took 20 ms
-where this takes 5 (6 rows of 174 positions, SmolLM2's heads, bf16, two cores). This one holds the probabilities,
-(B, H, q, k), as HF's `eager` does; so beyond `LONGEST` positions it leaves the work to torch's.
-Legend: B batch, H heads, G heads that share a key head, q new positions, k positions seen, d width of a head.
+torch's own kernel for CPUs is made for long sequences: with a mask, forward and backward together, it took 20 ms
+where this takes 5 (6 rows of 174 positions, SmolLM2's heads, bf16, two cores). This one materializes the
+probabilities, (B, H, q, k), as HF's `eager` does; so beyond `MAX_POSITIONS` positions it falls back to torch's.
+Legend: B batch, H heads, G query heads per key head, q query positions, k key positions, d head dimension.
 """
 
 from typing import Any
@@ -16,33 +16,33 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from unified.hardware.precision import product_dtype
 
 GROUPED = "grouped"
-LONGEST = 1024  # positions seen
-UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some backbones' attention adds: caps, sinks, biases
+MAX_POSITIONS = 1024  # key positions
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # arguments of some backbones' attention: soft caps, sinks, biases
 
 
 def prefer_grouped(model: PreTrainedModel, device: torch.device) -> None:
-    """Let `model` use grouped attention on a CPU, where its backbone would use torch's sdpa."""
+    """Switch `model` to grouped attention on a CPU if its backbone uses torch's sdpa."""
     backbone = model.get_submodule("model.language_model")
     if device.type == "cpu" and backbone.config._attn_implementation == "sdpa":  # type: ignore[union-attr]
         model.set_attn_implementation(GROUPED)
 
 
 def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
-    """`allowed` (B, 1, q, k) bool in the form that an `attn_implementation` of a backbone with `config` takes.
+    """Convert `allowed` (B, 1, q, k) bool to the format of a backbone's `attn_implementation`.
 
-    Made once a pass for all its layers: bool for sdpa; for eager (B, 1, q, k) to be added; for grouped, to be added
-    too, (B * H / G, 1, G * q, k). Raises ValueError for others, which take no mask of blocks.
+    Computed once per forward pass for all layers: bool for sdpa; for eager an additive mask (B, 1, q, k); for grouped
+    an additive mask (B * H / G, 1, G * q, k). Raises ValueError for others, which support no block mask.
     """
-    if attention == "sdpa" or (attention == GROUPED and allowed.shape[-1] > LONGEST):
+    if attention == "sdpa" or (attention == GROUPED and allowed.shape[-1] > MAX_POSITIONS):
         return allowed
     if attention == "eager":
         return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
     if attention != GROUPED:
-        raise ValueError(f"attn_implementation {attention} takes no block mask; use sdpa, grouped or eager")
+        raise ValueError(f"attn_implementation {attention} supports no block mask; use sdpa, grouped or eager")
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    products = product_dtype(allowed.device, dtype)
-    mask = torch.zeros(allowed.shape, dtype=products, device=allowed.device).masked_fill(~allowed, float("-inf"))
+    compute_dtype = product_dtype(allowed.device, dtype)
+    mask = torch.zeros(allowed.shape, dtype=compute_dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
     return mask.repeat(1, key_heads, heads // key_heads, 1).flatten(0, 1)[:, None]
 
 
@@ -56,26 +56,28 @@ def grouped_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """States (B, q, H, d) of `query` (B, H, q, d) on `key` and `value` (B, H / G, k, d).
+    """Attention output (B, q, H, d) of `query` (B, H, q, d) over `key` and `value` (B, H / G, k, d).
 
-    `attention_mask` is `prepare_mask`'s. Raises ValueError for a backbone whose attention does more, or whose layers
-    differ in their heads.
+    `attention_mask` comes from `prepare_mask`. Raises ValueError for `UNSUPPORTED` arguments, and for layers whose
+    number of key heads differs from the config's.
     """
-    for name in UNKNOWN:
+    for name in UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ValueError(f"attn_implementation grouped knows no {name}, as this backbone has; use eager")
+            raise ValueError(f"attn_implementation grouped does not support {name} of this backbone; use eager")
     if attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     batch, heads, new, width = query.shape
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     if len(keys) != len(attention_mask):
         count = key.shape[1]
-        raise ValueError(f"attn_implementation grouped needs layers of equal heads, not {count} in one; use sdpa")
-    queries, across = query.reshape(len(keys), -1, width), keys.transpose(1, 2)  # RoPE leaves both in fp32
+        raise ValueError(
+            f"grouped attention needs the same number of key heads in all layers, not {count} in one; use sdpa"
+        )
+    queries, keys_transposed = query.reshape(len(keys), -1, width), keys.transpose(1, 2)  # RoPE leaves both in fp32
     mask = attention_mask[:, 0].to(values.dtype)
-    scores = torch.baddbmm(mask, queries.to(values.dtype), across.to(values.dtype), alpha=scaling)
-    shares = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
-    states = torch.bmm(shares, values).view(batch, heads, new, -1)
+    scores = torch.baddbmm(mask, queries.to(values.dtype), keys_transposed.to(values.dtype), alpha=scaling)
+    probs = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
+    states = torch.bmm(probs, values).view(batch, heads, new, -1)
     return states.transpose(1, 2).contiguous(), None
 
 

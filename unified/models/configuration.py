@@ -1,4 +1,4 @@
-"""`UnifiedConfig`: a backbone, an image tokenizer, and how the two are joined."""
+"""`UnifiedConfig`: a backbone, an image tokenizer, and how the two are combined."""
 
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,32 +14,35 @@ from unified.models.vocabulary import Vocabulary
 
 ImageOrder = Literal["scales", "raster"]
 ImagePositions = Literal["shared", "sequential"]
-LAYER_KINDS = {"full_attention", "sliding_attention"}  # those that a mask of blocks can be given to
+SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}  # those that support a block mask
 
 
-def layer_kinds(text_config: PreTrainedConfig) -> set[str]:
-    """Kinds of a backbone's layers, as HF names them. Raises ValueError unless all are `LAYER_KINDS`."""
-    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-    if not kinds <= LAYER_KINDS or not getattr(text_config, "num_attention_heads", 0):
-        found = f"layers of kind {', '.join(sorted(kinds))}" if not kinds <= LAYER_KINDS else "no attention heads"
-        raise ValueError(f"the backbone has {found}; take one whose layers are all {' or '.join(sorted(LAYER_KINDS))}")
-    return kinds
+def check_layer_types(text_config: PreTrainedConfig) -> set[str]:
+    """HF's `layer_types` of a backbone as a set. Raises ValueError unless all are `SUPPORTED_LAYER_TYPES`."""
+    found = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+    supported = found <= SUPPORTED_LAYER_TYPES
+    if not supported or not getattr(text_config, "num_attention_heads", 0):
+        problem = "no attention heads" if supported else f"layers of type {', '.join(sorted(found))}"
+        raise ValueError(
+            f"the backbone has {problem}; use one whose layers are all {' or '.join(sorted(SUPPORTED_LAYER_TYPES))}"
+        )
+    return found
 
 
 class UnifiedConfig(PreTrainedConfig):
-    """A causal LM whose vocabulary goes on with the codes of an image tokenizer.
+    """A causal LM whose vocabulary is extended by the codes of an image tokenizer.
 
     Attributes:
-        text_config: the backbone's own configuration, `vocab_size` already that of the union.
+        text_config: the backbone's configuration; its `vocab_size` already includes the codes.
         vq_config: the image tokenizer's.
-        vq_fingerprint: `VQModel.fingerprint()` of the tokenizer whose codes this model speaks.
-        image_order: "scales" (next-scale prediction: one parallel step a scale) or "raster" (code by code).
-        image_positions: RoPE positions of an image: "shared" (by all of a scale) or "sequential" (one a token).
+        vq_fingerprint: `VQModel.fingerprint()` of the image tokenizer the model was extended with.
+        image_order: "scales" (next-scale prediction: one parallel step per scale) or "raster" (code by code).
+        image_positions: RoPE positions of an image: "shared" (within a scale) or "sequential" (one per token).
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset: see `Vocabulary`.
-        text_loss_weight, scale_loss_weights: weights of the loss for text and for every scale (None: all 1).
+        text_loss_weight, scale_loss_weights: loss weights of text and of every scale (None: all 1).
         modality_stride: the `-log p(image)` part of the image loss is computed on every n-th image position and
-            counted n times (see `union_loss`); above 1 it spares most of the output matrix.
-        format_version: of what is stored, see `format_version.py`.
+            weighted n times (see `union_loss`); above 1 it saves most of the output matrix' products.
+        format_version: version of the stored format, see `format_version.py`.
     """
 
     model_type = "unified"
@@ -48,7 +51,7 @@ class UnifiedConfig(PreTrainedConfig):
         "vq_config": SubConfigSpec(config_class=VQConfig),
     }
 
-    if TYPE_CHECKING:  # what HF makes of the values it takes
+    if TYPE_CHECKING:  # the types that HF converts the arguments to
         text_config: PreTrainedConfig
         vq_config: VQConfig
     else:
@@ -69,7 +72,7 @@ class UnifiedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """HF's, of any version's config.json; ValueError for one that is newer than this package."""
+        """As HF's, for a config.json of any format version; ValueError for one newer than this package."""
         return super().from_dict(upgrade(config_dict, "config.json"), **kwargs)
 
     def __post_init__(self, **kwargs: object) -> None:
@@ -79,56 +82,58 @@ class UnifiedConfig(PreTrainedConfig):
         scales = normalize_patch_nums(self.patch_nums)
         if self.image_order == "raster" and len(scales) > 1:
             raise ValueError(
-                f"image_order raster takes a tokenizer of one scale, got patch_nums {list(self.patch_nums)}; "
+                f"image_order raster needs a tokenizer with one scale, got patch_nums {list(self.patch_nums)}; "
                 "use image_order scales"
             )
         self.check_loss()
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json, and beside it the module through which HF's Auto classes find this package."""
+        """Save config.json and the remote-code module through which HF's Auto classes find this package."""
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
         write_module(save_directory)
 
     def check_loss(self) -> None:
-        """Raise ValueError for settings of the loss that make none; for who changes them after construction."""
+        """Raise ValueError for invalid loss settings; call it again after changing them."""
         scales = normalize_patch_nums(self.patch_nums)
         if self.scale_loss_weights is not None and len(self.scale_loss_weights) != len(scales):
             raise ValueError(
                 f"scale_loss_weights has {len(self.scale_loss_weights)} values for {len(scales)} scales; give one each"
             )
         if self.modality_stride < 1:
-            raise ValueError(f"modality_stride {self.modality_stride} is below 1; 1 computes every position")
+            raise ValueError(
+                f"modality_stride {self.modality_stride} is below 1; set it to 1 to compute every position"
+            )
 
     @property
     def patch_nums(self) -> tuple[tuple[int, int], ...]:
-        """Sides of an image's scales."""
+        """`(height, width)` of every scale."""
         return normalize_patch_nums(self.vq_config.patch_nums)
 
     @property
     def image_length(self) -> int:
-        """Codes of an output image, L."""
+        """Number of codes of an output image, L."""
         return image_length(self.patch_nums)
 
     @property
     def input_image_length(self) -> int:
-        """Placeholders of an input image, h_K * w_K."""
+        """Number of placeholders of an input image, h_K * w_K."""
         h, w = self.patch_nums[-1]
         return h * w
 
     @property
     def image_rope_positions(self) -> int:
-        """RoPE positions that an output image takes, with its start and end."""
+        """Number of RoPE positions of an output image, including its start and end token."""
         shared = self.image_order == "scales" and self.image_positions == "shared"
         return (len(self.patch_nums) if shared else self.image_length) + 2
 
     @property
     def logit_cap(self) -> float | None:
-        """Gemma's soft cap of the final logits, None for other backbones."""
+        """Gemma's `final_logit_softcapping`, None for other backbones."""
         return self.text_config.to_dict().get("final_logit_softcapping")
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The map between codes and ids."""
+        """The mapping between codes and ids."""
         return Vocabulary(
             image_token_offset=self.image_token_offset,
             codebook_size=self.vq_config.codebook_size,

@@ -1,7 +1,7 @@
-"""Files of earlier versions in today's words: the only module that knows the old ones.
+"""Reading files of earlier format versions: the only module that knows their values.
 
 Version 1 (until November 2026, without a `format_version`) stored other names for a few values. They are translated
-once, as a file is read; digests are computed over the names of version 1, so that they stay what they were.
+once, when a file is read; digests are computed over the names of version 1, so that they do not change.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ RENAMED_VALUES = {
 
 
 def upgrade(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a JSON file `where` holds, as this version would have written it; ValueError for a newer version's."""
+    """Convert the content of the JSON file `where` to this version's; ValueError if a newer version wrote it."""
     version = stored.get("format_version") or 1
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{where} has format_version {version}, this package knows {FORMAT_VERSION}; install a newer unified-ar"
+            f"{where} has format_version {version}, this package supports {FORMAT_VERSION}; install a newer unified-ar"
         )
     renamed = {key: names[stored[key]] for key, names in RENAMED_VALUES.items() if stored.get(key) in names}
     return {**stored, **renamed, "format_version": FORMAT_VERSION}
 
 
 def name_in_version_1(key: str, value: str) -> str:
-    """How version 1 stored this value of `key`: what digests are made of."""
+    """The name that version 1 stored for this value of `key`, over which digests are computed."""
     return next((old for old, new in RENAMED_VALUES[key].items() if new == value), value)

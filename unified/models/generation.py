@@ -17,15 +17,15 @@ from unified.image_tokenizer.scales import scale_spans
 from unified.models.configuration import UnifiedConfig
 from unified.models.losses import soft_cap
 from unified.models.sampling import Generators, apply_guidance, ramped_guidance_scale, sample
-from unified.models.sequence_layout import Layout, context_left, read_layout, rope_positions
+from unified.models.sequence_layout import Layout, read_layout, remaining_context, rope_positions
 
 
 @dataclass(frozen=True)
 class ImageSampling:
-    """How codes are drawn.
+    """Sampling settings of image codes.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 are off; guidance 1 needs no second pass. `on_scale(scale, codes)` is
-    called with the codes (B, <= L) painted so far after every scale.
+    temperature 0 is greedy; top_k 0 and top_p 1 are off; guidance_scale 1 needs no second pass. `on_scale(scale,
+    codes)` is called after every scale with the codes (B, <= L) generated so far.
     """
 
     temperature: float = 1.0
@@ -35,21 +35,21 @@ class ImageSampling:
     on_scale: Callable[[int, Tensor], None] | None = None
 
 
-class OnlyIds(LogitsProcessor):
-    """Lets a sampler choose among `ids` but for `never`."""
+class AllowedIds(LogitsProcessor):
+    """Restricts sampling to `ids` except `suppressed`."""
 
-    def __init__(self, ids: range, never: tuple[int, ...] = ()) -> None:
-        self.ids, self.never = slice(ids.start, ids.stop), list(never)
+    def __init__(self, ids: range, suppressed: tuple[int, ...] = ()) -> None:
+        self.ids, self.suppressed = slice(ids.start, ids.stop), list(suppressed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         allowed = torch.full_like(scores, float("-inf"))
         allowed[:, self.ids] = scores[:, self.ids]
-        allowed[:, self.never] = float("-inf")
+        allowed[:, self.suppressed] = float("-inf")
         return allowed
 
 
-class EndsWith(StoppingCriteria):
-    """Stops a row once its last id is one of `ids`, or at once where it is `idle` (B,)."""
+class StopOnIds(StoppingCriteria):
+    """Stops a row once its last id is one of `ids`, or immediately where `idle` (B,)."""
 
     def __init__(self, ids: list[int], idle: Tensor) -> None:
         self.ids, self.idle = torch.tensor(ids), idle
@@ -60,26 +60,26 @@ class EndsWith(StoppingCriteria):
 
 @dataclass
 class GenerationState:
-    """A sequence that grows: ids and mask (B, T), the cache of the first P of them, rows that have ended (B,).
+    """Growing sequences: ids and attention mask (B, T), KV cache of the first P positions, finished rows (B,).
 
-    A row that sits columns out has the id `pad_token_id` there and does not attend to them. `read` holds the prompt's
-    input images, as `forward` takes them.
+    Rows that skip a column have `pad_token_id` there, which is masked. `input_images` are the prompt's, as `forward`
+    takes them.
     """
 
     input_ids: Tensor
     mask: Tensor
     finished: Tensor
     pad_token_id: int
-    read: dict[str, Tensor] = field(default_factory=dict)
+    input_images: dict[str, Tensor] = field(default_factory=dict)
     cache: DynamicCache = field(default_factory=DynamicCache)
 
-    def append(self, ids: Tensor, live: Tensor) -> None:
-        """Add columns `ids` (B, n), to the rows where `live` (B, n) or (B, 1)."""
-        self.input_ids = torch.cat([self.input_ids, torch.where(live, ids, self.pad_token_id)], dim=1)
-        self.mask = torch.cat([self.mask, live.expand_as(ids).to(self.mask.dtype)], dim=1)
+    def append(self, ids: Tensor, active: Tensor) -> None:
+        """Append columns `ids` (B, n) to the rows where `active` (B, n) or (B, 1); padding to the others."""
+        self.input_ids = torch.cat([self.input_ids, torch.where(active, ids, self.pad_token_id)], dim=1)
+        self.mask = torch.cat([self.mask, active.expand_as(ids).to(self.mask.dtype)], dim=1)
 
     def move_last_token(self, rows: Tensor) -> None:
-        """In `rows` (B,) move the last token that is attended to into the last column, which no cache holds yet."""
+        """In `rows` (B,) move the last unmasked token into the last column, which is not in the cache yet."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
         last = (self.mask.long() * steps).argmax(dim=1)[rows]
         tokens = self.input_ids[rows, last]
@@ -88,17 +88,17 @@ class GenerationState:
 
 
 class ImageBackbone(Protocol):
-    """What painting asks of the base model, `UnifiedModel`."""
+    """The interface of the base model, `UnifiedModel`, that image generation uses."""
 
     def embed(self, input_ids: Tensor, layout: Layout, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def scale_states(self, codes: Tensor, scale: int) -> Tensor: ...
 
-    def run(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast: ...
+    def run_backbone(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast: ...
 
 
 class UnifiedGenerationMixin(GenerationMixin):
-    """Text token by token, images scale by scale, any number of either, batched, on one cache."""
+    """Batched generation of text (token by token) and images (scale by scale) on one KV cache."""
 
     config: UnifiedConfig
     generation_config: GenerationConfig
@@ -113,9 +113,9 @@ class UnifiedGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What HF's loop gives `forward` at each step: the new ids, with positions read off all of `input_ids` (B, T).
+        """Inputs of `forward` at each step of HF's loop: the new ids, with positions derived from all `input_ids`.
 
-        HF counts positions from the attention mask, which is wrong behind an image that took K ticks.
+        HF derives positions from the attention mask, which is wrong after an image that took K RoPE positions.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout = read_layout(input_ids, self.config)
@@ -149,29 +149,31 @@ class UnifiedGenerationMixin(GenerationMixin):
         """Continue left-padded prompts (B, T) with text and images; returns ids (B, T'), padded on the right.
 
         Args:
-            image_sampling: how images are drawn; a prompt that ends with the image start token begins with one.
-            negative_prompt_ids: (1, n) prompt of guidance's unconditional half, without the image start token;
-                `processor.unconditional_ids()`. Needed for guidance other than 1.
-            max_images: images a row may hold beyond its prompt; further image starts are not sampled.
-            max_new_tokens: text columns beyond the prompt, shared by the batch's rows; 0 paints and does nothing else.
-            generator: source of all randomness; None draws from torch's global one. One for each row draws images
-                that do not depend on the batch but for rounding; text takes one for all.
+            image_sampling: sampling of image codes; after a prompt that ends with the image start token, an image is
+                generated first.
+            negative_prompt_ids: (1, n) prompt of the unconditional pass of classifier-free guidance, without the image
+                start token; `processor.unconditional_ids()`. Required unless guidance_scale is 1.
+            max_images: maximum number of images generated per row; further image starts are suppressed.
+            max_new_tokens: maximum number of text columns, shared by the batch's rows; 0 generates one image only.
+            generator: source of all randomness; None samples from torch's global one. One per row gives images that
+                do not depend on the batch but for rounding; text needs a single one.
             kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer,
-                logits_processor, stopping_criteria, ...), and pixel_values or image_codes for images the prompt shows.
+                logits_processor, stopping_criteria, ...), and pixel_values or image_codes of input images.
 
-        Raises ValueError for guidance without its prompt, and for a prompt that fills the backbone's context.
+        Raises ValueError for guidance without a negative prompt, and for a prompt that fills the backbone's context.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         settings = image_sampling or ImageSampling()
         if settings.guidance_scale != 1 and negative_prompt_ids is None:
             raise ValueError(
-                f"guidance {settings.guidance_scale} needs negative_prompt_ids; pass processor.unconditional_ids()"
+                f"guidance_scale {settings.guidance_scale} needs negative_prompt_ids; "
+                "pass processor.unconditional_ids()"
             )
-        context_left(input_ids, attention_mask, self.config)
-        nobody = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-        read: dict[str, Tensor] = {key: kwargs[key] for key in ("pixel_values", "image_codes") if key in kwargs}
-        state = GenerationState(input_ids, attention_mask, nobody, self.end_token_ids(kwargs)[0], read)
+        remaining_context(input_ids, attention_mask, self.config)
+        finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+        input_images: dict[str, Tensor] = {k: kwargs[k] for k in ("pixel_values", "image_codes") if k in kwargs}
+        state = GenerationState(input_ids, attention_mask, finished, self.eos_token_ids(kwargs)[0], input_images)
         images, text = 0, 0
         while True:
             generating = (state.input_ids[:, -1] == self.config.boi_token_id) & ~state.finished
@@ -189,50 +191,52 @@ class UnifiedGenerationMixin(GenerationMixin):
     def generate_text(
         self,
         state: GenerationState,
-        waiting: Tensor,
-        budget: int,
-        may_draw: bool,
+        starts_image: Tensor,
+        max_new_tokens: int,
+        allow_images: bool,
         generator: Generators,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """Let HF's loop write until every row has ended or wants an image; returns which rows want one, (B,).
+        """Run HF's loop until every row has finished or starts an image; returns the rows (B,) that start one.
 
-        Rows `waiting` (B,) want one already. All image starts end up in the last column, for the image to follow.
+        Rows where `starts_image` (B,) do already. Every image start token is moved into the last column.
         """
         if isinstance(generator, Sequence):
-            raise ValueError("text is drawn from one generator, not one a row; give one, or max_new_tokens=0")
+            raise ValueError("text is sampled with one generator, not one per row; pass one, or max_new_tokens=0")
         config = self.config
-        never = (config.eoi_token_id, config.image_pad_token_id) + (() if may_draw else (config.boi_token_id,))
-        ends = self.end_token_ids(kwargs)
-        idle = state.finished | waiting
-        # ours last: what a caller adds cannot bring a forbidden id back
-        processors = [*(kwargs.get("logits_processor") or ()), OnlyIds(config.vocabulary.text_ids, never)]
-        criteria = [*(kwargs.get("stopping_criteria") or ()), EndsWith([config.boi_token_id, *ends], idle)]
+        suppressed = (config.eoi_token_id, config.image_pad_token_id) + (
+            () if allow_images else (config.boi_token_id,)
+        )
+        ends = self.eos_token_ids(kwargs)
+        idle = state.finished | starts_image
+        # ours last: a caller's processor cannot bring a suppressed id back
+        processors = [*(kwargs.get("logits_processor") or ()), AllowedIds(config.vocabulary.text_ids, suppressed)]
+        criteria = [*(kwargs.get("stopping_criteria") or ()), StopOnIds([config.boi_token_id, *ends], idle)]
         lists = {
             "logits_processor": LogitsProcessorList(processors),
             "stopping_criteria": StoppingCriteriaList(criteria),
         }
         with torch.random.fork_rng(enabled=generator is not None):
-            if generator is not None:  # HF's loop reads the global generator only
+            if generator is not None:  # HF's loop uses the global generator only
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-            written = super().generate(  # type: ignore[misc]  # HF's protocol for `self` has an untyped __getattr__
+            new_ids = super().generate(  # type: ignore[misc]  # HF's protocol for `self` has an untyped __getattr__
                 state.input_ids,
                 attention_mask=state.mask,
                 past_key_values=state.cache,
-                max_new_tokens=budget,
+                max_new_tokens=max_new_tokens,
                 **{"pad_token_id": state.pad_token_id, **kwargs, **lists},
             )[:, state.input_ids.shape[1] :]
-        stops = torch.isin(written, torch.tensor([config.boi_token_id, *ends], device=written.device))
-        # a row's tokens count up to and including its first stop; what HF padded behind it is nobody's to see
-        live = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
-        state.append(written, live)
-        wants_image = waiting | ((written == config.boi_token_id) & live).any(dim=1)
-        state.finished = state.finished | ~wants_image
-        state.move_last_token(wants_image)
-        return wants_image
+        stops = torch.isin(new_ids, torch.tensor([config.boi_token_id, *ends], device=new_ids.device))
+        # a row's tokens count up to and including its first stop; HF's padding after it is masked
+        active = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
+        state.append(new_ids, active)
+        starts_image = starts_image | ((new_ids == config.boi_token_id) & active).any(dim=1)
+        state.finished = state.finished | ~starts_image
+        state.move_last_token(starts_image)
+        return starts_image
 
-    def end_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
-        """Ids that end an answer."""
+    def eos_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
+        """Ids that end an answer: `eos_token_id` of the arguments, else of the generation config."""
         ends = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
         if ends is None:
             raise ValueError("no eos_token_id in the generation config; pass eos_token_id=tokenizer.eos_token_id")
@@ -246,10 +250,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         negative_prompt_ids: Tensor | None,
         generator: Generators,
     ) -> None:
-        """Paint one image in the rows `generating` (B,); the others wait behind masked columns."""
+        """Generate one image in the rows `generating` (B,); the others get masked columns."""
         contexts = [state]
         if settings.guidance_scale != 1:
-            assert negative_prompt_ids is not None, f"guidance {settings.guidance_scale} was let in without its prompt"
+            assert negative_prompt_ids is not None, f"guidance_scale {settings.guidance_scale} without negative prompt"
             boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
             ids = torch.cat([negative_prompt_ids, boi], dim=1).to(state.input_ids.device).expand(len(generating), -1)
             contexts.append(
@@ -259,31 +263,32 @@ class UnifiedGenerationMixin(GenerationMixin):
         order(contexts, generating, settings, generator)
         state.append(torch.full_like(state.input_ids[:, :1], self.config.eoi_token_id), generating[:, None])
 
-    def forward_cached(self, context: GenerationState, ahead: Tensor, generating: Tensor, scale: int) -> Tensor:
-        """Run the ids a context's cache lacks, then the input states `ahead` (B, n, D) of a scale.
+    def forward_cached(self, context: GenerationState, scale_states: Tensor, generating: Tensor, scale: int) -> Tensor:
+        """Run a context's ids that are not cached yet, then the input states `scale_states` (B, n, D) of a scale.
 
-        Returns the states (B, n, D) of `ahead`, or (B, 1, D) of the last id where n is 0. The scales before are in the
-        cache but not among the context's ids, which get the image once it is whole.
+        Returns the hidden states (B, n, D) of `scale_states`, or (B, 1, D) of the last id where n is 0. Earlier scales
+        are in the cache but not in the context's ids, which get the image once it is complete.
         """
-        config, length = self.config, ahead.shape[1]
-        painted = scale_spans(config.patch_nums)[scale][0] if length else 0
-        past = context.cache.get_seq_length() - painted
+        config, length = self.config, scale_states.shape[1]
+        generated = scale_spans(config.patch_nums)[scale][0] if length else 0
+        past = context.cache.get_seq_length() - generated
         layout = read_layout(context.input_ids, config)
-        now = rope_positions(layout.position_steps, context.mask)
-        steps = torch.full((length,), scale) if config.image_positions == "shared" else torch.arange(length) + painted
-        ahead_positions = now[:, -1:] + 1 + steps.to(now.device)
-        states = [ahead.to(self.lm_head.weight.dtype)]
+        positions = rope_positions(layout.position_steps, context.mask)
+        shared = config.image_positions == "shared"
+        steps = torch.full((length,), scale) if shared else torch.arange(length) + generated
+        scale_positions = positions[:, -1:] + 1 + steps.to(positions.device)
+        states = [scale_states.to(self.lm_head.weight.dtype)]
         if past < context.input_ids.shape[1]:
             ids = context.input_ids[:, past:]
-            images = context.read if past == 0 else {}
+            images = context.input_images if past == 0 else {}
             states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
-        group = torch.full_like(ahead_positions, int(layout.blocks.max()) + 1)
-        seen = generating[:, None].expand(-1, painted + length).to(context.mask.dtype)
-        outputs = self.model.run(
+        block = torch.full_like(scale_positions, int(layout.blocks.max()) + 1)
+        scale_mask = generating[:, None].expand(-1, generated + length).to(context.mask.dtype)
+        outputs = self.model.run_backbone(
             torch.cat(states, dim=1),
-            torch.cat([now[:, past:], ahead_positions], dim=1),
-            torch.cat([layout.blocks[:, past:], group], dim=1),
-            torch.cat([context.mask, seen], dim=1),
+            torch.cat([positions[:, past:], scale_positions], dim=1),
+            torch.cat([layout.blocks[:, past:], block], dim=1),
+            torch.cat([context.mask, scale_mask], dim=1),
             cache=context.cache,
             image_seen=(layout.blocks[:, :past] >= 0).any(dim=1),
             use_cache=True,
@@ -293,12 +298,12 @@ class UnifiedGenerationMixin(GenerationMixin):
     def generate_scales(
         self, contexts: list[GenerationState], generating: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
-        """One image a row appended to the contexts: each scale is one parallel step per context."""
+        """Append one image per row to the contexts; each scale is one parallel step per context."""
         spans = scale_spans(self.config.patch_nums)
         codes = contexts[0].input_ids.new_zeros(len(generating), self.config.image_length)
         for scale, (start, stop) in enumerate(spans):
-            ahead = self.model.scale_states(codes, scale)
-            hidden = [self.forward_cached(context, ahead, generating, scale) for context in contexts]
+            states = self.model.scale_states(codes, scale)
+            hidden = [self.forward_cached(context, states, generating, scale) for context in contexts]
             guidance_scale = ramped_guidance_scale(settings.guidance_scale, scale, len(spans))
             codes[:, start:stop] = self.sample_codes(hidden, guidance_scale, settings, generator)
             if settings.on_scale is not None:
@@ -309,10 +314,10 @@ class UnifiedGenerationMixin(GenerationMixin):
     def generate_raster(
         self, contexts: list[GenerationState], generating: Tensor, settings: ImageSampling, generator: Generators
     ) -> None:
-        """One image a row appended to the contexts, code by code."""
-        nothing = torch.zeros(len(generating), 0, self.config.text_config.hidden_size, device=generating.device)
+        """Append one image per row to the contexts, code by code."""
+        no_states = torch.zeros(len(generating), 0, self.config.text_config.hidden_size, device=generating.device)
         for _ in range(self.config.image_length):
-            hidden = [self.forward_cached(context, nothing, generating, 0) for context in contexts]
+            hidden = [self.forward_cached(context, no_states, generating, 0) for context in contexts]
             codes = self.sample_codes(hidden, settings.guidance_scale, settings, generator)
             for context in contexts:
                 context.append(self.config.vocabulary.codes_to_ids(codes), generating[:, None])
@@ -320,8 +325,8 @@ class UnifiedGenerationMixin(GenerationMixin):
     def sample_codes(
         self, hidden: list[Tensor], guidance_scale: float, settings: ImageSampling, generator: Generators
     ) -> Tensor:
-        """Codes (B, n) for the states (B, n, D) of one or two contexts."""
-        # only the codebook's columns: sampling masks by modality
+        """Sample codes (B, n) from the hidden states (B, n, D) of one or two contexts."""
+        # logits of the codes alone: at image positions no text token can be sampled
         columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap
         logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in hidden]
         guided = apply_guidance(logits[0], logits[1], guidance_scale) if len(logits) > 1 else logits[0]

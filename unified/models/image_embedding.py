@@ -1,6 +1,6 @@
 """Input states of image positions.
 
-Legend: N images that are written, M that are read, L codes, K scales, D hidden, C code dim.
+Legend: N output images, M input images, L codes, K scales, D hidden, C code dim.
 """
 
 from functools import lru_cache
@@ -15,14 +15,14 @@ FREQUENCIES = 8  # octaves of the coordinates' Fourier features: enough to tell 
 
 
 @lru_cache(maxsize=16)
-def place_features(patch_nums: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Fourier features (L, 4 * FREQUENCIES) of every position's centre: one place has one code at every scale."""
+def grid_features(patch_nums: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Fourier features (L, 4 * FREQUENCIES) of every position's cell centre, comparable across scales."""
     angles = grid_centres(patch_nums)[..., None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device)
 
 
 class ImageEmbedding(nn.Module):
-    """Input states of image positions: features lifted to D, plus which scale and where in the picture."""
+    """Input states of image positions: features projected to D, plus scale and grid embeddings."""
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__()
@@ -31,22 +31,23 @@ class ImageEmbedding(nn.Module):
         self.scale_in = nn.Linear(code_dim, hidden)
         self.image_in = nn.Linear(code_dim, hidden)
         self.start = nn.Embedding(1, hidden)
-        self.scale_embedding = nn.Embedding(len(self.patch_nums) + 1, hidden)  # the last row: images that are read
+        self.scale_embedding = nn.Embedding(len(self.patch_nums) + 1, hidden)  # the last row: input images
         self.grid_embedding = nn.Linear(4 * FREQUENCIES, hidden, bias=False)
 
     def forward(self, next_scale_inputs: Tensor, f_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """`next_scale_inputs` (N, L - h_1*w_1, C), `f_hat` (M, h_K*w_K, C) -> (N, L, D) written, (M, h_K*w_K, D) read.
+        """`next_scale_inputs` (N, L - h_1*w_1, C), `f_hat` (M, h_K*w_K, C) -> states (N, L, D), (M, h_K*w_K, D).
 
-        Both in one call, since under ZeRO-3 every rank has to run the same modules whatever its batch holds.
+        Output and input images in one call, since under ZeRO-3 every rank has to run the same modules whatever its
+        batch contains.
         """
         weight = self.scale_in.weight
-        places = self.grid_embedding(place_features(self.patch_nums, weight.device).to(weight.dtype))
+        grid = self.grid_embedding(grid_features(self.patch_nums, weight.device).to(weight.dtype))
         ids = scale_ids(self.patch_nums).to(weight.device)
         start, stop = scale_spans(self.patch_nums)[0]
         first = self.start(ids.new_zeros(len(next_scale_inputs), stop - start))
-        lifted = torch.cat([first, self.scale_in(next_scale_inputs.to(weight.dtype))], dim=1)
-        written = lifted + self.scale_embedding(ids) + places
+        projected = torch.cat([first, self.scale_in(next_scale_inputs.to(weight.dtype))], dim=1)
+        output_states = projected + self.scale_embedding(ids) + grid
         start, stop = scale_spans(self.patch_nums)[-1]
-        read_mark = self.scale_embedding(torch.full_like(ids[start:stop], len(self.patch_nums)))
-        read = self.image_in(f_hat.to(weight.dtype)) + read_mark + places[start:stop]
-        return written, read
+        input_scale = self.scale_embedding(torch.full_like(ids[start:stop], len(self.patch_nums)))
+        input_states = self.image_in(f_hat.to(weight.dtype)) + input_scale + grid[start:stop]
+        return output_states, input_states

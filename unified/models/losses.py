@@ -1,4 +1,4 @@
-"""Cross-entropy over the union vocabulary without ever holding (B, T, V) logits.
+"""Cross-entropy over the union vocabulary without materializing (B, T, V) logits.
 
 Legend: N positions, D hidden, V vocabulary.
 """
@@ -16,29 +16,29 @@ from unified.hardware.precision import product_dtype
 from unified.models.trainable_token_rows import TrainableRows
 from unified.models.vocabulary import Vocabulary
 
-CHUNK_ELEMENTS = 2**25  # logits held at a time: 128 MiB in fp32; more gains no speed on CPU or GPU
+CHUNK_ELEMENTS = 2**25  # logits per chunk: 128 MiB in fp32; larger chunks are no faster on CPU or GPU
 
 
 @dataclass
 class UnifiedOutput(CausalLMOutputWithPast):
-    """`group_losses`, `group_counts` (1 + K,): sums of the unweighted losses and their numbers, text then scales."""
+    """`group_losses`, `group_counts` (1 + K,): sums and counts of the unweighted losses, text then scales."""
 
     group_losses: Tensor | None = None
     group_counts: Tensor | None = None
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
-    """Gemma 2's `cap * tanh(logits / cap)`; None leaves `logits` as they are."""
+    """Gemma 2's `cap * tanh(logits / cap)`; None returns `logits` unchanged."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-_CASTS = WeakTensorKeyDictionary()  # frozen weights -> where and which version they were, and their cast
+_CASTS = WeakTensorKeyDictionary()  # frozen weights -> (address, version, dtype) and the cast
 
 
-def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` in `dtype`; a frozen one is cast once and kept, as long as it lives and stays as it is.
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` cast to `dtype`; the cast of a frozen one is cached until it is freed or modified.
 
-    Writing into its `.data` goes unseen, as torch counts no version there.
+    In-place changes of its `.data` are not noticed, as torch does not count them as a new version.
     """
     if weight.dtype == dtype or weight.requires_grad or not weight.is_leaf:
         return weight.to(dtype)
@@ -52,8 +52,8 @@ def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """`sum_i scale_i * CE_i` and every CE_i, computed chunk by chunk.
 
-    The gradient is made in the forward pass, where the logits are at hand (the idea of Liger's fused loss, arXiv
-    2410.10989): three matrix products a chunk and no recomputation.
+    The gradient is computed in the forward pass, while a chunk's logits exist (as in Liger's fused loss, arXiv
+    2410.10989): three matrix products per chunk and no recomputation.
     """
 
     @staticmethod
@@ -69,10 +69,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """`hidden` (N, D), `weight` (V, D), `targets` (N,), `scale` (N,) -> scalar sum, (N,) losses.
 
-        `values` (R, D) are in place of the rows `ids` (R,) of `weight`.
+        `values` (R, D) replace the rows `ids` (R,) of `weight`.
         """
-        matrix = in_dtype(weight, product_dtype(hidden.device, weight.dtype))
-        own = None if values is None else values.to(matrix.dtype)
+        matrix = cast_weight(weight, product_dtype(hidden.device, weight.dtype))
+        rows = None if values is None else values.to(matrix.dtype)
         states = hidden.to(matrix.dtype)
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -84,8 +84,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
             raw = (states[part] @ matrix.T).float()
-            if own is not None:
-                raw[:, ids] = (states[part] @ own.T).float()
+            if rows is not None:
+                raw[:, ids] = (states[part] @ rows.T).float()
             log_probs = F.log_softmax(soft_cap(raw, cap), dim=-1)
             losses[part] = -log_probs.gather(1, targets[part, None]).squeeze(1)
             if grad_hidden is None and grad_weight is None and grad_values is None:
@@ -95,26 +95,26 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if cap is not None:
                 grad *= 1 - (soft_cap(raw, cap) / cap).square()
             grad = grad.mul_(scale[part, None]).to(matrix.dtype)
-            if own is not None:
-                of_own = grad[:, ids]
+            if rows is not None:
+                grad_rows = grad[:, ids]
                 grad[:, ids] = 0
                 if grad_hidden is not None:
-                    grad_hidden[part] = (of_own @ own).to(hidden.dtype)
+                    grad_hidden[part] = (grad_rows @ rows).to(hidden.dtype)
                 if grad_values is not None:
-                    grad_values += of_own.T @ states[part]
+                    grad_values += grad_rows.T @ states[part]
             if grad_hidden is not None:
                 grad_hidden[part] += (grad @ matrix).to(hidden.dtype)
             if grad_weight is not None:
                 grad_weight += grad.T @ states[part]
         dtypes = (hidden.dtype, weight.dtype, weight.dtype if values is None else values.dtype)
-        found = zip((grad_hidden, grad_weight, grad_values), dtypes, strict=True)
-        ctx.save_for_backward(*(None if gradient is None else gradient.to(dtype) for gradient, dtype in found))
+        gradients = zip((grad_hidden, grad_weight, grad_values), dtypes, strict=True)
+        ctx.save_for_backward(*(None if gradient is None else gradient.to(dtype) for gradient, dtype in gradients))
         ctx.mark_non_differentiable(losses)
         return (losses * scale).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass left."""
+        """Scale the gradients that the forward pass saved."""
         hidden, weight, values = (None if saved is None else saved * grad_sum for saved in ctx.saved_tensors)
         return hidden, weight, None, None, None, None, values
 
@@ -125,19 +125,19 @@ def chunked_cross_entropy(
     targets: Tensor,
     scale: Tensor,
     cap: float | None = None,
-    own: TrainableRows | None = None,
+    trainable_rows: TrainableRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sum(scale * CE)` and the (N,) losses of `hidden` (N, D) @ `weight.T` (V, D) against `targets` (N,).
 
-    `own` rows are in place of the weight's.
+    `trainable_rows` replace the weight's.
     """
-    ids, values = (None, None) if own is None else (own.ids, own.values)
+    ids, values = (None, None) if trainable_rows is None else (trainable_rows.ids, trainable_rows.values)
     return ChunkedCrossEntropy.apply(hidden, weight, targets, scale, cap, ids, values)
 
 
 @dataclass(frozen=True)
 class UnionTargets:
-    """What to predict: `targets` (N,) union ids, `is_image` (N,), `weights` (N,) of the loss."""
+    """Prediction targets: `targets` (N,) union ids, `is_image` (N,), loss `weights` (N,)."""
 
     targets: Tensor
     is_image: Tensor
@@ -147,35 +147,37 @@ class UnionTargets:
 def union_loss(
     hidden: Tensor,
     weight: Tensor,
-    wanted: UnionTargets,
+    union_targets: UnionTargets,
     vocabulary: Vocabulary,
     stride: int = 1,
     cap: float | None = None,
-    own: TrainableRows | None = None,
+    trainable_rows: TrainableRows | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted loss sum over the union vocabulary and the (N,) losses.
+    """Sum of the weighted losses over the union vocabulary, and the (N,) losses.
 
-    `-log p(code)` over the union is `-log p(code | image) - log p(image)`. The first term needs only the codebook's
-    columns; the second, nearly 0 after a few steps, is computed on every `stride`-th image
-    position and counted `stride` times, which leaves the expectation as it is and spares most of the output matrix.
-    The first such position is taken from the targets' sum, so that it varies but is a function of the batch.
-    `own` rows are in place of the weight's.
+    `-log p(code)` over the union is `-log p(code | image) - log p(image)`. The first term needs only the logits of
+    the codes; the second, nearly 0 after a few steps, is computed on every `stride`-th image position and weighted
+    `stride` times, which keeps the expectation and saves most of the output matrix.
+    The first such position depends on the sum of the targets, so that it varies but is a function of the batch.
+    `trainable_rows` replace the weight's.
     """
-    image = wanted.is_image.nonzero().squeeze(1)
-    first = int(wanted.targets.sum() % stride)
-    sampled, text = image[first::stride], (~wanted.is_image).nonzero().squeeze(1)
-    whole = torch.cat([text, sampled])
-    scale = torch.cat([wanted.weights[text], wanted.weights[sampled] * stride])
-    total, whole_losses = chunked_cross_entropy(hidden[whole], weight, wanted.targets[whole], scale, cap, own)
-    losses = torch.zeros_like(wanted.weights).index_copy(0, whole, whole_losses)
+    targets, weights = union_targets.targets, union_targets.weights
+    image = union_targets.is_image.nonzero().squeeze(1)
+    first = int(targets.sum() % stride)
+    sampled, text = image[first::stride], (~union_targets.is_image).nonzero().squeeze(1)
+    full = torch.cat([text, sampled])  # positions with a softmax over the whole vocabulary
+    scale = torch.cat([weights[text], weights[sampled] * stride])
+    total, full_losses = chunked_cross_entropy(hidden[full], weight, targets[full], scale, cap, trainable_rows)
+    losses = torch.zeros_like(weights).index_copy(0, full, full_losses)
     if stride == 1:
         return total, losses
-    # the sampled positions' own code terms come `stride` times with the whole softmax: take stride - 1 back
-    share = torch.ones_like(wanted.weights)
+    # the full softmax of the sampled positions counts their code terms `stride` times: subtract stride - 1
+    share = torch.ones_like(weights)
     share[sampled] = 1 - stride
-    codes, columns = vocabulary.ids_to_codes(wanted.targets[image]), vocabulary.code_rows(weight)
-    columns = columns if own is None else own.part(vocabulary.image_token_offset, columns)
-    scale = (wanted.weights * share)[image]
+    codes, columns = vocabulary.ids_to_codes(targets[image]), vocabulary.code_rows(weight)
+    if trainable_rows is not None:
+        columns = trainable_rows.merge_into_slice(vocabulary.image_token_offset, columns)
+    scale = (weights * share)[image]
     code_total, code_losses = chunked_cross_entropy(hidden[image], columns, codes, scale, cap)
     modality = torch.zeros_like(losses)
     modality[sampled] = losses[sampled] * stride

@@ -1,4 +1,4 @@
-"""What a conversation is: messages with a role and a content of text and image parts. Pure functions of messages."""
+"""Conversations: messages with a role and a content of text and image parts. Pure functions of messages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,25 +10,25 @@ Message = Mapping[str, Any]
 
 
 def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[Message]:
-    """The conversation, begun with `prompt` unless it brings its own, so that no chat template adds another."""
+    """Prepend `prompt` as system message unless there is one, so that no chat template adds its default."""
     if not messages:
         raise ValueError("the conversation has no messages; give at least one")
     has_system = messages[0]["role"] == "system"
     return [*messages] if has_system or not prompt else [{"role": "system", "content": prompt}, *messages]
 
 
-def continued(messages: Sequence[Message], then: Sequence[Message]) -> list[Message]:
-    """A conversation that goes on with another, of which the system message is left out."""
-    return [*messages, *(message for message in then if message["role"] != "system")]
+def continued(messages: Sequence[Message], following: Sequence[Message]) -> list[Message]:
+    """`messages` followed by the messages of another conversation, without its system message."""
+    return [*messages, *(message for message in following if message["role"] != "system")]
 
 
 def content_parts(message: Message) -> list[dict[str, Any]]:
-    """Parts of a message's content, a plain string being one text part.
+    """Content parts of a message; a plain string is one text part.
 
-    Raises ValueError for other keys, roles (the chat template would write them between its special tokens) or parts.
+    Raises ValueError for unknown keys, roles (templates would render them between special tokens) or parts.
     """
     if set(message) != {"role", "content"}:
-        raise ValueError(f"a message has keys {sorted(message)}; it takes 'role' and 'content' alone")
+        raise ValueError(f"a message has keys {sorted(message)}; it takes 'role' and 'content' only")
     if message["role"] not in ROLES:
         raise ValueError(f"a message has role {message['role']!r}; choose from {', '.join(ROLES)}")
     content = message["content"]
@@ -42,17 +42,17 @@ def content_parts(message: Message) -> list[dict[str, Any]]:
 
 
 def is_output(message: Message) -> bool:
-    """Whether the message's images are painted (the assistant's) rather than read."""
+    """Whether the message's images are output images (the assistant's) rather than input images."""
     return message["role"] == "assistant"
 
 
 def count_images(messages: Iterable[Message]) -> int:
-    """Image parts of a conversation."""
+    """Number of image parts of a conversation."""
     return sum(part["type"] == "image" for message in messages for part in content_parts(message))
 
 
-def is_drawing(messages: Sequence[Message]) -> bool:
-    """Whether a conversation ends with a text-only request that is answered by exactly one image."""
+def is_text_to_image(messages: Sequence[Message]) -> bool:
+    """Whether a conversation ends with a text-only user message that is answered by exactly one image."""
     if len(messages) < 2 or messages[-2]["role"] != "user" or not is_output(messages[-1]):
         return False
     return not count_images(messages[-2:-1]) and [part["type"] for part in content_parts(messages[-1])] == ["image"]

@@ -1,7 +1,7 @@
-"""The model: any causal backbone, a frozen image tokenizer, and one output matrix for text and codes.
+"""The model: a causal LM as backbone, a frozen image tokenizer, and one output matrix for text and codes.
 
 The contract: `last_hidden_state[:, i]` of the base model scores `input_ids[:, i + 1]`, for text and image alike.
-Legend: B batch, T sequence, T' positions kept, N images, L codes of an image, K scales, D hidden, C code dim.
+Legend: B batch, T sequence, T' kept positions, N images, L codes of an image, K scales, D hidden, C code dim.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from unified.files.weights import WholeModel
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_ids, scale_spans
 from unified.models.attention import prepare_mask
-from unified.models.configuration import UnifiedConfig, layer_kinds
+from unified.models.configuration import UnifiedConfig, check_layer_types
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
@@ -27,7 +27,7 @@ from unified.models.trainable_token_rows import look_up, split_rows
 
 
 class UnifiedPreTrainedModel(WholeModel):
-    """What base model and head share: how weights start, and which attention can be used."""
+    """Shared by base model and head: weight initialization and supported attention implementations."""
 
     config: UnifiedConfig
     config_class = UnifiedConfig
@@ -35,16 +35,16 @@ class UnifiedPreTrainedModel(WholeModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would give other codes
+    _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would change the codes
 
     @property
     def dtype(self) -> torch.dtype:
-        """The backbone's: the image tokenizer comes first and stays float32, which no checkpoint should say it is."""
+        """The backbone's: HF would save that of the first parameter, which is the image tokenizer's float32."""
         return next(self.base_model.get_submodule("language_model").parameters()).dtype
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """HF's name of before, by which PEFT 0.21 and TRL 1.16 ask; its own property warns every time."""
+        """HF's deprecated name, which PEFT 0.21 and TRL 1.16 use; HF's property warns every time."""
         return self.is_activation_checkpointing
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -78,7 +78,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "UnifiedModel":
-        """Training mode for all but the frozen tokenizer."""
+        """Set training mode, except for the frozen tokenizer."""
         super().train(mode)
         self.vq_model.eval()
         return self
@@ -91,72 +91,73 @@ class UnifiedModel(UnifiedPreTrainedModel):
             f_hat = quantizer.codes_to_f_hat(input_image_codes)
             return quantizer.next_scale_inputs(codes), quantizer.scale_input(f_hat, len(self.config.patch_nums) - 1)
 
-    def output_image_codes(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        """Codes (N, L) of the images in `input_ids` (B, T), in order."""
-        ids, length = input_ids[written], self.config.image_length
+    def output_image_codes(self, input_ids: Tensor, is_output: Tensor) -> Tensor:
+        """Codes (N, L) of the output images in `input_ids` (B, T), in order."""
+        ids, length = input_ids[is_output], self.config.image_length
         if len(ids) % length:
             raise ValueError(
-                f"{len(ids)} image ids do not fit images of {length} codes (patch_nums {self.config.patch_nums}); "
-                "encode whole images with this checkpoint's processor"
+                f"{len(ids)} image ids are no multiple of the {length} codes of an image (patch_nums "
+                f"{self.config.patch_nums}); encode complete images with this checkpoint's processor"
             )
         return self.config.vocabulary.ids_to_codes(ids).view(-1, length)
 
     def input_image_codes(self, pixel_values: Tensor | None, image_codes: Tensor | None, layout: Layout) -> Tensor:
-        """Codes (M, L) of the images that are read, checked against the placeholders."""
+        """Codes (M, L) of the input images, checked against the placeholders."""
         codes = image_codes if pixel_values is None else self.vq_model.encode(pixel_values.float())
-        places, needed = int(layout.is_input.sum()), self.config.input_image_length
-        given = 0 if codes is None else len(codes)
-        if places != given * needed:
+        placeholders, length = int(layout.is_input.sum()), self.config.input_image_length
+        images = 0 if codes is None else len(codes)
+        if placeholders != images * length:
             raise ValueError(
-                f"{places} image placeholders in input_ids but {given} images of {needed} positions were given; "
-                "pass every image that is read once, as pixel_values or image_codes"
+                f"{placeholders} image placeholders in input_ids but {images} images of {length} positions given; "
+                "pass every input image once, as pixel_values or image_codes"
             )
         return torch.zeros(0, self.config.image_length, dtype=torch.long) if codes is None else codes
 
     def embed(
         self, input_ids: Tensor, layout: Layout, pixel_values: Tensor | None = None, image_codes: Tensor | None = None
     ) -> Tensor:
-        """Input states (B, T, D): text rows from the embedding matrix, images from their features."""
+        """Input states (B, T, D): text from the embedding matrix, images from their features."""
         states = look_up(self.get_input_embeddings(), input_ids)
-        read = self.input_image_codes(pixel_values, image_codes, layout).to(input_ids.device)
+        inputs = self.input_image_codes(pixel_values, image_codes, layout).to(input_ids.device)
         scales = self.config.image_order == "scales"
-        codes = self.output_image_codes(input_ids, layout.is_output) if scales else read[:0]
-        if not (self.training or is_deepspeed_zero3_enabled() or len(codes) or len(read)):
+        outputs = self.output_image_codes(input_ids, layout.is_output) if scales else inputs[:0]
+        if not (self.training or is_deepspeed_zero3_enabled() or len(outputs) or len(inputs)):
             return states
-        # without images, one blank image runs into nothing: ranks stay in step and no parameter lacks a gradient
-        blank = codes.new_zeros(1, self.config.image_length)
-        written_states, read_states = self.image_embedding(
-            *self.image_features(codes if len(codes) else blank, read if len(read) else blank)
+        # without images, a dummy image is embedded and weighted 0: all ranks run the same modules (ZeRO-3) and every
+        # parameter gets a gradient (DDP)
+        dummy = outputs.new_zeros(1, self.config.image_length)
+        output_states, input_states = self.image_embedding(
+            *self.image_features(outputs if len(outputs) else dummy, inputs if len(inputs) else dummy)
         )
-        states = states + 0.0 * (written_states.mean() + read_states.mean()).to(states.dtype)
-        if len(codes):
-            states = states.masked_scatter(layout.is_output[..., None], written_states.to(states.dtype))
-        if len(read):
-            states = states.masked_scatter(layout.is_input[..., None], read_states.to(states.dtype))
+        states = states + 0.0 * (output_states.mean() + input_states.mean()).to(states.dtype)
+        if len(outputs):
+            states = states.masked_scatter(layout.is_output[..., None], output_states.to(states.dtype))
+        if len(inputs):
+            states = states.masked_scatter(layout.is_input[..., None], input_states.to(states.dtype))
         return states
 
     def scale_states(self, codes: Tensor, scale: int) -> Tensor:
-        """Input states (B, h_k*w_k, D) of one scale, from `codes` (B, L) of which only those before it matter."""
+        """Input states (B, h_k*w_k, D) of one scale, from `codes` (B, L), of which only earlier scales are used."""
         start, stop = scale_spans(self.config.patch_nums)[scale]
         return self.image_embedding(*self.image_features(codes, codes[:0]))[0][:, start:stop]
 
-    def masks(self, blocks: Tensor, valid: Tensor, documents: Tensor | None, cache: Cache | None) -> Any:
-        """Attention mask for the backbone: (B, 1, q, P + q), or one for each kind of layer where it has windows."""
+    def attention_masks(self, blocks: Tensor, valid: Tensor, documents: Tensor | None, cache: Cache | None) -> Any:
+        """Attention mask of the backbone: (B, 1, q, P + q), or one per layer type with sliding-window layers."""
         text_config = self.config.text_config
-        kinds = layer_kinds(text_config)
+        layer_types = check_layer_types(text_config)
         masks = {"full_attention": block_attention_mask(blocks, valid, documents)}
-        if "sliding_attention" in kinds:
+        if "sliding_attention" in layer_types:
             window = block_attention_mask(blocks, valid, documents, text_config.sliding_window)
             layer = list(text_config.layer_types).index("sliding_attention")
-            if cache is not None:  # a sliding layer's cache forgets its beginning
+            if cache is not None:  # a sliding-window layer's cache drops its oldest positions
                 length, start = cache.get_mask_sizes(blocks.shape[1], layer)
                 window = window[..., start : start + length]
             masks["sliding_attention"] = window
         attention = self.language_model.config._attn_implementation
-        masks = {kind: prepare_mask(m, attention, text_config, self.dtype) for kind, m in masks.items()}
-        return masks if "sliding_attention" in kinds else masks["full_attention"]
+        masks = {kind: prepare_mask(mask, attention, text_config, self.dtype) for kind, mask in masks.items()}
+        return masks if "sliding_attention" in layer_types else masks["full_attention"]
 
-    def run(
+    def run_backbone(
         self,
         states: Tensor,
         position_ids: Tensor,
@@ -167,11 +168,13 @@ class UnifiedModel(UnifiedPreTrainedModel):
         image_seen: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """The backbone on input `states` (B, q, D); its hidden states are not rolled."""
-        masks = self.masks(blocks, valid, documents, cache)
-        given = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
-        inside = blocks >= 0
-        return self.image_gate.run(self.language_model, inside, documents, image_seen, inputs_embeds=states, **given)
+        """Run the backbone on input `states` (B, q, D); its hidden states are not rolled."""
+        masks = self.attention_masks(blocks, valid, documents, cache)
+        inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
+        in_image = blocks >= 0
+        return self.image_gate.run_backbone(
+            self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs
+        )
 
     def forward(
         self,
@@ -194,37 +197,40 @@ class UnifiedModel(UnifiedPreTrainedModel):
             attention_mask: (B, P + T), 0 at padding.
             position_ids: (B, T); derived from `input_ids` unless a cache already holds positions.
             document_ids: (B, T), one id per document of a packed row.
-            keep_positions: (B, T'), the only positions the backbone runs (-1: padding); output is (B, T', D).
-            pixel_values, image_codes: (N, 3, H, W) or (N, L), images that are read, in order of their placeholders.
-            inputs_embeds: must be None, as PEFT passes it: only ids tell what is an image.
-            kwargs: the backbone's, and `image_seen` (B,), whether the cache holds an image (`image_lora.onward`).
+            keep_positions: (B, T'), positions the backbone is run on (-1: padding); output is (B, T', D).
+            pixel_values, image_codes: (N, 3, H, W) or (N, L), input images in the order of their placeholders.
+            inputs_embeds: must be None, as PEFT passes it: image positions are derived from ids.
+            kwargs: the backbone's, and `image_seen` (B,), whether the cache contains an image (see
+                `position_gated_lora.after_image`).
         """
         if inputs_embeds is not None:
-            raise ValueError("inputs_embeds do not tell which positions are images; pass input_ids")
+            raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids")
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        whole = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
-        valid = whole if attention_mask is None else attention_mask
+        all_valid = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        valid = all_valid if attention_mask is None else attention_mask
         if position_ids is None:
             if past:
-                raise ValueError("position_ids must be given with a filled cache: it does not tell an image's ticks")
+                raise ValueError(
+                    "with a filled cache position_ids cannot be derived from input_ids; pass position_ids"
+                )
             position_ids = rope_positions(layout.position_steps, valid, document_ids)
         states = self.embed(input_ids, layout, pixel_values, image_codes)
         if keep_positions is not None:
             index, valid = keep_positions.clamp(min=0), (keep_positions >= 0).long()
             states = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
-            position_ids, layout = position_ids.gather(1, index), layout.at(keep_positions)
+            position_ids, layout = position_ids.gather(1, index), layout.select(keep_positions)
             document_ids = None if document_ids is None else document_ids.gather(1, index)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        outputs = self.run(
+        outputs = self.run_backbone(
             states, position_ids, layout.blocks, valid, document_ids, past_key_values, use_cache=use_cache, **kwargs
         )
         outputs.last_hidden_state = self.roll(outputs[0], layout)
         return outputs
 
     def roll(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Move every written image's states one position ahead: they predict their own token, HF scores the next."""
+        """Shift output images' states one position to the left: they predict their own token, HF's score the next."""
         if self.config.image_order == "raster":
             return hidden
         next_is_image = torch.nn.functional.pad(layout.is_output[:, 1:], (0, 1))
@@ -247,7 +253,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         self.post_init()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What PEFT puts in the output matrix's place has no bias either: TRL reads that, and it could not tell."""
+        """Set `bias` of PEFT's wrapper of the output matrix to None: TRL reads it, and the wrapper lacks it."""
         if name == "lm_head" and isinstance(value, TrainableTokensWrapper):
             value.register_parameter("bias", None)
         super().__setattr__(name, value)
@@ -260,18 +266,18 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         """Load a checkpoint; ValueError where its tokenizer is not the one its codes were made with."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if is_deepspeed_zero3_enabled():  # the weights are in pieces; one process has checked them before
-            model._weight_conversions = []  # HF keeps renamings that matched nothing here and would save by them
+        if is_deepspeed_zero3_enabled():  # the weights are partitioned; one process has checked them before
+            model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
         else:
             model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
         return loaded
 
     def loss_weights(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `labels` (B, T): is it an image id, its group (0 text, 1.. scales), its weight in the loss."""
+        """For `labels` (B, T): whether an image id, loss group (0 text, 1..K scales), loss weight."""
         is_image = self.config.vocabulary.is_image(labels)
         length, weights = self.config.image_length, self.config.scale_loss_weights
-        places = torch.cumsum(is_image, dim=1) - 1
-        groups = scale_ids(self.config.patch_nums).to(labels.device)[places.clamp(min=0) % length] + 1
+        index = torch.cumsum(is_image, dim=1) - 1
+        groups = scale_ids(self.config.patch_nums).to(labels.device)[index.clamp(min=0) % length] + 1
         groups = torch.where(is_image, groups, 0)
         table = [self.config.text_loss_weight, *(weights or [1.0] * len(self.config.patch_nums))]
         trained = (labels != -100).float()
@@ -293,10 +299,10 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> UnifiedOutput:
-        """Logits (B, T, V), or with `labels` (B, T) the loss alone, which never holds them.
+        """Logits (B, T, V), or with `labels` (B, T) only the loss, for which logits are not materialized.
 
-        The loss is `sum w CE / sum w`; with `num_items_in_batch` (the sum of w over an accumulated batch) that is the
-        divisor. See `UnifiedModel.forward` for the other arguments.
+        The loss is `sum w CE / sum w`; with `num_items_in_batch` (the sum of w over an accumulated batch) the latter
+        is the divisor. See `UnifiedModel.forward` for the other arguments.
         """
         outputs = self.model(
             input_ids,
@@ -318,7 +324,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values)
 
     def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
-        """Sum of the loss weights that a batch trains: what its loss is divided by, before it is run."""
+        """Sum of a batch's loss weights, by which its loss is divided; known before the forward pass."""
         weights = self.loss_weights(labels)[2]
         if keep_positions is not None:
             weights = weights.gather(1, keep_positions.clamp(min=0)) * (keep_positions >= 0)
@@ -327,19 +333,19 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
     def loss(
         self, hidden: Tensor, labels: Tensor, keep_positions: Tensor | None, divisor: Tensor | int | None
     ) -> UnifiedOutput:
-        """Loss of `hidden` (B, T', D) against `labels` (B, T), shifted here as HF's models shift."""
+        """Loss of `hidden` (B, T', D) against `labels` (B, T), which are shifted here as in HF's models."""
         is_image, groups, weights = self.loss_weights(labels)
         if keep_positions is not None:
             index, padding = keep_positions.clamp(min=0), keep_positions < 0
             labels = labels.gather(1, index).masked_fill(padding, -100)
             is_image, groups, weights = (x.gather(1, index) for x in (is_image, groups, weights))
-        wanted = labels[:, 1:] != -100
-        targets = UnionTargets(labels[:, 1:][wanted], is_image[:, 1:][wanted], weights[:, 1:][wanted])
+        trained = labels[:, 1:] != -100
+        targets = UnionTargets(labels[:, 1:][trained], is_image[:, 1:][trained], weights[:, 1:][trained])
         vocabulary, cap = self.config.vocabulary, self.config.logit_cap
         stride = self.config.modality_stride if self.training else 1
-        weight, own = split_rows(self.lm_head)
-        total, losses = union_loss(hidden[:, :-1][wanted], weight, targets, vocabulary, stride, cap, own)
-        group = groups[:, 1:][wanted]
+        weight, rows = split_rows(self.lm_head)
+        total, losses = union_loss(hidden[:, :-1][trained], weight, targets, vocabulary, stride, cap, rows)
+        group = groups[:, 1:][trained]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
         divisor = targets.weights.sum() if divisor is None else divisor

@@ -1,17 +1,17 @@
-"""LoRA that acts where images are: text before or without an image stays exactly the base model's.
+"""LoRA applied at image positions: text before or without an image is exactly the base model's.
 
-CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, at one of three kinds of `positions`:
-    image_tokens  inside the blocks of input and output images, where states come from image features. Text after an
-                  image sees its updated keys and values, through its own unchanged weights.
-    after_image   there and at all that follows a document's first image: answers about it need not come from weights
-                  that have never seen one, but text after an image is the base's no more.
-    split_ranks   as after_image, by ranks of their own: the last quarter acts after images alone, the others inside
-                  alone. Text need not use what was made for codes, and a document's first image is generated as with
+CogVLM's visual expert (arXiv 2311.03079) as a low-rank update, applied at one of three sets of `positions`:
+    image_tokens  positions inside input and output images, where states come from image features. Text after an
+                  image attends to its updated keys and values, with unchanged weights of its own.
+    after_image   these and all positions after a document's first image: answers about it need not come from weights
+                  that were never trained on one, but text after an image is no longer the base's.
+    split_ranks   as after_image, with separate ranks: the last quarter is applied after images only, the others inside
+                  only. Text need not use updates trained for codes, and a document's first image is generated as with
                   `image_tokens`.
 
-Built from what PEFT offers for the purpose: a LoRA variant, a custom layer that knows it, and a configuration that
-asks for both. A saved adapter says `"peft_type": "IMAGE_LORA"`, so that PEFT without this room refuses to load it
-instead of updating every position.
+Built from PEFT's extension points: a LoRA variant, a custom layer with this variant, and a configuration that selects
+both. A saved adapter has `"peft_type": "IMAGE_LORA"`, so that PEFT without this package refuses to load it instead of
+updating every position.
 """
 
 import math
@@ -32,122 +32,128 @@ from unified.models.format_version import upgrade
 
 IMAGE_LORA = "IMAGE_LORA"
 POSITIONS = ("image_tokens", "after_image", "split_ranks")
-NEW_ROW = 3**-0.5  # expected norm of a row of a new `lora_A`: uniform within 1 / sqrt(in)
+LORA_A_ROW_NORM = 3**-0.5  # expected norm of a newly initialized row of `lora_A`: uniform within 1 / sqrt(in)
 
 
 def ranks_after_image(rank: int) -> int:
-    """How many of a `split_ranks` adapter's ranks act after images."""
+    """Number of a `split_ranks` adapter's ranks that are applied after images."""
     return max(1, rank // 4)
 
 
 def check_rank(rank: int) -> None:
-    """Raise ValueError where an adapter of `rank` has too few to split."""
+    """Raise ValueError if `rank` is too small to be split."""
     if rank < 2:
-        raise ValueError(f"lora_rank {rank} leaves images nothing with split_ranks; give at least 2")
+        raise ValueError(f"lora_rank {rank} leaves no rank for images with split_ranks; set it to at least 2")
 
 
 class ImageGate:
-    """Tells the linear layers of a backbone, which see states and no ids, where images are.
+    """Provides the masks of image positions to the linear layers of a backbone, which get states without ids.
 
-    Every model owns one; `places` has masks (B, T, 1) bool of the states which run, `image_tokens` and `after_image`,
-    and (B, T, rank) for the `ranks` of `split_ranks` adapters. All are made before the backbone runs, whose layers may
+    One per model; `masks` holds (B, T, 1) bool masks of the current states, `image_tokens` and `after_image`, and
+    (B, T, rank) for the `ranks` of `split_ranks` adapters. All are computed before the backbone runs, whose layers may
     be compiled.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
-        self.places: dict[str | int, Tensor] = {}
+        self.masks: dict[str | int, Tensor] = {}
         self.ranks: set[int] = set()
         for layer in backbone.modules():
             if isinstance(layer, nn.Linear):
                 layer.image_gate = self  # type: ignore[assignment]  # torch expects tensors and modules
 
-    def run(
-        self, backbone: PreTrainedModel, inside: Tensor, documents: Tensor | None, seen: Tensor | None, **inputs: Any
+    def run_backbone(
+        self,
+        backbone: PreTrainedModel,
+        in_image: Tensor,
+        documents: Tensor | None,
+        image_seen: Tensor | None,
+        **inputs: Any,
     ) -> Any:
-        """`backbone(**inputs)` on states in images where `inside` (B, T) bool; see `after_image` for the others.
+        """`backbone(**inputs)` with the masks of `in_image` (B, T) bool; see `after_image` for the others.
 
-        Checkpointed layers run again in the backward pass, and other batches may have come in between: the gate goes
-        back to where it was.
+        Checkpointed layers are recomputed in the backward pass, possibly after other batches: a hook restores the
+        masks.
         """
-        here: dict[str | int, Tensor] = {"image_tokens": inside[..., None]}
-        self.places = here
+        masks: dict[str | int, Tensor] = {"image_tokens": in_image[..., None]}
+        self.masks = masks
         cache = inputs.get("past_key_values")
-        if seen is not None or cache is None or not cache.get_seq_length():
-            here["after_image"] = after_image(inside, documents, seen)[..., None]
-            here |= {rank: rank_mask(here["image_tokens"], here["after_image"], rank) for rank in self.ranks}
+        if image_seen is not None or cache is None or not cache.get_seq_length():
+            masks["after_image"] = after_image(in_image, documents, image_seen)[..., None]
+            masks |= {rank: rank_mask(masks["image_tokens"], masks["after_image"], rank) for rank in self.ranks}
         outputs = backbone(**inputs)
         if outputs[0].requires_grad and backbone.is_activation_checkpointing:
-            outputs[0].register_hook(lambda _: setattr(self, "places", here))
+            outputs[0].register_hook(lambda _: setattr(self, "masks", masks))
         return outputs
 
-    def of(self, positions: str, rank: int) -> Tensor:
-        """Where an adapter's `rank` updates act: (B, T, 1) bool, or (B, T, rank) where they differ.
+    def update_mask(self, positions: str, rank: int) -> Tensor:
+        """Where an adapter's updates are applied: (B, T, 1) bool, or (B, T, rank) if that differs by rank.
 
-        Raises ValueError behind a cache of which nobody said whether it holds images, where that matters.
+        Raises ValueError for `positions` after images with a filled cache but without `image_seen`.
         """
-        if positions != "image_tokens" and "after_image" not in self.places:
-            raise ValueError("image_seen must be given with a filled cache: these updates act behind images too")
-        return self.places[rank if positions == "split_ranks" else positions]
+        if positions != "image_tokens" and "after_image" not in self.masks:
+            raise ValueError("these updates are applied after images too; with a filled cache pass image_seen")
+        return self.masks[rank if positions == "split_ranks" else positions]
 
 
-def rank_mask(inside: Tensor, later: Tensor, rank: int) -> Tensor:
-    """Where each of `rank` updates acts, (B, T, rank) bool: most `inside` (B, T, 1), the last only `later`."""
-    behind = ranks_after_image(rank)
-    return torch.cat([inside.expand(-1, -1, rank - behind), (later & ~inside).expand(-1, -1, behind)], dim=-1)
+def rank_mask(in_image: Tensor, after: Tensor, rank: int) -> Tensor:
+    """Where each of `rank` ranks is applied, (B, T, rank) bool: most `in_image` (B, T, 1), the last only `after`."""
+    count = ranks_after_image(rank)
+    return torch.cat([in_image.expand(-1, -1, rank - count), (after & ~in_image).expand(-1, -1, count)], dim=-1)
 
 
-def after_image(inside: Tensor, documents: Tensor | None, seen: Tensor | None) -> Tensor:
-    """Positions (B, T) bool that are `inside` (B, T) an image or behind one of their document.
+def after_image(in_image: Tensor, documents: Tensor | None, image_seen: Tensor | None) -> Tensor:
+    """Positions (B, T) bool that are inside an image (`in_image` (B, T)) or after one of the same document.
 
-    documents: (B, T), ids that never fall along a row, -1 at its padding; None: every row is one.
-    seen: (B,) bool, rows whose cached positions, in front of these, hold an image; None: none.
+    documents: (B, T), non-decreasing ids along a row, -1 at its padding; None: one document per row.
+    image_seen: (B,) bool, rows whose cache contains an image; None: none.
     """
-    numbers = torch.ones_like(inside, dtype=torch.long) if documents is None else documents + 1
-    latest = torch.where(inside, numbers, 0).cummax(dim=1).values  # the document of the last image so far
-    behind = (latest == numbers) & (latest > 0)
-    return behind if seen is None else behind | seen[:, None]
+    numbers = torch.ones_like(in_image, dtype=torch.long) if documents is None else documents + 1
+    latest = torch.where(in_image, numbers, 0).cummax(dim=1).values  # the document of the last image so far
+    after = (latest == numbers) & (latest > 0)
+    return after if image_seen is None else after | image_seen[:, None]
 
 
 class ImageVariant(LoraVariant):
-    """Of a layer's low-rank update, what falls on the adapter's positions."""
+    """Applies a layer's low-rank update at the adapter's positions only."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
-        """Notes where the adapter acts; LoRA's own matrices are all else it needs."""
+        """Registers the adapter's positions; it has no parameters besides LoRA's."""
         module.positions[adapter_name] = positions = kwargs["config"].positions
         if positions == "split_ranks":
             module.get_base_layer().image_gate.ranks.add(module.r[adapter_name])
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
-        """`result` (B, T, out) of the base plus the update of `x` (B, T, in); plus exact zeros elsewhere."""
-        places = module.get_base_layer().image_gate.of(module.positions[active_adapter], module.r[active_adapter])
-        assert places.shape[:2] == x.shape[:2], f"gate of {tuple(places.shape)} for states {tuple(x.shape)}"
+        """The base's `result` (B, T, out) plus the update of `x` (B, T, in), which is exactly 0 elsewhere."""
+        image_gate = module.get_base_layer().image_gate
+        mask = image_gate.update_mask(module.positions[active_adapter], module.r[active_adapter])
+        assert mask.shape[:2] == x.shape[:2], f"mask of {tuple(mask.shape)} for states {tuple(x.shape)}"
         low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        gate = places * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
+        gate = mask * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
         return result.add_(module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype)))
 
     @staticmethod
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
-        """Raise ValueError: one matrix cannot update some positions only."""
+        """Raise ValueError: merged weights would apply to all positions."""
         raise ValueError("updates of some positions cannot be merged into weights that text uses; keep the adapter")
 
     merge_safe = merge_unsafe = unmerge = refuse
 
     def supports_lora_conversion(self) -> bool:
-        """No: a plain LoRA acts everywhere."""
+        """No: a plain LoRA is applied at all positions."""
         return False
 
 
 class ImageLinear(Linear):
-    """PEFT's LoRA layer, for adapters of `ImageLoraConfig` beside plain ones."""
+    """PEFT's LoRA layer for adapters of `ImageLoraConfig`, besides plain ones."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        vars(self)["positions"] = {}  # by adapter; before torch's own start, which ends with the first adapter's
+        vars(self)["positions"] = {}  # by adapter; set before PEFT's constructor, which adds the first adapter
         super().__init__(*args, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """PEFT's; under autocast `x` (B, T, in) is cast once, for the base and for its update."""
+        """As PEFT's; under autocast `x` (B, T, in) is cast once, for both the base layer and its update."""
         return super().forward(x.to(product_dtype(x.device, x.dtype)), *args, **kwargs)
 
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
@@ -160,10 +166,10 @@ class ImageLinear(Linear):
 
 @torch.no_grad()
 def split_ranks(layer: ImageLinear, adapter: str) -> None:
-    """Free the ranks of an `image_tokens` adapter's layer that act after images once it is `split_ranks`.
+    """Reinitialize the ranks of an `image_tokens` adapter's layer that are applied after images with `split_ranks`.
 
-    The others become the nearest update of so few ranks, by its singular vectors. All start as large as new ones do
-    where they read, `lora_A`, so that each can learn; the freed ones at an update of zero.
+    The other ranks become the best low-rank approximation of the update (truncated SVD). Rows of `lora_A` have the
+    norm of newly initialized ones, so that each can be trained; the reinitialized ranks' update is zero.
     """
     down, up = (part[adapter].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
     with gather_params_ctx([down, up]):
@@ -172,31 +178,35 @@ def split_ranks(layer: ImageLinear, adapter: str) -> None:
         u, s, v = torch.linalg.svd(left @ right.T, full_matrices=False)
         u, s, v = u[:, :kept], s[:kept], v[:kept]
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        down[: len(s)] = (v @ in_.T * NEW_ROW).to(down)
-        up.zero_()[:, : len(s)] = (out @ (u * s / NEW_ROW)).to(up)
+        down[: len(s)] = (v @ in_.T * LORA_A_ROW_NORM).to(down)
+        up.zero_()[:, : len(s)] = (out @ (u * s / LORA_A_ROW_NORM)).to(up)
 
 
 @dataclass
 class ImageLoraConfig(LoraConfig):
-    """`LoraConfig` of an adapter whose low-rank updates act at some `POSITIONS` of a unified model only."""
+    """`LoraConfig` of an adapter whose low-rank updates are applied at some `POSITIONS` of a unified model only."""
 
-    positions: str = field(default="image_tokens", metadata={"help": "where updates act", "is_lora_variant": True})
-    format_version: int | None = field(default=None, metadata={"help": "of what is stored, see format_version.py"})
+    positions: str = field(
+        default="image_tokens", metadata={"help": "where updates are applied", "is_lora_variant": True}
+    )
+    format_version: int | None = field(
+        default=None, metadata={"help": "version of the stored format, see format_version.py"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         stored = upgrade({"positions": self.positions, "format_version": self.format_version}, "adapter_config.json")
         self.positions, self.format_version = stored["positions"], stored["format_version"]
         if self.positions not in POSITIONS:
-            raise ValueError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}: choose one of them")
+            raise ValueError(f"unknown positions {self.positions!r}; choose from {', '.join(POSITIONS)}")
         if self.positions == "split_ranks":
             check_rank(self.r)
         if self.lora_bias:
-            raise ValueError("lora_bias True would move all positions; leave it off or use LoraConfig")
+            raise ValueError("lora_bias True would change all positions; set it to False or use LoraConfig")
         self._register_custom_module({nn.Linear: ImageLinear})
 
     def to_dict(self) -> dict[str, Any]:
-        """PEFT runs it as LoRA; what is written to disk names it as what it is."""
+        """PEFT handles it as LoRA; on disk its `peft_type` is IMAGE_LORA."""
         return super().to_dict() | {"peft_type": IMAGE_LORA}
 
 

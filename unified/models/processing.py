@@ -1,7 +1,7 @@
-"""What a chat looks like: messages -> ids, and ids -> text and image parts.
+"""`UnifiedProcessor`: messages -> ids, and ids -> text and image parts.
 
-A *read* image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a *written* one (assistant turn) is
-`boi, L image ids, eoi`. Only the chat template may place special tokens: text of a message is always ordinary text.
+An input image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; an output image (assistant turn) is
+`boi, L image ids, eoi`. Only the chat template may insert special tokens: text of a message is always ordinary text.
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
@@ -23,7 +23,7 @@ from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, count
 from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
-SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: stands for a content part while the template is rendered
+SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: placeholder of a content part while the template is rendered
 IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
 
 Codes = Sequence[int] | Tensor
@@ -31,17 +31,17 @@ Codes = Sequence[int] | Tensor
 
 @dataclass
 class EncodedChat:
-    """One conversation: `input_ids` and `labels` of equal length, and the codes of its read images in order."""
+    """One conversation: `input_ids` and `labels` of equal length, and the codes of its input images in order."""
 
     input_ids: list[int]
     labels: list[int]
     input_image_codes: list[list[int]] = field(default_factory=list)
 
 
-def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
+def supports_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template of `tokenizer` accepts a system message."""
     if not tokenizer.chat_template:
-        return False  # the constructor says what is missing
+        return False  # the constructor raises the error
     chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Hello."}]
     try:
         return bool(tokenizer.apply_chat_template(chat, tokenize=False))
@@ -50,14 +50,14 @@ def takes_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 class UnifiedProcessor(ProcessorMixin):
-    """A tokenizer and the geometry of images: everything that turns chats into ids and ids into parts.
+    """Tokenizer, chat template and image geometry: converts chats to ids and ids to parts.
 
     Args:
-        tokenizer: the backbone's, with the three special tokens `unified extend` adds.
+        tokenizer: the backbone's, with the three special tokens that `unified extend` adds.
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset, codebook_size: see `Vocabulary`.
         patch_nums, image_size: see `VQConfig`. image_order: see `UnifiedConfig`.
-        system_prompt: begins conversations that bring none; None where the chat template refuses one (Gemma's).
-        chat_template: jinja template; the tokenizer's own by default.
+        system_prompt: prepended to conversations without one; None if the chat template does not support it (Gemma's).
+        chat_template: jinja template; the tokenizer's by default.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class UnifiedProcessor(ProcessorMixin):
         self.patch_nums = normalize_patch_nums(patch_nums)
         self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
         if not self.chat_template:
-            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; take an instruct model's")
+            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model's")
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._layouts: dict[tuple, list[list[int]]] = {}
 
@@ -104,22 +104,22 @@ class UnifiedProcessor(ProcessorMixin):
             patch_nums=config.patch_nums,
             image_size=config.vq_config.image_size,
             image_order=config.image_order,
-            system_prompt=SYSTEM_PROMPT if takes_system_prompt(tokenizer) else None,
+            system_prompt=SYSTEM_PROMPT if supports_system_prompt(tokenizer) else None,
         )
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The map between codes and ids."""
+        """The mapping between codes and ids."""
         return self._vocabulary
 
     @property
     def image_length(self) -> int:
-        """Codes of one image, L."""
+        """Number of codes of one image, L."""
         return image_length(self.patch_nums)
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills up a batch: the tokenizer's pad token, else its end of text."""
+        """Padding id: the tokenizer's pad token, else its EOS token."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
@@ -130,20 +130,20 @@ class UnifiedProcessor(ProcessorMixin):
             messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended.
             codes: L codes for every image part, in order of appearance.
 
-        Returns labels on what the assistant says and the special token that ends its turn, `IGNORE_INDEX` elsewhere.
-        Raises ValueError when the number of images or the length of one's codes does not fit.
+        Labels cover the assistant's content and the special token that ends its turn, `IGNORE_INDEX` elsewhere.
+        Raises ValueError when the number of images or the number of an image's codes does not match.
         """
         return self._encode(messages, list(codes), add_generation_prompt=False)
 
     def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> list[int]:
-        """Ids of a conversation up to where the assistant answers; `codes` as for `encode_chat`."""
+        """Ids of a conversation with the generation prompt; `codes` as for `encode_chat`."""
         return self._encode(messages, list(codes), add_generation_prompt=True).input_ids
 
     def unconditional_ids(self) -> list[int]:
-        """Prompt of an image drawn from nothing: a user turn with empty text. For guidance and caption dropout."""
+        """Prompt for unconditional images, a user turn with empty text: for guidance and caption dropout."""
         return self.prompt_ids([{"role": "user", "content": ""}])
 
-    def apply_chat_template(  # type: ignore[override]  # images come as codes, and nothing is rendered but the chat
+    def apply_chat_template(  # type: ignore[override]  # images are passed as codes
         self,
         conversation: Sequence[Message] | Sequence[Sequence[Message]],
         codes: Sequence[Codes] | None = None,
@@ -157,10 +157,10 @@ class UnifiedProcessor(ProcessorMixin):
 
         Args:
             codes: L codes for every image part of all conversations, in order of appearance.
-            images: pictures of the read images instead; then `codes` holds the written images alone.
-            tokenize: False gives the rendered text, with images as `boi image_pad eoi`, for people to look at.
+            images: the input images as PIL images; then `codes` holds those of the output images only.
+            tokenize: False returns the rendered text, with images as `boi image_pad eoi`, for inspection.
 
-        Returns `input_ids`, `attention_mask` (B, T) and, with read images, `image_codes` (N, L) or `pixel_values`
+        Returns `input_ids`, `attention_mask` (B, T) and, with input images, `image_codes` (N, L) or `pixel_values`
         (N, 3, H, W). Raises ValueError as `encode_chat` does.
         """
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
@@ -169,7 +169,7 @@ class UnifiedProcessor(ProcessorMixin):
             texts = [self._render_text(chat, add_generation_prompt) for chat in chats]
             return texts if batched else texts[0]
         if return_tensors != "pt":
-            raise ValueError(f"return_tensors {return_tensors!r} is not offered; use 'pt'")
+            raise ValueError(f"return_tensors {return_tensors!r} is not supported; use 'pt'")
         pending = iter(self._codes_of_parts(chats, codes, images))
         encoded = []
         for chat in chats:
@@ -190,21 +190,21 @@ class UnifiedProcessor(ProcessorMixin):
         split_special_tokens: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Tokenize plain `text` (nothing in it is special by default) and scale `images`; chats take the template."""
+        """Tokenize plain `text` (without special tokens by default) and resize `images`; see `apply_chat_template`."""
         if text is None and images is None:
             raise ValueError("neither text nor images given; pass at least one")
         data: dict[str, Any] = {}
         if text is not None:
             data.update(self.tokenizer(text, split_special_tokens=split_special_tokens, **kwargs))
         if images is not None:
-            pictures = [images] if isinstance(images, Image.Image) else images
-            data["pixel_values"] = torch.stack([image_to_pixels(picture, self.image_size) for picture in pictures])
+            images = [images] if isinstance(images, Image.Image) else images
+            data["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
         return BatchFeature(data)
 
     def decode_parts(self, ids: Tensor | Sequence[int]) -> list[dict[str, Any]]:
         """Split a sequence (T,) into `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`, in order.
 
-        Special tokens and placeholders of read images are left out. Raises ValueError for an incomplete image.
+        Special tokens and placeholders of input images are skipped. Raises ValueError for an incomplete image.
         """
         ids, vocabulary, parts = torch.as_tensor(ids, dtype=torch.long).cpu(), self.vocabulary, []
         is_image = vocabulary.is_image(ids)
@@ -229,13 +229,13 @@ class UnifiedProcessor(ProcessorMixin):
     ) -> EncodedChat:
         messages = with_system_prompt(messages, self.system_prompt)
         parts = [(is_output(message), part) for message in messages for part in content_parts(message)]
-        around = self._template_ids(messages, add_generation_prompt)
-        chat = EncodedChat(list(around[0]), [IGNORE_INDEX] * len(around[0]))
+        template_pieces = self._template_ids(messages, add_generation_prompt)
+        chat = EncodedChat(list(template_pieces[0]), [IGNORE_INDEX] * len(template_pieces[0]))
         contents = self._content_ids(parts, codes, chat.input_image_codes)
-        for (written, _), content, template in zip(parts, contents, around[1:], strict=True):
+        for (by_assistant, _), content, template in zip(parts, contents, template_pieces[1:], strict=True):
             chat.input_ids += content
-            chat.labels += content if written else [IGNORE_INDEX] * len(content)
-            ends_turn = template[:1] if written and template and template[0] in self._special_ids else []
+            chat.labels += content if by_assistant else [IGNORE_INDEX] * len(content)
+            ends_turn = template[:1] if by_assistant and template and template[0] in self._special_ids else []
             chat.input_ids += template
             chat.labels += ends_turn + [IGNORE_INDEX] * (len(template) - len(ends_turn))
         return chat
@@ -243,28 +243,28 @@ class UnifiedProcessor(ProcessorMixin):
     def _content_ids(
         self, parts: list[tuple[bool, dict]], codes: list[Codes | None], input_image_codes: list[list[int]]
     ) -> list[list[int]]:
-        """Ids of every content part; codes of the read images are appended to `input_image_codes`."""
+        """Ids of every content part; codes of the input images are appended to `input_image_codes`."""
         count = sum(part["type"] == "image" for _, part in parts)
         if count != len(codes):
-            raise ValueError(f"{count} image parts in the messages but codes for {len(codes)}; give one list each")
+            raise ValueError(f"{count} image parts in the messages but codes for {len(codes)}; pass one list per part")
         texts, pending = iter(self._text_ids([p["text"] for _, p in parts if p["type"] == "text"])), iter(codes)
         return [
-            next(texts) if part["type"] == "text" else self._image_ids(written, next(pending), input_image_codes)
-            for written, part in parts
+            next(texts) if part["type"] == "text" else self._image_ids(by_assistant, next(pending), input_image_codes)
+            for by_assistant, part in parts
         ]
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        # split_special_tokens: "<|im_end|>" typed by a user is spelt out, never the special token
+        # split_special_tokens: "<|im_end|>" in a user's text is tokenized as ordinary text
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
-    def _image_ids(self, written: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
+    def _image_ids(self, is_output_image: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
         h, w = self.patch_nums[-1]
         inner = [self.image_pad_token_id] * (h * w)
         if codes is not None:
             self._check_length(len(codes))
             codes = torch.as_tensor(codes, dtype=torch.long)
             ids = self.vocabulary.codes_to_ids(codes).tolist()
-            if written:
+            if is_output_image:
                 inner = ids
             else:
                 input_image_codes.append(codes.tolist())
@@ -274,25 +274,25 @@ class UnifiedProcessor(ProcessorMixin):
         if length != self.image_length:
             raise ValueError(
                 f"an image has {length} codes but patch_nums {list(self.patch_nums)} make {self.image_length}; "
-                "give whole images of this checkpoint's tokenizer"
+                "use complete images of this checkpoint's tokenizer"
             )
 
     def _codes_of_parts(
         self, chats: list[Sequence[Message]], codes: Sequence[Codes] | None, images: Sequence[Image.Image] | None
     ) -> list[Codes | None]:
-        """Codes of every image part of all chats; None for those that come as pictures."""
+        """Codes of every image part of all chats; None for those in `images`."""
         given = [] if codes is None else list(codes)
-        written = [is_output(message) for chat in chats for message in chat for _ in range(count_images([message]))]
-        in_codes = [images is None or painted for painted in written]
-        if images is not None and len(images) != in_codes.count(False):
-            raise ValueError(f"{len(images)} images given for {in_codes.count(False)} read image parts; give one each")
-        if len(given) != sum(in_codes):
-            raise ValueError(f"codes of {len(given)} images for {sum(in_codes)} image parts; give one list each")
+        outputs = [is_output(message) for chat in chats for message in chat for _ in range(count_images([message]))]
+        as_codes = [images is None or output for output in outputs]
+        if images is not None and len(images) != as_codes.count(False):
+            raise ValueError(f"{len(images)} images for {as_codes.count(False)} input image parts; pass one per part")
+        if len(given) != sum(as_codes):
+            raise ValueError(f"codes of {len(given)} images for {sum(as_codes)} image parts; pass one list per part")
         pending = iter(given)
-        return [next(pending) if has_codes else None for has_codes in in_codes]
+        return [next(pending) if has_codes else None for has_codes in as_codes]
 
     def _template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[list[int]]:
-        """Ids the chat template puts before, between and after the content parts; they depend on the roles alone."""
+        """Ids that the chat template inserts before, between and after the content parts; a function of the roles."""
         roles = tuple((message["role"], len(content_parts(message))) for message in messages)
         key = (self.chat_template, roles, add_generation_prompt)
         if key not in self._layouts:
@@ -300,15 +300,15 @@ class UnifiedProcessor(ProcessorMixin):
             pieces = re.split(SENTINEL.format(r"(\d+)"), rendered)
             if [int(index) for index in pieces[1::2]] != list(range(count)):
                 raise ValueError(
-                    f"the chat template gives {len(pieces) // 2} of {count} contents for roles "
+                    f"the chat template renders {len(pieces) // 2} of {count} contents for roles "
                     f"{[role for role, _ in roles]}, or in another order; use a template that keeps every message"
                 )
-            # the template's own special tokens are honoured here, and only here
+            # special tokens are parsed here, in the template's text, and nowhere else
             self._layouts[key] = self.tokenizer(pieces[::2], add_special_tokens=False)["input_ids"]
         return self._layouts[key]
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, int]:
-        """Template text with a numbered sentinel for every content part, and the number of parts."""
+        """Rendered template with a numbered sentinel for every content part, and the number of parts."""
         skeleton, count = [], 0
         for message in messages:
             stop = count + len(content_parts(message))
@@ -322,8 +322,8 @@ class UnifiedProcessor(ProcessorMixin):
         messages = with_system_prompt(messages, self.system_prompt)
         parts = [part for message in messages for part in content_parts(message)]
         rendered, _ = self._render(messages, add_generation_prompt)
-        shown = [part["text"] if part["type"] == "text" else IMAGE_TEXT for part in parts]
-        return re.sub(SENTINEL.format(r"(\d+)"), lambda match: shown[int(match[1])], rendered)
+        texts = [part["text"] if part["type"] == "text" else IMAGE_TEXT for part in parts]
+        return re.sub(SENTINEL.format(r"(\d+)"), lambda match: texts[int(match[1])], rendered)
 
     def _pad_left(self, rows: list[list[int]]) -> dict[str, Tensor]:
         width = max(map(len, rows))

@@ -1,8 +1,7 @@
-"""What a checkpoint carries for programs that do not import this package, such as lm-eval: the way to its classes.
+"""A checkpoint's remote-code module, for programs that do not import this package, such as lm-eval.
 
-HF's Auto classes know an architecture of others when they are told `trust_remote_code=True`: then they run the module
-that the configuration's `auto_map` names, from the checkpoint's folder. Ours holds no code but an import of the
-installed package.
+HF's Auto classes load a custom architecture with `trust_remote_code=True`: they import the module that the config's
+`auto_map` names from the checkpoint's folder. Ours only imports the installed package.
 """
 
 from os import PathLike
@@ -14,7 +13,7 @@ AUTO_MAP = {
     "AutoModel": f"{MODULE}.UnifiedModel",
     "AutoModelForCausalLM": f"{MODULE}.UnifiedForCausalLM",
 }
-# transformers asks for the packages it finds imported outside of a try, by names that are not always PyPI's
+# in a try: transformers requires the packages of other imports, by module names that are not always PyPI's
 SOURCE = '''"""Where HF's Auto classes find this checkpoint's model: in the installed package `unified`."""
 
 try:
@@ -27,5 +26,5 @@ __all__ = ["UnifiedConfig", "UnifiedForCausalLM", "UnifiedModel"]
 
 
 def write_module(folder: str | PathLike) -> None:
-    """Put the module that `AUTO_MAP` names into a checkpoint's folder."""
+    """Write the module that `AUTO_MAP` names to a checkpoint's folder."""
     Path(folder, f"{MODULE}.py").write_text(SOURCE, encoding="utf-8")

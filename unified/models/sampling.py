@@ -5,22 +5,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# one for the whole batch, one for each of its rows, or torch's own
+# one for the whole batch, one per row, or torch's global one
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): 1 is the conditional prediction, more exaggerates the prompt."""
+    """Classifier-free guidance (arXiv 2207.12598): 1 is the conditional prediction, larger follows the prompt more."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def ramped_guidance_scale(guidance_scale: float, scale: int, num_scales: int) -> float:
-    """Guidance of one scale: from 1 at the first to `guidance_scale` at the last, as VAR ramps it."""
+    """Guidance scale of one image scale: linear from 1 at the first to `guidance_scale` at the last, as in VAR."""
     return 1 + (guidance_scale - 1) * scale / max(num_scales - 1, 1)
 
 
 def top_k_filter(logits: Tensor, top_k: int) -> Tensor:
-    """Keep the `top_k` largest logits, the others become -inf; 0 keeps all."""
+    """Keep the `top_k` largest logits and set the others to -inf; 0 keeps all."""
     if top_k <= 0 or top_k >= logits.shape[-1]:
         return logits
     threshold = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -28,13 +28,13 @@ def top_k_filter(logits: Tensor, top_k: int) -> Tensor:
 
 
 def top_p_filter(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of largest logits whose probabilities reach `top_p`; 1 keeps all."""
+    """Keep the smallest set of largest logits whose cumulative probability reaches `top_p`; 1 keeps all."""
     if top_p >= 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probs = ordered.softmax(dim=-1)
-    beyond = probs.cumsum(dim=-1) - probs >= top_p  # what is already reached without this one
-    return logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+    removed = probs.cumsum(dim=-1) - probs >= top_p  # reached without this one
+    return logits.masked_fill(removed.scatter(-1, order, removed), float("-inf"))
 
 
 def sample(
@@ -44,9 +44,9 @@ def sample(
     top_p: float = 1.0,
     generator: Generators = None,
 ) -> Tensor:
-    """Draw one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest.
+    """Sample one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest.
 
-    With a sequence of generators the i-th of them draws `logits[i]` alone, whatever else is in the batch.
+    With a sequence of generators the i-th one samples `logits[i]`, independent of the rest of the batch.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
@@ -55,8 +55,10 @@ def sample(
     probs = top_p_filter(top_k_filter(logits.float() / temperature, top_k), top_p).softmax(dim=-1)
     if isinstance(generator, Sequence):
         if len(generator) != len(probs):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(probs)}; give a row one, or all one")
-        return torch.stack([_multinomial(row, own) for row, own in zip(probs, generator, strict=True)])
+            raise ValueError(
+                f"{len(generator)} generators for a batch of {len(probs)}; pass one per row, or one for all"
+            )
+        return torch.stack([_multinomial(row, of_row) for row, of_row in zip(probs, generator, strict=True)])
     return _multinomial(probs, generator)
 
 

@@ -1,6 +1,6 @@
 """Image codes as ids of one vocabulary: the only file with offset arithmetic.
 
-The vocabulary is `[0, image_token_offset)` text (with three special tokens), then one id per code.
+Ids in `[0, image_token_offset)` are text (including three special tokens), followed by one id per code.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ BOI_TOKEN = "<|image_start|>"
 EOI_TOKEN = "<|image_end|>"
 IMAGE_PAD_TOKEN = "<|image_pad|>"
 SPECIAL_TOKENS = (BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN)
-ROW_MULTIPLE = 64  # rows of the embedding matrix come in multiples of this: tensor cores want it
+ROW_MULTIPLE = 64  # the embedding matrix is padded to a multiple of this, for tensor cores
 
 
 def offset_for(text_rows: int) -> int:
-    """First image id behind `text_rows` rows of text, rounded up to `ROW_MULTIPLE`."""
+    """First image id after `text_rows` rows of text, rounded up to `ROW_MULTIPLE`."""
     return -(-text_rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
@@ -39,7 +39,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows of the one matrix that covers text and codes."""
+        """Number of ids of text and codes, padding included."""
         return self.image_token_offset + self.codebook_size
 
     @property
@@ -49,25 +49,25 @@ class Vocabulary:
 
     @property
     def text_ids(self) -> range:
-        """Ids that have a token: the special ones come last, and rows from there to the offset are padding."""
+        """Ids with a text token: the special ones come last; rows from there to the offset are padding."""
         return range(max(self.special_ids) + 1)
 
     @property
     def image_ids(self) -> range:
-        """All image ids, in the order of their codes."""
+        """All image ids, in the order of the codes."""
         return range(self.image_token_offset, self.size)
 
     def codes_to_ids(self, codes: Tensor) -> Tensor:
         """Ids of `codes`, same shape; the inverse of `ids_to_codes`."""
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
-                f"codes reach from {codes.min()} to {codes.max()} but the codebook has {self.codebook_size} entries; "
+                f"codes range from {codes.min()} to {codes.max()} but the codebook has {self.codebook_size} entries; "
                 "encode the images with this checkpoint's tokenizer"
             )
         return codes + self.image_token_offset
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
-        """Codes of image `ids`, same shape; ids of text are an error."""
+        """Codes of image `ids`, same shape; raises ValueError for text ids."""
         if not bool(self.is_image(ids).all()):
             others = ids[~self.is_image(ids)][:5].tolist()
             raise ValueError(f"ids {others} are not image ids; select with is_image first")
@@ -78,5 +78,5 @@ class Vocabulary:
         return matrix[self.image_token_offset :]
 
     def is_image(self, ids: Tensor) -> Tensor:
-        """Which `ids` are image tokens that are written, bool of the same shape."""
+        """Whether `ids` are codes of output images, bool of the same shape."""
         return (ids >= self.image_token_offset) & (ids < self.size)
