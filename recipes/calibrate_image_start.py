@@ -30,7 +30,7 @@ from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_row
 from unified.files.atomic import check_free, new_folder
 from unified.models.messages import is_text_to_image
 from unified.models.vocabulary import Vocabulary
-from unified.training.image_start import GROUPS, Decisions, calibrate, decide, shift_rows
+from unified.training.image_start import DECISION_GROUPS, ModalityDecisions, calibrate, collect_decisions, shift_rows
 
 HELD_BACK = 5  # one row in so many
 ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens
@@ -80,7 +80,7 @@ def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
 
 def read(
     rows: ChatDataset, name: str, batch_size: int, model: UnifiedForCausalLM, processor: UnifiedProcessor
-) -> list[Decisions]:
+) -> list[ModalityDecisions]:
     """The decisions in all rows, apart for those that are fitted and those that are kept back."""
     collate = SFTCollator(processor, model.config.text_config.max_position_embeddings, pack=False)
     places = range(len(rows))
@@ -90,15 +90,15 @@ def read(
         parts = []
         for start in tqdm(range(0, len(half), batch_size), desc=name, unit="batch"):
             batch = collate([rows[place] for place in half[start : start + batch_size]])
-            parts.append(decide(model, processor.vocabulary, batch))
-        found.append(Decisions.join(parts))
+            parts.append(collect_decisions(model, processor.vocabulary, batch))
+        found.append(ModalityDecisions.join(parts))
     return found
 
 
-def as_record(before: Decisions, shifts: Tensor) -> dict[str, list[float]]:
+def as_record(before: ModalityDecisions, shifts: Tensor) -> dict[str, list[float]]:
     """Every group's loss before and after, and of how many tokens."""
-    counts = torch.bincount(before.groups, minlength=len(GROUPS)).tolist()
-    found = zip(GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), counts, strict=True)
+    counts = torch.bincount(before.groups, minlength=len(DECISION_GROUPS)).tolist()
+    found = zip(DECISION_GROUPS, before.losses().tolist(), before.losses(shifts).tolist(), counts, strict=True)
     return {group: [round(old, 5), round(new, 5), count] for group, old, new, count in found if old == old}
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     both = [
         read(ChatDataset(rows, processor), flag, args.batch_size, model, processor) for flag, rows in opened.items()
     ]
-    fitted, held_back = (Decisions.join(parts) for parts in zip(*both, strict=True))
+    fitted, held_back = (ModalityDecisions.join(parts) for parts in zip(*both, strict=True))
     shifts = calibrate(fitted, args.strength)
     write(Path(args.model), args.out, shifts, processor.vocabulary)
     print(json.dumps({"fitted": as_record(fitted, shifts), "held_back": as_record(held_back, shifts)}))

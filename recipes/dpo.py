@@ -52,7 +52,7 @@ from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
 from unified.training.shutdown import shut_down
 from unified.training.trainer import newest_checkpoint, write_samples
-from unified.training.tuning import continue_lora, lora_config, prepare_full, start_of
+from unified.training.tuning import continue_lora, lora_config, prepare_full, resolve_checkpoint
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -137,7 +137,7 @@ class Complete(TrainerCallback):
 
 def check(args: DpoArguments) -> Path:
     """The checkpoint that is trained or whose adapter is; ValueError for settings that cannot be honoured."""
-    checkpoint = start_of(args.model, args)
+    checkpoint = resolve_checkpoint(args.model, args)
     if is_adapter(args.model) and is_deepspeed_zero3_enabled():
         raise ValueError(f"{args.model} is an adapter, which TRL cannot train on under ZeRO-3; launch with zero2.yaml")
     if not args.train_files:

@@ -35,7 +35,7 @@ from unified.reports.steps import run_step
 from unified.scenes.prompts import sample_prompts
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, tags_of
 from unified.training.arguments import DpoArguments
-from unified.training.tuning import start_of
+from unified.training.tuning import resolve_checkpoint
 
 
 @dataclass
@@ -180,7 +180,7 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
-    check_room(start_of(args.model, run), run.max_length)
+    check_room(resolve_checkpoint(args.model, run), run.max_length)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     out, model = claim_folder(args.out, settings), args.model
     start = out / "round_0"

@@ -71,7 +71,7 @@ class DetectorRun(AveragedRun):
     def step(self, step: int, batch: dict[str, Tensor]) -> None:
         """One update of the detector and of its average."""
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        self.begin_step(step)
+        self.set_learning_rate(step)
         labels = {name: batch[name] for name in ("class_labels", "colour_labels", "box_labels")}
         output = self.model(self.seen(step, batch), **labels)
         self.update(output.loss)

@@ -94,7 +94,7 @@ class TokenizerRun(AveragedRun):
         """One update of the tokenizer, its average and the discriminator; `batch` is uint8 (B, H, W, 3)."""
         pixel_values = to_pixel_values(batch.to(self.accelerator.device, non_blocking=True))
         self.revive(step, pixel_values)
-        self.begin_step(step)
+        self.set_learning_rate(step)
         output = self.model(pixel_values, self.kept_scales(step, len(pixel_values)))
         adversarial = self.loss_args.gan_weight > 0 and step >= self.loss_args.gan_start_step
         loss = self.loss(pixel_values, output.reconstruction.float(), output.commitment_loss, adversarial)

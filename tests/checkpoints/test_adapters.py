@@ -200,7 +200,7 @@ def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_
         (["--lora_rank", 8], "lora_rank 8 is not that of the adapter .*, 4; leave lora_rank out"),
         (["--lora_alpha", 64], "lora_alpha 64 is not .*, 12; leave"),
         (["--lora_target_modules", "q_proj"], r"are 2 layers but .* has 4 \(down_proj, q_proj\); leave"),
-        (["--tuning", "align"], "tuning align needs a checkpoint but .* is an adapter; .*go on with tuning lora"),
+        (["--tuning", "align"], "tuning align needs a checkpoint but .* is an adapter; .*set tuning to lora"),
     ],
 )
 def test_a_run_that_contradicts_it_is_refused(

@@ -14,17 +14,25 @@ from unified.checkpoints.adapters import ADAPTER_WEIGHTS
 from unified.checkpoints.loading import load
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.models.vocabulary import Vocabulary
-from unified.training.image_start import CODE, GROUPS, WORD, Decisions, calibrate, decide, shift_rows
+from unified.training.image_start import (
+    CODE,
+    DECISION_GROUPS,
+    TEXT,
+    ModalityDecisions,
+    calibrate,
+    collect_decisions,
+    shift_rows,
+)
 
 SCRIPT = "recipes/calibrate_image_start.py"
 TEXTS = [[{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]] * 6
 
 
-def planted(n: int = 300) -> Decisions:
+def planted(n: int = 300) -> ModalityDecisions:
     """Words where the first coordinate is positive, codes elsewhere; the logits do not know it."""
     states = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).double()
-    kinds = torch.where(states[:, 0] > 0, WORD, CODE)
-    return Decisions(states, torch.zeros(n, 5).double(), kinds, torch.where(kinds == WORD, 1, 2))
+    kinds = torch.where(states[:, 0] > 0, TEXT, CODE)
+    return ModalityDecisions(states, torch.zeros(n, 5).double(), kinds, torch.where(kinds == TEXT, 1, 2))
 
 
 def test_what_can_be_told_apart_is_told_apart() -> None:
@@ -65,21 +73,21 @@ def read(adapter: Path, rows: Path) -> tuple[UnifiedForCausalLM, UnifiedProcesso
     return model, processor, SFTCollator(processor, 512, pack=False)([data[place] for place in range(len(data))])
 
 
-def decisions_of(adapter: Path, rows: Path) -> Decisions:
+def decisions_of(adapter: Path, rows: Path) -> ModalityDecisions:
     model, processor, batch = read(adapter, rows)
-    return decide(model, processor.vocabulary, batch)
+    return collect_decisions(model, processor.vocabulary, batch)
 
 
 def test_capped_logits_are_refused(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
     model, processor, batch = read(image_adapter, toy_rows("dt"))
     model.config.text_config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match=r"caps its logits at 30.*keep the adapter"):
-        decide(model, processor.vocabulary, batch)
+        collect_decisions(model, processor.vocabulary, batch)
 
 
 def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[str], Path]) -> None:
     model, processor, batch = read(image_adapter, toy_rows("ddat"))
-    found = decide(model, processor.vocabulary, batch)
+    found = collect_decisions(model, processor.vocabulary, batch)
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "image_codes")}
     logits = model(**given).logits[:, :-1][batch["labels"][:, 1:] != -100]
     whole = found.logits.logsumexp(dim=1)
@@ -109,7 +117,7 @@ def test_words_come_sooner_and_pictures_stay(
     told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", images, "--device", "cpu"]
     assert run_script(SCRIPT, *told, "--batch_size", 3, "--strength", 1e-6) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(record) == {"fitted", "held_back"} and set(record["fitted"]) <= set(GROUPS)
+    assert set(record) == {"fitted", "held_back"} and set(record["fitted"]) <= set(DECISION_GROUPS)
     assert all(after < before for before, after, _ in record["fitted"].values())
     before, after = load_file(image_adapter / ADAPTER_WEIGHTS), load_file(out / ADAPTER_WEIGHTS)
     (changed,) = [name for name in before if not torch.equal(before[name], after[name])]

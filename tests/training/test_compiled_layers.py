@@ -18,7 +18,7 @@ from unified.arguments.parser import parse
 from unified.models.attention import prefer_grouped
 from unified.models.position_gated_lora import ImageLinear
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
-from unified.training.compiled_layers import compile_layers, round_frozen
+from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.fine_tuning import build_trainer
 
 POSITIONS = ("all", "image_tokens", "split_ranks")
@@ -43,7 +43,7 @@ def test_rounding_what_is_frozen_changes_no_bit(positions: str) -> None:
     model = adapted(toy_model(), lora_positions=positions).train()
     loss = loss_of(batch_of(model, 3, 4), autocast=True)
     before, expected = loss(model), gradients(model, loss)
-    round_frozen(model, torch.bfloat16)
+    cast_frozen_weights(model, torch.bfloat16)
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     matrices = {layer.get_base_layer().weight.dtype for layer in layers if "Linear" in type(layer).__name__}
     assert matrices == {torch.bfloat16}
@@ -59,7 +59,7 @@ def test_what_learns_is_not_rounded() -> None:
     model = adapted(toy_model(), lora_positions="image_tokens")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    round_frozen(model, torch.bfloat16)
+    cast_frozen_weights(model, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -99,7 +99,7 @@ def test_compiled_layers_learn_the_same_from_batches_of_all_sizes(checkpointed: 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "g++-13")
-    with pytest.raises(ValueError, match=r"compile_layers True needs g\+\+-13, which is not here"):
+    with pytest.raises(ValueError, match=r"compile_layers True needs g\+\+-13, which is not installed"):
         compile_layers(toy_model())
 
 
@@ -126,5 +126,5 @@ def test_deepspeed_and_compiled_layers_do_not_go_together(toy_checkpoint: Path, 
     args = UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     args.deepspeed_plugin = object()
     model = ModelArguments(model=str(toy_checkpoint), compile_layers=True)
-    with pytest.raises(ValueError, match="compile_layers True is not for DeepSpeed"):
+    with pytest.raises(ValueError, match="compile_layers True does not work with DeepSpeed"):
         build_trainer(model, DataArguments(), args)

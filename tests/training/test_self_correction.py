@@ -1,4 +1,4 @@
-"""Wrong codes that are fed, and what later scales are then told to say."""
+"""Corrupted input codes, and the targets of later scales that correct them."""
 
 from pathlib import Path
 
@@ -35,46 +35,46 @@ def toy(toy_checkpoint: Path) -> UnifiedForCausalLM:
     return UnifiedForCausalLM.from_pretrained(toy_checkpoint)
 
 
-def test_all_is_right_up_to_the_first_wrong_scale(vq: VQModel, codes: Tensor) -> None:
-    fed, targets = corrupt_codes(vq.quantizer, codes, 0.1, torch.Generator().manual_seed(0))
+def test_targets_are_the_codes_up_to_the_first_corrupted_scale(vq: VQModel, codes: Tensor) -> None:
+    inputs, targets = corrupt_codes(vq.quantizer, codes, 0.1, torch.Generator().manual_seed(0))
     spans = scale_spans(vq.quantizer.patch_nums)
-    before = torch.ones(len(codes), dtype=torch.bool)  # images that are still right
+    before = torch.ones(len(codes), dtype=torch.bool)  # images without corruption so far
     for start, stop in spans:
         assert torch.equal(targets[before, start:stop], codes[before, start:stop])
-        before &= (fed[:, start:stop] == codes[:, start:stop]).all(dim=1)
-    assert 0 < before.sum() < len(codes)  # some images stay whole
-    assert torch.equal(fed[before], codes[before])
-    assert torch.equal(fed[:, spans[-1][0] :], targets[:, spans[-1][0] :])
+        before &= (inputs[:, start:stop] == codes[:, start:stop]).all(dim=1)
+    assert 0 < before.sum() < len(codes)  # some images are not corrupted
+    assert torch.equal(inputs[before], codes[before])
+    assert torch.equal(inputs[:, spans[-1][0] :], targets[:, spans[-1][0] :])
 
 
-def test_later_scales_repair_the_picture(vq: VQModel, codes: Tensor) -> None:
-    fed, _ = corrupt_codes(vq.quantizer, codes, 0.5, torch.Generator().manual_seed(0))
+def test_later_scales_correct_the_image(vq: VQModel, codes: Tensor) -> None:
+    inputs, _ = corrupt_codes(vq.quantizer, codes, 0.5, torch.Generator().manual_seed(0))
     last = scale_spans(vq.quantizer.patch_nums)[-1][0]
-    corrupted = (fed[:, :last] != codes[:, :last]).any(dim=1)
-    as_they_were = torch.cat([fed[:, :last], codes[:, last:]], dim=1)
+    corrupted = (inputs[:, :last] != codes[:, :last]).any(dim=1)
+    uncorrected = torch.cat([inputs[:, :last], codes[:, last:]], dim=1)
     right = vq.quantizer.codes_to_f_hat(codes)
-    errors = [(vq.quantizer.codes_to_f_hat(c) - right).square().flatten(1).mean(dim=1) for c in (fed, as_they_were)]
+    errors = [(vq.quantizer.codes_to_f_hat(c) - right).square().flatten(1).mean(dim=1) for c in (inputs, uncorrected)]
     assert corrupted.sum() > 50
     assert (errors[0] < errors[1])[corrupted].float().mean() > 0.95
     assert errors[0][corrupted].mean() < 0.5 * errors[1][corrupted].mean()
 
 
-def test_shares_reach_from_none_to_the_most(vq: VQModel, codes: Tensor) -> None:
+def test_shares_are_uniform_up_to_the_maximum(vq: VQModel, codes: Tensor) -> None:
     many = codes.repeat(50, 1)
-    fed, targets = corrupt_codes(vq.quantizer, many, 0.4, torch.Generator().manual_seed(0))
+    inputs, targets = corrupt_codes(vq.quantizer, many, 0.4, torch.Generator().manual_seed(0))
     last = scale_spans(vq.quantizer.patch_nums)[-1][0]
-    shares = (fed != targets)[:, :last].float().mean(dim=1)
+    shares = (inputs != targets)[:, :last].float().mean(dim=1)
     assert abs(float(shares.mean()) - 0.2) < 0.01
     assert shares.std() > 0.12  # an equal share of all would leave .09
 
 
-def test_a_step_keeps_what_is_trained_and_what_is_read(toy: UnifiedForCausalLM) -> None:
+def test_a_step_keeps_trained_positions_and_input_images(toy: UnifiedForCausalLM) -> None:
     vocabulary = toy.config.vocabulary
     image = vocabulary.codes_to_ids(torch.randint(32, (400, 5), generator=torch.Generator().manual_seed(0)))
     words = torch.full((400, 2), 7)
     ids = torch.cat([words, image, words, image], dim=1)
     labels = ids.clone()
-    labels[:, :9] = -100  # the second image is learnt, the first belongs to the prompt
+    labels[:, :9] = -100  # the second image is trained, the first belongs to the prompt
     codes = torch.zeros(1, 5)
     inputs, correction = {"input_ids": ids, "labels": labels, "image_codes": codes}, SelfCorrection(toy, 0.5)
     step = correction(inputs, seed=0, step=3)
@@ -92,14 +92,14 @@ def test_a_step_keeps_what_is_trained_and_what_is_read(toy: UnifiedForCausalLM) 
     assert not torch.equal(later["input_ids"], step["input_ids"])
 
 
-def test_a_step_of_text_stays_as_it_is(toy: UnifiedForCausalLM) -> None:
+def test_a_step_of_text_is_not_changed(toy: UnifiedForCausalLM) -> None:
     step = {"input_ids": torch.full((2, 6), 7), "labels": torch.full((2, 6), 7)}
     assert SelfCorrection(toy, 0.5)(step, seed=0, step=0) is step
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 3.0])
-def test_a_share_that_is_none_is_refused(toy: UnifiedForCausalLM, share: float) -> None:
-    with pytest.raises(ValueError, match=f"code_noise {share} is not a share"):
+def test_a_share_outside_0_to_1_is_refused(toy: UnifiedForCausalLM, share: float) -> None:
+    with pytest.raises(ValueError, match=f"code_noise {share} is not in"):
         SelfCorrection(toy, share)
 
 

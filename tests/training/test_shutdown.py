@@ -1,4 +1,4 @@
-"""The end of a training's process: one of several never reaches Python's own, where threads of others may abort it."""
+"""Shutting down: one of several processes never runs Python's finalization, in which other threads may abort it."""
 
 import subprocess
 import sys
@@ -28,4 +28,4 @@ def test_one_of_several_ends_there_and_well(processes: int, words: list[str]) ->
     command = [sys.executable, "-c", SCRIPT, str(processes)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.stdout.split() == [*words, "handlers", "wait_for_everyone", "end_training"]
-    assert result.returncode == (0 if processes > 1 else 3)  # alone it goes the usual way, through Python's end
+    assert result.returncode == (0 if processes > 1 else 3)  # a single process exits the usual way

@@ -1,4 +1,4 @@
-"""The speed record of a training: what was counted is what a step does, and nothing else is left behind."""
+"""The speed result of a training: FLOP, images and positions are those of a step, and no state is left behind."""
 
 import json
 from collections.abc import Callable
@@ -61,10 +61,10 @@ def test_attention_of_either_kind_is_counted(measure: Callable[..., dict[str, An
     assert flop_per_position(sdpa) >= flop_per_position(grouped)  # torch's computes its scores twice
 
 
-def test_images_that_are_learnt_and_positions_that_run_are_counted(measure: Callable[..., dict[str, Any]]) -> None:
+def test_trained_images_and_positions_are_counted(measure: Callable[..., dict[str, Any]]) -> None:
     drawn = measure("dddd" * 4, steps=2)
     assert drawn["value"] * drawn["step_seconds"] == pytest.approx(4)  # the configuration's batch
-    assert measure("aaaa" * 4, steps=2)["value"] == 0  # images are read, answers learnt
+    assert measure("aaaa" * 4, steps=2)["value"] == 0  # input images are not trained, answers are
     positions = []
     for fraction in (0.5, 1.0):
         record = measure("dddd" * 4, "--last_scale_fraction", fraction, "--caption_dropout", 0, steps=2)

@@ -15,7 +15,7 @@ from unified.checkpoints.loading import load
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers
-from unified.training.trainer import ReturnMemory, UnifiedTrainer, check_launch
+from unified.training.trainer import TrimMemoryCallback, UnifiedTrainer, check_launch
 from unified.training.tuning import prepare
 
 MIXED = "dadtadtd"
@@ -83,12 +83,12 @@ def token_losses(trainer: UnifiedTrainer) -> Iterator[tuple[int, float]]:
             torch.tensor(item["input_image_codes"]) if item["input_image_codes"] else None,
         )
         log_probs = model(ids, image_codes=codes).logits[0].log_softmax(dim=-1)
-        place = 0
+        index = 0
         for position, label in enumerate(item["labels"]):
-            place = 0 if item["input_ids"][position] == image_start else place + 1
+            index = 0 if item["input_ids"][position] == image_start else index + 1
             if label >= 0:
                 is_code = label >= model.config.image_token_offset
-                group = (1 if place == 1 else 2) if is_code else 0
+                group = (1 if index == 1 else 2) if is_code else 0
                 yield group, -log_probs[position - 1, label].item()
 
 
@@ -152,7 +152,7 @@ def test_full_tuning_moves_all_but_the_tokenizer(make_trainer: Callable[..., Uni
     assert moved(before, trainer.core) == {name for name in before if not name.startswith("model.vq_model.")}
 
 
-def test_alignment_moves_the_new_parts_alone(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+def test_align_trains_only_the_new_modules(make_trainer: Callable[..., UnifiedTrainer]) -> None:
     trainer = make_trainer(tuning="align")
     before = snapshot(trainer.core)
     text_rows = trainer.core.config.boi_token_id
@@ -163,7 +163,7 @@ def test_alignment_moves_the_new_parts_alone(make_trainer: Callable[..., Unified
     assert torch.equal(trainer.core.lm_head.weight[:text_rows], before[table][:text_rows])
 
 
-def test_lora_moves_adapters_and_new_rows_alone(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+def test_lora_trains_only_adapters_and_new_rows(make_trainer: Callable[..., UnifiedTrainer]) -> None:
     trainer = make_trainer(tuning="lora", lora_rank=4, lora_target_modules=["q_proj", "down_proj"])
     before = snapshot(trainer.model)
     trainer.train()
@@ -207,7 +207,7 @@ def test_learning_rates_are_those_of_old_and_new_parts(make_trainer: Callable[..
     assert new == {name for name in names.values() if "image_embedding" in name or "embed_tokens" in name}
 
 
-def test_a_sheet_of_samples_is_written_at_every_evaluation(
+def test_sample_images_are_written_at_every_evaluation(
     make_trainer: Callable[..., UnifiedTrainer], tmp_path: Path
 ) -> None:
     prompts = ["two cats", "a red apple", "a blue dog"]
@@ -263,7 +263,7 @@ def test_free_memory_goes_back_at_every_log_line(
             calls.append(pad)
 
     trainer = make_trainer(max_steps=4, logging_steps=2)
-    (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, ReturnMemory)]
+    (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrimMemoryCallback)]
     monkeypatch.setattr(callback, "libc", FakeLibc())
     trainer.train()
     assert calls == [0, 0, 0]  # two lines of losses, one of totals
@@ -271,7 +271,7 @@ def test_free_memory_goes_back_at_every_log_line(
     callback.on_log(trainer.args, trainer.state, trainer.control)
 
 
-def test_compiled_layers_are_for_training_alone(make_trainer: Callable[..., UnifiedTrainer]) -> None:
+def test_compiled_layers_are_for_training_only(make_trainer: Callable[..., UnifiedTrainer]) -> None:
     trainer, compiled = make_trainer("dddd"), CompileCounter()
     torch._dynamo.reset()
     compile_layers(trainer.core, backend=compiled)

@@ -1,18 +1,18 @@
-"""Training: what can be told, what learns, HF Trainer with a loss per modality and scale, measured speed.
+"""Training: arguments, trainable parameters, HF Trainer with a loss per modality and scale, measured speed.
 
-arguments            what recipes/sft.py and dpo.py can be told
-tokenizer_arguments  what recipes/train_vq.py can be told
-fine_tuning          a fine-tuning in this process: settings -> trainer -> result
+arguments            arguments of recipes/sft.py and dpo.py
+tokenizer_arguments  arguments of recipes/train_vq.py
+fine_tuning          a fine-tuning run in this process: arguments -> trainer -> result
 trainer              UnifiedTrainer and its callbacks
-tuning               what learns: all weights, the new parts, low-rank updates
-averaged_training    the loop of small vision models, with averaged weights
-step_plan            how many steps fit the time, and where the schedule stands
-planned_end          HF Trainer's runs planned so, and a word on those that were cut off
-self_correction      wrong codes fed in training, for later scales to correct
+tuning               trainable parameters: all weights, the new modules, LoRA
+averaged_training    training loop of small vision models, with averaged weights (EMA)
+step_plan            number of steps that fit the time limit, and the schedule over them
+planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
+self_correction      corrupted input codes in training, which later scales learn to correct
 compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
 throughput           speed against the machine's matrix products
-log_history          what trainings have logged, as one log
+log_history          log histories of several runs, combined
 shutdown             shutting down the process group
 """
 

@@ -1,4 +1,4 @@
-"""What recipes/sft.py and recipes/dpo.py can be told."""
+"""Arguments of recipes/sft.py and recipes/dpo.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,53 +12,60 @@ from unified.arguments.fields import arg
 
 @dataclass
 class ModelArguments:
-    """The checkpoint recipes start from."""
+    """The checkpoint to train, and its loss."""
 
     model: str = arg("out/unified", "folder made by `unified extend`, or an earlier stage's output or adapter")
     dtype: Literal["auto", "float32", "bfloat16"] = arg(
         "float32", "dtype of the weights; float32 masters with autocast train best, bfloat16 halves the memory"
     )
     attn_implementation: Literal["sdpa", "grouped", "eager"] | None = arg(
-        None, "None: on a CPU grouped (unified/models/attention.py), elsewhere the backbone's own choice"
+        None, "None: grouped on a CPU (unified/models/attention.py), elsewhere the backbone's default"
     )
-    compile_layers: bool = arg(False, "let torch compile the layers: half a minute first, then faster; needs g++")
-    modality_stride: int = arg(1, "compute -log p(image) on every n-th image position, n times weighted; saves time")
+    compile_layers: bool = arg(
+        False, "torch.compile the backbone's layers: half a minute at the start, then faster; needs g++"
+    )
+    modality_stride: int = arg(1, "compute -log p(image) on every n-th image position, weighted n times; saves time")
     text_loss_weight: float = arg(1.0, "weight of text tokens in the loss")
     scale_loss_weights: list[float] | None = arg(None, "weight of every scale's codes in the loss; None is all 1")
 
 
 @dataclass
 class DataArguments:
-    """What is trained on: encoded rows, see data_prep/encode_images.py."""
+    """Training and evaluation data: encoded rows, see data_prep/encode_images.py."""
 
-    train_files: list[str] = arg([], "encoded parquet files or folders, JSONL of text; named twice: twice as often")
-    eval_files: list[str] = arg([], "the same, held out; empty: no evaluation")
+    train_files: list[str] = arg(
+        [], "encoded parquet files or folders, text-only JSONL; repeat a file to oversample it"
+    )
+    eval_files: list[str] = arg([], "held-out files of the same formats; empty: no evaluation")
     max_length: int = arg(512, "positions of a packed row; a longer example is an error before training")
-    pack: bool = arg(True, "put several examples in a row of max_length; without, one example a row")
-    caption_dropout: float = arg(0.1, "share of pictures trained without their caption, for guidance")
+    pack: bool = arg(True, "pack several examples into a row of max_length; False: one example per row")
+    caption_dropout: float = arg(0.1, "share of images trained without their caption, for classifier-free guidance")
     last_scale_fraction: float = arg(1.0, "share of an image's last scale trained per step; less is faster per image")
 
 
 @dataclass
 class TuningArguments:
-    """What recipes/sft.py and recipes/dpo.py are told alike."""
+    """Arguments shared by recipes/sft.py and recipes/dpo.py."""
 
-    train_text_rows: bool = arg(False, "let `full` move the old rows of the embedding too; language drifts sooner")
+    train_text_rows: bool = arg(
+        False, "with tuning full, train the text rows of the embedding too; language drifts sooner"
+    )
     lora_positions: Literal["all", "image_tokens", "after_image", "split_ranks"] | None = arg(
         None,
-        "where updates act, see models/position_gated_lora.py; `all` merges; None: as the adapter `model`, else all",
+        "positions LoRA is applied to, see models/position_gated_lora.py; only `all` can be merged; "
+        "None: as the adapter `model`, else all",
     )
-    lora_rank: int | None = arg(None, "rank of the updates; None: as the adapter `model`, else 32")
-    lora_alpha: int | None = arg(None, "scale is alpha / rank; None: as the adapter `model`, else 64")
+    lora_rank: int | None = arg(None, "LoRA rank; None: as the adapter `model`, else 32")
+    lora_alpha: int | None = arg(None, "LoRA scale is alpha / rank; None: as the adapter `model`, else 64")
     lora_target_modules: list[str] | None = arg(
-        None, "linear layers by name's ending; None: as the adapter `model`, else all of attention and MLP"
+        None, "suffixes of linear layers' names; None: as the adapter `model`, else all of attention and MLP"
     )
-    lora_dropout: float = arg(0.0, "dropout in front of the updates; also of an adapter that goes on")
-    resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start where there is none")
-    sample_prompts: list[str] = arg([], "prompts drawn at every evaluation")
-    sample_temperature: float = arg(1.0, "temperature of these pictures")
-    sample_top_k: int = arg(0, "of how many codes they choose; 0: all")
-    sample_guidance_scale: float = arg(3.0, "their classifier-free guidance; 1 is none")
+    lora_dropout: float = arg(0.0, "LoRA dropout; also of an adapter that is trained further")
+    resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start if there is none")
+    sample_prompts: list[str] = arg([], "prompts of images generated at every evaluation")
+    sample_temperature: float = arg(1.0, "temperature of these images")
+    sample_top_k: int = arg(0, "top-k of these images; 0: off")
+    sample_guidance_scale: float = arg(3.0, "guidance_scale of these images; 1: no guidance")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
     dataloader_pin_memory: bool = arg(
         torch.accelerator.is_available(), "HF's; without an accelerator torch would warn"
@@ -67,35 +74,37 @@ class TuningArguments:
 
 @dataclass
 class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
-    """HF's TrainingArguments and what ours add; see transformers for the inherited ones."""
+    """HF's TrainingArguments and our additions; see transformers for the inherited ones."""
 
-    output_dir: str = arg("out/sft", "where checkpoints, logs, samples and the result go")
+    output_dir: str = arg("out/sft", "folder of checkpoints, logs, samples and the result")
     tuning: Literal["full", "lora", "align"] = arg(
-        "full", "full: all weights; lora: low-rank updates and the new parts; align: the new parts alone"
+        "full", "full: all weights; lora: LoRA and the new modules; align: the new modules only"
     )
-    new_parts_learning_rate: float = arg(2e-3, "learning rate of image embedding and matrix rows")
-    code_noise: float = arg(0.0, "up to this share of all but the last scale's codes is fed wrong, to learn to mend")
+    new_parts_learning_rate: float = arg(2e-3, "learning rate of image embedding and trainable token rows")
+    code_noise: float = arg(0.0, "corrupt up to this share of input codes (not the last scale's), for self-correction")
     max_minutes: float | None = arg(
-        None, "end within this wall time: fewer steps where all do not fit, with their whole schedule"
+        None, "wall-time limit: max_steps is reduced if all do not fit, and the schedule covers the reduced number"
     )
-    speed_steps: int = arg(0, "above 0: measure the speed of so many steps, write speed.json and train no further")
-    label_names: list[str] | None = arg(["labels"], "HF's; PEFT hides the model's own")
+    speed_steps: int = arg(0, "above 0: measure the speed of this many steps, write speed.json and stop")
+    label_names: list[str] | None = arg(["labels"], "HF's; with PEFT, HF does not find the model's")
     report_to: str = arg("tensorboard", "HF's; one tracker or none")
 
 
 @dataclass
 class DpoArguments(TuningArguments, DPOConfig):
-    """One run of recipes/dpo.py: TRL's DPOConfig and what ours add; see trl for the inherited ones."""
+    """TRL's DPOConfig and our additions; see trl for the inherited ones."""
 
-    output_dir: str = arg("out/dpo", "where checkpoints, logs, samples and the result go")
-    model: str = arg("out/sft", "checkpoint or adapter to improve; as it is now, it is the reference too")
+    output_dir: str = arg("out/dpo", "folder of checkpoints, logs, samples and the result")
+    model: str = arg("out/sft", "checkpoint or adapter to train; its initial weights are the reference model")
     dtype: Literal["auto", "float32", "bfloat16"] = arg("float32", "dtype of the weights, see recipes/sft.py")
     train_files: list[str] = arg([], "pairs of data_prep/build_preferences.py, or in TRL's formats; files or folders")
-    eval_files: list[str] = arg([], "the same, held out")
+    eval_files: list[str] = arg([], "held-out files of the same formats")
     held_out_share: float = arg(0.0, "share of the training prompts kept for evaluation; not with eval_files")
     max_length: int = arg(512, "positions of prompt and answer; a longer pair is an error before training")
-    num_scales: int | None = arg(None, "codes of so many scales, coarse to fine, count in log-probs; None: all")
-    tuning: Literal["full", "lora"] = arg("lora", "lora: of the backbone alone; full: takes a second model")
+    num_scales: int | None = arg(None, "number of scales, coarse to fine, whose codes count in log-probs; None: all")
+    tuning: Literal["full", "lora"] = arg(
+        "lora", "lora: of the backbone only; full: all weights, with a reference model"
+    )
     kl_pairs: int = arg(16, "pairs of every modality on which evaluation measures the KL to the reference")
     bf16: bool = arg(False, "TRL's default is on; here as in recipes/sft.py")
     activation_checkpointing: bool | None = arg(False, "TRL's default is on; here as in recipes/sft.py")

@@ -1,6 +1,6 @@
-"""What the trainings of small vision models share: a model and its moving average, the schedule, checkpoints, the log.
+"""Training loop of small vision models: a model and its moving average, schedule, checkpoints and log.
 
-A training that HF's Trainer does not fit (image tokenizer, detector) subclasses `AveragedRun` and writes its `step`.
+Trainings that HF's Trainer does not support (image tokenizer, detector) subclass `AveragedRun` and implement `step`.
 """
 
 import copy
@@ -24,13 +24,13 @@ from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
 class AveragedRun(ABC):
-    """Everything a run carries from step to step: weights, their average, optimizer, sums for the log, clocks."""
+    """State of a run: weights, their average, optimizer, sums for the log, timers."""
 
     def __init__(
         self,
         accelerator: Accelerator,
         model: PreTrainedModel,
-        args: Any,  # an AveragedTrainingArguments; subclasses know which
+        args: Any,  # a subclass of AveragedTrainingArguments
         final_learning_rate: float = 0.0,
         checkpoints_kept: int = 1,
     ) -> None:
@@ -45,7 +45,7 @@ class AveragedRun(ABC):
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def train(self, batches: Iterable[Any], first_step: int) -> None:
-        """Step through `batches`, which begin with that of `first_step`; log, evaluate and save on the way."""
+        """Train on `batches`, which start with that of `first_step`; log, evaluate and save."""
         args = self.args
         started, deadline = time.monotonic(), (args.max_minutes or math.inf) * 60
         bar = tqdm(total=args.max_steps, initial=first_step, unit="step", disable=not self.accelerator.is_main_process)
@@ -54,7 +54,7 @@ class AveragedRun(ABC):
             self.window_steps += 1
             bar.update()
             done = step + 1
-            out_of_time = self.agree(time.monotonic() - started > deadline)
+            out_of_time = self.any_process(time.monotonic() - started > deadline)
             last = done == args.max_steps or out_of_time
             if done % args.log_steps == 0 or last:
                 bar.set_postfix(self.log_training(done))
@@ -67,32 +67,32 @@ class AveragedRun(ABC):
 
     @abstractmethod
     def step(self, step: int, batch: Any) -> None:
-        """One update."""
+        """One optimizer step."""
 
     @abstractmethod
     def report(self, done: int, last: bool) -> None:
-        """Evaluate where it is due."""
+        """Evaluate if it is due at step `done`."""
 
     def update(self, loss: Tensor) -> None:
-        """Backward, clip, optimizer; `begin_step` comes before the loss, `update_average` after."""
+        """Backward, clip, optimizer; `set_learning_rate` comes before the loss, `update_average` after."""
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.core.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def begin_step(self, step: int) -> None:
+    def set_learning_rate(self, step: int) -> None:
         """Set the step's learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.args, self.final_learning_rate)
 
     def generator(self, step: int) -> torch.Generator:
-        """This process's randomness of a step, on the CPU: a resumed run draws what an uninterrupted one draws."""
+        """CPU generator of a step and process: a resumed run gets the same random numbers as an uninterrupted one."""
         seed = (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
         return torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
-        """Move the averaged weights; early on the average is short, or it would remember the random start."""
+        """Update the averaged weights; the decay is smaller in early steps, to forget the random initialization."""
         decay = min(self.args.ema_decay, (step + 1) / (step + 10)) if self.args.ema_decay > 0 else 0.0
         torch._foreach_lerp_(list(self.average.parameters()), list(self.core.parameters()), 1 - decay)
 
@@ -102,7 +102,7 @@ class AveragedRun(ABC):
             self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     def log_training(self, done: int, **more: float) -> dict[str, str]:
-        """Write the window's mean terms, `more`, and the speed; returns what the progress bar shows."""
+        """Log the mean terms since the last call, `more`, and the speed; returns the progress bar's postfix."""
         seconds = time.monotonic() - self.window_start
         images = self.window_steps * self.args.batch_size * self.accelerator.num_processes
         record = {f"train/{name}": float(value) / self.window_steps for name, value in self.sums.items()} | more
@@ -113,20 +113,20 @@ class AveragedRun(ABC):
         return {"loss": f"{record['train/loss']:.4f}", "image/s": f"{record['images_per_second']:.0f}"}
 
     def write(self, done: int, record: dict[str, float]) -> None:
-        """One line of log.jsonl, and the same values to the trackers there are."""
+        """Write one line of log.jsonl, and the same values to accelerate's trackers."""
         self.accelerator.log(record, step=done)
         if self.accelerator.is_main_process:
             with Path(self.args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": done} | record) + "\n")
 
-    def agree(self, mine: bool) -> bool:
-        """True on every process when it is true on one: they must leave the loop together."""
+    def any_process(self, flag: bool) -> bool:
+        """True on every process if `flag` is on one: all must leave the loop at the same step."""
         if self.accelerator.num_processes == 1 or self.args.max_minutes is None:
-            return mine
-        return bool(self.accelerator.reduce(torch.tensor([float(mine)], device=self.accelerator.device)).item())
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor([float(flag)], device=self.accelerator.device)).item())
 
     def save(self, done: int) -> None:
-        """Write checkpoint-<step>, complete or not at all, and drop the oldest beyond those that are kept."""
+        """Write checkpoint-<step> atomically, and delete the oldest beyond `checkpoints_kept`."""
         folder = Path(self.args.output_dir)
         partial, final = folder / "unfinished-checkpoint", folder / f"checkpoint-{done:07d}"
         self.accelerator.save_state(str(partial))
@@ -138,7 +138,7 @@ class AveragedRun(ABC):
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path | None) -> int:
-        """Continue from `checkpoint`; returns the first step. ValueError where processes found different ones."""
+        """Continue from `checkpoint`; returns the first step. ValueError if processes found different ones."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
         steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
@@ -170,14 +170,14 @@ def learning_rate(step: int, args: AveragedTrainingArguments, final: float) -> f
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Convolution weights decay; norms, biases and a codebook do not."""
+    """Weight decay for convolution weights only, not for norms, biases and codebook."""
     kernels = [p for p in model.parameters() if p.ndim == 4]
     others = [p for p in model.parameters() if p.ndim != 4]
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def newest_checkpoint(args: AveragedTrainingArguments) -> Path | None:
-    """Checkpoint to resume from; raises ValueError when a new run would write over an old one's."""
+    """Checkpoint to resume from; raises ValueError if a new run would overwrite an old one's."""
     found = sorted(Path(args.output_dir).glob("checkpoint-*"))
     if found and not args.resume:
         raise ValueError(f"output_dir {args.output_dir} holds {found[-1].name}; add --resume, or give another folder")

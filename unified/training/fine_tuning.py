@@ -1,4 +1,4 @@
-"""A fine-tuning in this process: settings to a trainer, and a run from its start or from where it stopped."""
+"""A fine-tuning run in this process: arguments to a trainer, started anew or resumed."""
 
 import sys
 from pathlib import Path
@@ -13,29 +13,29 @@ from unified.models.attention import prefer_grouped
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
-from unified.training.compiled_layers import compile_layers, round_frozen
+from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.planned_end import command_to_go_on, know_the_end
-from unified.training.self_correction import check_noise
+from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trainer import UnifiedTrainer, newest_checkpoint
-from unified.training.tuning import prepare, start_of
+from unified.training.tuning import prepare, resolve_checkpoint
 
 
 def load_model(
     checkpoint: Path, model_args: ModelArguments, max_length: int, device: torch.device
 ) -> UnifiedForCausalLM:
-    """The checkpoint with the run's loss settings in its configuration, and the attention that suits its `device`."""
+    """The checkpoint with the run's loss settings in its config, and the attention implementation for `device`."""
     config = UnifiedConfig.from_pretrained(
         checkpoint,
         modality_stride=model_args.modality_stride,
         text_loss_weight=model_args.text_loss_weight,
         scale_loss_weights=model_args.scale_loss_weights,
     )
-    config.check_loss()  # from_pretrained sets what it overrides unchecked
+    config.check_loss()  # from_pretrained does not validate its overrides
     context = config.text_config.max_position_embeddings
     if max_length > context:
-        raise ValueError(f"max_length {max_length} is beyond the backbone's context of {context}; lower max_length")
+        raise ValueError(f"max_length {max_length} exceeds the backbone's context of {context}; lower max_length")
     attention = model_args.attn_implementation
     model = UnifiedForCausalLM.from_pretrained(
         checkpoint, config=config, dtype=model_args.dtype, attn_implementation=attention
@@ -48,13 +48,15 @@ def load_model(
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments
 ) -> UnifiedTrainer:
-    """The trainer of a run; ValueError for what cannot be trained on, before the first step."""
+    """The trainer of a run; raises ValueError for invalid data and arguments before the first step."""
     set_seed(args.seed)
     if model_args.compile_layers and args.deepspeed_plugin is not None:
-        raise ValueError("compile_layers True is not for DeepSpeed, which gathers weights as layers run; leave it off")
+        raise ValueError(
+            "compile_layers True does not work with DeepSpeed, which gathers weights as layers run; set it to False"
+        )
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
-    checkpoint = start_of(model_args.model, args)
+    checkpoint = resolve_checkpoint(model_args.model, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     fraction = data_args.last_scale_fraction
@@ -64,7 +66,7 @@ def build_trainer(
         datasets.append(ChatDataset(rows, processor, caption_dropout=dropout, seed=args.seed) if files else None)
         if datasets[-1] is not None:
             datasets[-1].check_lengths(data_args.max_length, fraction)
-    check_noise(model.config, args.code_noise)
+    check_code_noise(model.config, args.code_noise)
     if model_args.compile_layers:
         compile_layers(model)
     trainer = UnifiedTrainer(
@@ -76,12 +78,12 @@ def build_trainer(
         processing_class=processor,
     )
     if trainer.accelerator.mixed_precision == "bf16" and not trainer.is_deepspeed_enabled:
-        round_frozen(trainer.model, torch.bfloat16)
+        cast_frozen_weights(trainer.model, torch.bfloat16)
     return trainer
 
 
 def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> None:
-    """Train a few steps for output_dir/speed.json alone."""
+    """Train a few steps and write output_dir/speed.json only."""
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     args.max_steps = WARM_UP + args.speed_steps
     trainer = build_trainer(model_args, data_args, args)
@@ -95,7 +97,7 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
 
 
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> TrainerState:
-    """Train, from the newest checkpoint in output_dir where `args.resume` says so; leaves the result there.
+    """Train and save to output_dir; with `args.resume` from its newest checkpoint.
 
     Returns HF's state, whose `max_steps` are those that were planned; progress.json in output_dir says what was cut.
     """

@@ -1,4 +1,4 @@
-"""What trainings have logged, finished or not, as one log."""
+"""Log histories of finished and unfinished runs, combined."""
 
 import json
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ STATE = "trainer_state.json"
 
 
 def read_logs(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """HF's `log_history` of these trainings, images seen counted on from one to the next; nothing of a folder without.
+    """HF's `log_history` of consecutive runs, with cumulative `images_seen`; folders without one are skipped.
 
-    Of a training that was stopped it is what its newest checkpoint knows.
+    An unfinished run's is read from its newest checkpoint.
     """
     entries: list[dict[str, Any]] = []
     for folder in folders:

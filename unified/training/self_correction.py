@@ -1,8 +1,8 @@
-"""Training on images with wrong codes in them, whose later scales learn to set them right.
+"""Self-correction: training with corrupted input codes, which later scales learn to correct.
 
-A model that has only seen right codes knows nothing of what to do behind its own mistakes. So, as in Infinity's
-bitwise self-correction (Han et al. 2024, arXiv 2412.04431), here for a codebook: some of the codes that are fed to the
-model are replaced by others, and what later scales have to say is quantized anew, from what is then missing.
+With teacher forcing a model never learns to recover from its own errors. So, as in Infinity's bitwise self-correction
+(Han et al. 2024, arXiv 2412.04431), here for a codebook: some input codes are replaced by random ones, and the targets
+of later scales are quantized again, from the residual of the corrupted image.
 Legend: B batch, T sequence, N images, L codes of an image.
 """
 
@@ -23,69 +23,68 @@ from unified.models.modeling import UnifiedForCausalLM
 
 @torch.no_grad()
 def corrupt_codes(
-    quantizer: MultiScaleQuantizer, codes: Tensor, most: float, generator: torch.Generator
+    quantizer: MultiScaleQuantizer, codes: Tensor, max_share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What is fed and what is to be said, both (N, L), for images of `codes` (N, L).
+    """Input codes and target codes, both (N, L), of images with `codes` (N, L).
 
-    Of every image a share of its own is wrong, drawn evenly from 0 to `most` by the CPU's `generator`. Up to the scale
-    of its first wrong code both are as they were, but for what is wrong; the last scale is fed right, as nothing in
-    the image follows it.
+    The corrupted share of each image is uniform in [0, `max_share`], sampled with the CPU `generator`. Up to the scale
+    of the first corrupted code, targets are `codes`; the last scale's inputs are not corrupted, as no scale follows.
     """
     spans = scale_spans(quantizer.patch_nums)
-    shares = most * torch.rand(len(codes), 1, generator=generator)
-    wrong = (torch.rand(codes.shape, generator=generator) < shares).to(codes.device)
-    wrong[:, spans[-1][0] :] = False
-    others = torch.randint(quantizer.embedding.num_embeddings, codes.shape, generator=generator).to(codes)
-    rest = quantizer.codes_to_f_hat(codes)
-    fed, targets, corrupted = codes.clone(), codes.clone(), torch.zeros_like(wrong[:, :1])
+    shares = max_share * torch.rand(len(codes), 1, generator=generator)
+    replaced = (torch.rand(codes.shape, generator=generator) < shares).to(codes.device)
+    replaced[:, spans[-1][0] :] = False
+    random_codes = torch.randint(quantizer.embedding.num_embeddings, codes.shape, generator=generator).to(codes)
+    residual = quantizer.codes_to_f_hat(codes)
+    input_codes, targets, corrupted = codes.clone(), codes.clone(), torch.zeros_like(replaced[:, :1])
     for scale, (start, stop) in enumerate(spans):
         part = slice(start, stop)
-        targets[:, part] = torch.where(corrupted, quantizer.scale_codes(rest, scale), codes[:, part])
-        fed[:, part] = torch.where(wrong[:, part], others[:, part], targets[:, part])
-        corrupted = corrupted | wrong[:, part].any(dim=1, keepdim=True)
-        rest = rest - quantizer.contribution(fed[:, part], scale)
-    return fed, targets
+        targets[:, part] = torch.where(corrupted, quantizer.scale_codes(residual, scale), codes[:, part])
+        input_codes[:, part] = torch.where(replaced[:, part], random_codes[:, part], targets[:, part])
+        corrupted = corrupted | replaced[:, part].any(dim=1, keepdim=True)
+        residual = residual - quantizer.contribution(input_codes[:, part], scale)
+    return input_codes, targets
 
 
-def check_noise(config: UnifiedConfig, most: float) -> None:
-    """Raise ValueError for a share `most` that is none, and where images have a single scale."""
-    if not 0 <= most < 1:
-        raise ValueError(f"code_noise {most} is not a share from 0 to below 1; try 0.2, or 0 to leave codes right")
-    if most and len(config.patch_nums) < 2:
-        raise ValueError(f"code_noise {most} needs later scales to correct, but images here have one; give 0")
+def check_code_noise(config: UnifiedConfig, max_share: float) -> None:
+    """Raise ValueError unless 0 <= `max_share` < 1, and for images of a single scale."""
+    if not 0 <= max_share < 1:
+        raise ValueError(f"code_noise {max_share} is not in [0, 1); try 0.2, or 0 to switch it off")
+    if max_share and len(config.patch_nums) < 2:
+        raise ValueError(f"code_noise {max_share} needs later scales to correct, but images have one; set it to 0")
 
 
 class SelfCorrection:
-    """Spoils the images of training steps, up to a share `most` of their codes before the last scale.
+    """Corrupts the images of training steps, up to `max_share` of their codes before the last scale.
 
-    Keeps a copy of the image tokenizer, from the checkpoint of `core`: ZeRO-3 spreads the model's own over ranks, and
-    bf16 training rounds it. Raises ValueError as `check_noise`.
+    Keeps a copy of the image tokenizer, from the checkpoint of `core`: ZeRO-3 partitions the model's own, and bf16
+    training rounds it. Raises ValueError as `check_code_noise`.
     """
 
-    def __init__(self, core: UnifiedForCausalLM, most: float) -> None:
-        check_noise(core.config, most)
-        self.core, self.most = core, most
+    def __init__(self, core: UnifiedForCausalLM, max_share: float) -> None:
+        check_code_noise(core.config, max_share)
+        self.core, self.max_share = core, max_share
         tokenizer = VQModel(core.config.vq_config)
         weights = frozen_weights(Path(str(core.name_or_path)))
         tokenizer.load_state_dict({name.removeprefix(FROZEN): weight for name, weight in weights.items()})
         self.quantizer = tokenizer.quantizer.float().eval().requires_grad_(False)
 
     def __call__(self, inputs: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
-        """`inputs` of training step `step` with spoilt images in `input_ids` (B, T), corrected in `labels` (B, T).
+        """`inputs` of training step `step` with corrupted `input_ids` (B, T) and their targets in `labels` (B, T).
 
-        Which positions are trained stays as it is, and so do images that are read. What is wrong follows from `seed`,
-        step and batch, so it differs between ranks and is the same in a run that was resumed.
+        Trained positions and input images do not change. The corruption is a function of `seed`, step and batch, so it
+        differs between ranks and is the same in a resumed run.
         """
         vocabulary, ids, labels = self.core.config.vocabulary, inputs["input_ids"], inputs["labels"]
-        written = vocabulary.is_image(ids)
-        codes = self.core.model.output_image_codes(ids, written)
+        is_output = vocabulary.is_image(ids)
+        codes = self.core.model.output_image_codes(ids, is_output)
         if not len(codes):
             return inputs
         entropy = np.random.SeedSequence([seed, step, int(ids.sum())]).generate_state(1)
         generator = torch.Generator().manual_seed(int(entropy[0]))
         with torch.autocast(ids.device.type, enabled=False):
-            corrupted = corrupt_codes(self.quantizer.to(ids.device), codes, self.most, generator)
-        fed, targets = map(vocabulary.codes_to_ids, corrupted)
-        wanted = written & (labels != -100)
-        labels = torch.where(wanted, labels.masked_scatter(written, targets), labels)
-        return inputs | {"input_ids": ids.masked_scatter(written, fed), "labels": labels}
+            corrupted = corrupt_codes(self.quantizer.to(ids.device), codes, self.max_share, generator)
+        input_codes, targets = map(vocabulary.codes_to_ids, corrupted)
+        trained = is_output & (labels != -100)
+        labels = torch.where(trained, labels.masked_scatter(is_output, targets), labels)
+        return inputs | {"input_ids": ids.masked_scatter(is_output, input_codes), "labels": labels}

@@ -1,4 +1,4 @@
-"""How the processes of a training end."""
+"""Shutting down the process group."""
 
 import atexit
 import contextlib
@@ -9,18 +9,18 @@ from accelerate import Accelerator
 
 
 def shut_down(accelerator: Accelerator) -> None:
-    """End trackers and the process group; of several processes each exits here, with status 0, when all have come.
+    """End trackers and the process group; with several processes, each exits here with status 0 after a barrier.
 
-    Who leaves early is taken for failed, and the one that still writes is stopped. And what Python does at its end is
-    skipped but for exit handlers; threads are not waited for. DeepSpeed keeps groups past their destruction, and while
-    their Gloo threads live, a run now and then aborted there ("terminate called without an active exception") with all
-    its work done.
+    A process that exits early counts as failed, and the launcher would stop the one that is still writing. Of Python's
+    finalization only exit handlers run, and threads are not joined: DeepSpeed keeps process groups past their
+    destruction, and while their Gloo threads were alive, finished runs sometimes aborted ("terminate called without an
+    active exception").
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if accelerator.num_processes > 1:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader has closed it
                 stream.flush()
         os._exit(0)

@@ -1,4 +1,4 @@
-"""What recipes/train_vq.py can be told."""
+"""Arguments of recipes/train_vq.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ from unified.arguments.fields import arg
 
 @dataclass
 class TokenizerArguments:
-    """Shape of the image tokenizer; the names are VQConfig's."""
+    """Architecture of the image tokenizer; names as in VQConfig."""
 
     architecture: Literal["small", "var"] = arg("small", "small: stride-4 stem, for CPUs; var: VAR's own network")
     image_size: int = arg(64, "side of the square images in pixels")
     channels: list[int] = arg([96, 152], "width of every resolution, fine to coarse; each step halves the sides")
     num_res_blocks: int = arg(1, "residual blocks per resolution of the encoder; the decoder has one more")
-    codebook_size: int = arg(1024, "number of codes V; each is one more row in the LLM's vocabulary")
-    code_dim: int = arg(16, "width C of a code")
+    codebook_size: int = arg(1024, "number of codes V; each adds one row to the LLM's vocabulary")
+    code_dim: int = arg(16, "dimension C of a code")
     patch_nums: list[int] = arg([1, 2, 4, 8], "sides of the scales, coarse to fine; the last one is the latent grid")
     phi_count: int = arg(4, "number of phi convolutions the scales share")
     phi_ratio: float = arg(0.5, "share of the convolution in phi(h) = (1 - r) h + r conv(h)")
@@ -25,7 +25,7 @@ class TokenizerArguments:
 
 @dataclass
 class TokenizerLossArguments:
-    """What the image tokenizer is trained on; a weight of 0 switches its term off."""
+    """Losses of the image tokenizer; a weight of 0 switches its term off."""
 
     l1_weight: float = arg(0.2, "weight of |x - reconstruction|; sharper edges than l2")
     l2_weight: float = arg(1.0, "weight of the squared error, which is what PSNR measures")
@@ -34,45 +34,45 @@ class TokenizerLossArguments:
     lpips_weight: float = arg(0.0, "weight of the perceptual LPIPS distance; needs lpips_path")
     lpips_path: str | None = arg(None, "file with torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)")
     gan_weight: float = arg(0.0, "weight of the patch discriminator, on top of VQGAN's adaptive weight")
-    gan_start_step: int = arg(10_000, "step from which the discriminator counts; before it L1/L2 rule alone")
+    gan_start_step: int = arg(10_000, "step from which the GAN loss is used; before it L1/L2 only")
     gan_learning_rate: float = arg(1e-4, "learning rate of the discriminator")
     gan_base_channels: int = arg(32, "width of the discriminator's first layer")
 
 
 @dataclass
 class AveragedTrainingArguments:
-    """What every run of `AveragedRun` is told; precision and processes belong to `accelerate launch`."""
+    """Arguments of an `AveragedRun`; precision and processes are set by `accelerate launch`."""
 
-    output_dir: str = arg("out/averaged", "where checkpoints, the log and the trained model go")
+    output_dir: str = arg("out/averaged", "folder of checkpoints, the log and the trained model")
     max_steps: int = arg(10_000, "optimizer steps; the cosine schedule ends here")
     max_minutes: float | None = arg(None, "stop and save after this wall time; the schedule is not shortened")
     batch_size: int = arg(64, "images per process and step")
     learning_rate: float = arg(1e-3, "peak learning rate")
-    warmup_steps: int = arg(100, "steps of linear warm-up, before a cosine")
-    weight_decay: float = arg(0.0, "AdamW's decay of convolution weights (never of codebook, norms, biases)")
+    warmup_steps: int = arg(100, "steps of linear warm-up, followed by a cosine")
+    weight_decay: float = arg(0.0, "AdamW's weight decay of convolutions (never of codebook, norms, biases)")
     max_grad_norm: float = arg(1.0, "gradients are clipped to this norm")
-    ema_decay: float = arg(0.998, "decay of the averaged weights that are evaluated and saved; 0 saves the raw ones")
-    log_steps: int = arg(50, "steps between log lines (the only steps that wait for the device)")
+    ema_decay: float = arg(0.998, "decay of the averaged weights, which are evaluated and saved; 0 saves the raw ones")
+    log_steps: int = arg(50, "steps between log lines (the only steps that synchronize the device)")
     eval_steps: int = arg(500, "steps between evaluations")
     save_steps: int = arg(1000, "steps between resumable checkpoints")
-    resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start when there is none")
-    num_workers: int = arg(0, "data loader processes; useful only when images are made on the fly")
+    resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start if there is none")
+    num_workers: int = arg(0, "data loader processes; useful only if images are made on the fly")
     seed: int = arg(0, "seed of weights, data and order")
 
 
 @dataclass
 class TokenizerTrainingArguments(AveragedTrainingArguments):
-    """One run of recipes/train_vq.py; precision and processes belong to `accelerate launch`."""
+    """Arguments of recipes/train_vq.py; precision and processes are set by `accelerate launch`."""
 
     data_dir: str = arg("data/scenes", "folder of *.parquet with an `images` column, or of png/jpg files")
-    output_dir: str = arg("out/vq", "where checkpoints, logs, grids and the trained tokenizer go")
-    final_learning_rate: float = arg(1e-5, "learning rate at max_steps, reached along a cosine")
-    revive_after_steps: int = arg(100, "a code no scale used for this many steps restarts from a feature; 0 never")
-    revive_until: float = arg(0.7, "share of max_steps after which the codebook is left in peace")
+    output_dir: str = arg("out/vq", "folder of checkpoints, logs, image grids and the trained tokenizer")
+    final_learning_rate: float = arg(1e-5, "learning rate at max_steps, the end of the cosine")
+    revive_after_steps: int = arg(100, "a code that no scale used for this many steps is reset to a feature; 0: never")
+    revive_until: float = arg(0.7, "share of max_steps after which no code is reset")
     eval_steps: int = arg(500, "steps between evaluations on held-out images")
     eval_images: int = arg(256, "images held out of training")
-    grid_steps: int = arg(1000, "steps between picture grids, originals over reconstructions")
+    grid_steps: int = arg(1000, "steps between image grids, originals above reconstructions")
     save_total_limit: int = arg(1, "checkpoints kept; older ones are deleted")
-    cache_gb: float = arg(2.0, "decode all images once when they fit into this much memory, else on the fly")
-    num_workers: int = arg(0, "data loader processes; useful only when images are decoded on the fly")
+    cache_gb: float = arg(2.0, "cache all decoded images if they fit into this much memory, else decode on the fly")
+    num_workers: int = arg(0, "data loader processes; useful only if images are decoded on the fly")
     seed: int = arg(0, "seed of weights, held-out split, order and code revival")

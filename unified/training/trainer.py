@@ -1,4 +1,4 @@
-"""Training: HF's `Trainer` with the loss of every modality and scale in the log, and pictures at every evaluation."""
+"""HF's `Trainer` with the loss of every modality and scale in the log, and sample images at every evaluation."""
 
 import ctypes
 import platform
@@ -27,30 +27,30 @@ from unified.training.self_correction import SelfCorrection
 
 
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
-    """Where a run of `model` that resumes goes on; None where it starts.
+    """Checkpoint from which a run of `model` resumes; None to start.
 
-    A checkpoint that a kill left unfinished, without the state that HF writes last, is passed over for one before it.
-    Raises ValueError where the files there are damaged, and where an adapter there acts at other positions.
+    An incomplete checkpoint of a killed run, without the state that HF writes last, is skipped.
+    Raises ValueError for damaged files, and for an adapter with other `lora_positions`.
     """
     found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if args.resume else ()
     steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
-    whole = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
-    if not whole:
+    complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
+    if not complete:
         return None
-    folder = whole[max(whole)]
+    folder = complete[max(complete)]
     check_weights(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
-        own, trained = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
-        if own != trained:
+        requested, trained = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
+        if requested != trained:
             raise ValueError(
-                f"{folder} was trained with lora_positions {trained} and this run has {own}; go on with {trained} or "
-                "give another output_dir"
+                f"{folder} was trained with lora_positions {trained} and this run has {requested}; "
+                f"set it to {trained} or use another output_dir"
             )
     return str(folder)
 
 
-class DataEpoch(TrainerCallback):
-    """Tells the training set its epoch: accelerate does not with several processes, nor in the epoch of a resume."""
+class SetEpochCallback(TrainerCallback):
+    """Calls the training set's `set_epoch`; accelerate does not with several processes or in the resumed epoch."""
 
     def on_epoch_begin(
         self,
@@ -62,10 +62,10 @@ class DataEpoch(TrainerCallback):
         kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
 
 
-class ReturnMemory(TrainerCallback):
-    """Gives glibc's free memory back to the system at every log line of a training on the CPU.
+class TrimMemoryCallback(TrainerCallback):
+    """Returns glibc's free memory to the system (malloc_trim) at every log step of a training on the CPU.
 
-    Rows of many lengths leave holes in its heap: SmolLM2's grew by 70 MB a step, and shrank from 7.5 to 4.1 GB here.
+    Rows of many lengths fragment its heap: SmolLM2's grew by 70 MB per step, and shrank from 7.5 to 4.1 GB here.
     """
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class ReturnMemory(TrainerCallback):
 
 
 def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
-    """Write pictures of the fixed prompts; every rank generates (ZeRO-3 needs them all), the first one writes.
+    """Generate images of `args.sample_prompts` on every rank (as ZeRO-3 requires) and save them on the first.
 
-    `trainer` is HF's or one of TRL's, with our arguments; `core` the model inside its wrappers.
+    `trainer` is HF's or one of TRL's, with our arguments; `core` is the unwrapped model.
     """
     args, training = trainer.args, core.training
     path = Path(args.output_dir) / "samples" / f"{trainer.state.global_step:06d}.png"
@@ -94,7 +94,7 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
         core.eval()
         images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)
         core.train(training)
-    if args.activation_checkpointing:  # TRL switches it off to generate, and on again without its options
+    if args.activation_checkpointing:  # TRL disables it to generate, and enables it again without its options
         options = dict(args.activation_checkpointing_kwargs or {})
         chosen = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
         core.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **chosen)
@@ -103,16 +103,16 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Raise ValueError for what HF's Trainer would do and this one cannot."""
+    """Raise ValueError for arguments that HF's Trainer supports and this one does not."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"this process sees {args.n_gpu} GPUs and would share them out itself; `accelerate launch --num_processes "
-            f"{args.n_gpu}` one process for each, or show it one with CUDA_VISIBLE_DEVICES=0"
+            f"this process sees {args.n_gpu} GPUs, and nn.DataParallel is not supported; `accelerate launch "
+            f"--num_processes {args.n_gpu}` one process for each, or set CUDA_VISIBLE_DEVICES=0 to use one"
         )
     if args.dataloader_persistent_workers:
         raise ValueError(
             "dataloader_persistent_workers True keeps the workers' epoch 0: every epoch would drop the same captions "
-            "and train the same positions; leave it off"
+            "and train the same positions; set it to False"
         )
 
 
@@ -120,13 +120,13 @@ class UnifiedTrainer(Trainer):
     """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
 
     args: UnifiedTrainingArguments
-    model: Any  # a UnifiedForCausalLM, which PEFT may have wrapped
+    model: Any  # a UnifiedForCausalLM, possibly wrapped by PEFT
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_launch(self.args)
-        self.add_callback(DataEpoch)
-        self.add_callback(ReturnMemory)
+        self.add_callback(SetEpochCallback)
+        self.add_callback(TrimMemoryCallback)
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
@@ -137,7 +137,7 @@ class UnifiedTrainer(Trainer):
         self.images_seen, self.last_log = 0.0, time.monotonic()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
-        """The loss's divisor: the sum of weights, not of tokens, over all batches of a step and all ranks."""
+        """The loss's divisor: the sum of loss weights, instead of tokens, over a step's batches and all ranks."""
         if not batch_samples:
             return None
         divisors = [self.core.loss_divisor(b["labels"], b.get("keep_positions")) for b in batch_samples]
@@ -147,7 +147,7 @@ class UnifiedTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """HF's loss; keeps what the model says of every group for the log."""
+        """HF's loss; accumulates the group losses for the log."""
         if model.training and self.self_correction is not None:
             inputs = self.self_correction(inputs, self.args.seed, self.state.global_step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -173,47 +173,47 @@ class UnifiedTrainer(Trainer):
         return {key: round(value, 5) for key, value in logs.items()}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """HF's, with the groups' losses among the metrics."""
+        """As HF's, with the group losses among the metrics."""
         kwargs["metric_key_prefix"] = metric_key_prefix
         output = super().evaluation_loop(*args, **kwargs)
         means = {f"{metric_key_prefix}_{name}": value for name, value in self.group_means("eval").items()}
         return output._replace(metrics=(output.metrics or {}) | means)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the groups' losses to what HF logs of a training step."""
+        """Add the group losses to HF's logs of a training step."""
         super().log(logs | self.group_means("train") if "loss" in logs else logs, start_time)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Also take up the count of images where the checkpoint left it."""
+        """Also restore `images_seen` from the checkpoint."""
         super()._load_optimizer_and_scheduler(checkpoint)
         seen = [entry["images_seen"] for entry in self.state.log_history if "images_seen" in entry]
         self.images_seen = seen[-1] if checkpoint and seen else 0.0
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """HF's, with the image tokenizer as it was: DeepSpeed in bf16 rounds all weights, which changes its codes."""
+        """As HF's, with the image tokenizer of the base: DeepSpeed in bf16 rounds all weights, which changes codes."""
         if state_dict is not None and any(name.startswith(FROZEN) for name in state_dict):
             state_dict = state_dict | frozen_weights(Path(str(self.core.name_or_path)))
         super()._save(output_dir, state_dict)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with an own learning rate for the new parts."""
+        """AdamW with a separate learning rate for the new modules."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             core = self.core
-            parts = (core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding)
-            own = {id(parameter) for part in parts for parameter in part.parameters()}
-            learning = [p for p in self.model.parameters() if p.requires_grad]
-            new, old = [p for p in learning if id(p) in own], [p for p in learning if id(p) not in own]
+            modules = (core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding)
+            new_ids = {id(parameter) for module in modules for parameter in module.parameters()}
+            trainable = [p for p in self.model.parameters() if p.requires_grad]
+            new, backbone = [p for p in trainable if id(p) in new_ids], [p for p in trainable if id(p) not in new_ids]
             groups = [
-                {"params": old, "weight_decay": self.args.weight_decay},
+                {"params": backbone, "weight_decay": self.args.weight_decay},
                 {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
             ]
             self.optimizer = cls([group for group in groups if group["params"]], **options)
         return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """HF's evaluation, then a sheet of pictures of `args.sample_prompts`."""
-        with torch.compiler.set_stance("force_eager"):  # compiled layers are for training's batches
+        """HF's evaluation, then a grid of images of `args.sample_prompts`."""
+        with torch.compiler.set_stance("force_eager"):  # layers are compiled for training batches
             metrics = super().evaluate(*args, **kwargs)
             if self.args.sample_prompts:
                 assert isinstance(self.processing_class, UnifiedProcessor)
