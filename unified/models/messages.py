@@ -17,7 +17,7 @@ def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[
     return [*messages] if has_system or not prompt else [{"role": "system", "content": prompt}, *messages]
 
 
-def continued(messages: Sequence[Message], following: Sequence[Message]) -> list[Message]:
+def continue_conversation(messages: Sequence[Message], following: Sequence[Message]) -> list[Message]:
     """`messages` followed by the messages of another conversation, without its system message."""
     return [*messages, *(message for message in following if message["role"] != "system")]
 

@@ -123,8 +123,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         outputs = self.output_image_codes(input_ids, layout.is_output) if scales else inputs[:0]
         if not (self.training or is_deepspeed_zero3_enabled() or len(outputs) or len(inputs)):
             return states
-        # without images, a dummy image is embedded and weighted 0: all ranks run the same modules (ZeRO-3) and every
-        # parameter gets a gradient (DDP)
+        # without images a dummy one, times 0: ranks run the same modules (ZeRO-3), parameters have gradients (DDP)
         dummy = outputs.new_zeros(1, self.config.image_length)
         output_states, input_states = self.image_embedding(
             *self.image_features(outputs if len(outputs) else dummy, inputs if len(inputs) else dummy)
@@ -200,8 +199,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
             keep_positions: (B, T'), positions the backbone is run on (-1: padding); output is (B, T', D).
             pixel_values, image_codes: (N, 3, H, W) or (N, L), input images in the order of their placeholders.
             inputs_embeds: must be None, as PEFT passes it: image positions are derived from ids.
-            kwargs: the backbone's, and `image_seen` (B,), whether the cache contains an image (see
-                `position_gated_lora.after_image`).
+            kwargs: the backbone's, and `image_seen` (B,), whether the cache contains an image (see `after_image`).
         """
         if inputs_embeds is not None:
             raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids")
