@@ -67,7 +67,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         self.post_init()
 
     def set_backbone(self, backbone: PreTrainedModel) -> None:
-        """Run `backbone` from now on; adapters of its layers will ask this model's gate where images are."""
+        """Replace the backbone; LoRA of its layers uses this model's image gate."""
         self.language_model = backbone
         self.image_gate = ImageGate(backbone)
 
@@ -96,8 +96,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         ids, length = input_ids[is_output], self.config.image_length
         if len(ids) % length:
             raise ValueError(
-                f"{len(ids)} image ids are no multiple of the {length} codes of an image (patch_nums "
-                f"{self.config.patch_nums}); encode complete images with this checkpoint's processor"
+                f"{len(ids)} image ids are no multiple of the {length} codes of an image; encode with the processor"
             )
         return self.config.vocabulary.ids_to_codes(ids).view(-1, length)
 
@@ -170,10 +169,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """Run the backbone on input `states` (B, q, D); its hidden states are not rolled."""
         masks = self.attention_masks(blocks, valid, documents, cache)
         inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
-        in_image = blocks >= 0
-        return self.image_gate.run_backbone(
-            self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs
-        )
+        gate, in_image = self.image_gate, blocks >= 0
+        return gate.run_backbone(self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs)
 
     def forward(
         self,
@@ -205,13 +202,11 @@ class UnifiedModel(UnifiedPreTrainedModel):
             raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids")
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        all_valid = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
-        valid = all_valid if attention_mask is None else attention_mask
+        ones = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        valid = ones if attention_mask is None else attention_mask
         if position_ids is None:
             if past:
-                raise ValueError(
-                    "with a filled cache position_ids cannot be derived from input_ids; pass position_ids"
-                )
+                raise ValueError("with a filled cache position_ids cannot be derived; pass position_ids")
             position_ids = rope_positions(layout.position_steps, valid, document_ids)
         states = self.embed(input_ids, layout, pixel_values, image_codes)
         if keep_positions is not None:
