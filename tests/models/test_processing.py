@@ -64,6 +64,36 @@ def test_round_trip_with_several_images(processor: UnifiedProcessor) -> None:
     assert [sum(part["type"] == "image" for part in row) for row in again] == [2, 2]
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_decoded_text_shows_every_image(processor: UnifiedProcessor, skip: bool) -> None:
+    """HF's `decode` and `batch_decode`: one placeholder an image, shown or generated, whole or cut off."""
+    picture = "<|image_start|><|image_pad|><|image_end|>"
+    chat = [turn("user", IMAGE, text("Again?")), turn("assistant", text("Red: "), IMAGE, text(" blue: "), IMAGE)]
+    ids = processor.encode_chat(chat, [[7, 8, 9, 10, 11], [0, 1, 2, 3, 31], [5] * 5]).input_ids
+    (whole,) = processor.batch_decode(torch.tensor([ids]), skip_special_tokens=skip)
+    assert whole == processor.decode(ids, skip_special_tokens=skip)
+    assert whole.count(picture) == whole.count("<|image_") / 3 == 3
+    assert f"{picture}Again?" in whole and f"Red: {picture} blue: {picture}" in whole
+    assert ("<|im_end|>" in whole) != skip
+    answer = ids[ids.index(processor.eoi_token_id) + 1 :]
+    cut = answer[: answer.index(processor.boi_token_id) + 3]  # the first image's first codes
+    shorter, other = processor.batch_decode([cut, ids], skip_special_tokens=skip)
+    assert shorter.endswith("Red: <|image_start|><|image_pad|>") and other == whole
+    codes = processor.vocabulary.codes_to_ids(torch.arange(5))
+    assert processor.decode(codes, skip_special_tokens=skip) == "<|image_pad|>"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_text_without_images_is_decoded_as_the_tokenizer_does(processor: UnifiedProcessor, skip: bool) -> None:
+    rows = [processor.encode_chat([turn("user", text(words)), turn("assistant", text("3"))]).input_ids for words in
+            ("How many cats?", "a red apple\n")]  # fmt: skip
+    expected = processor.tokenizer.batch_decode(rows, skip_special_tokens=skip)
+    assert processor.batch_decode(rows, skip_special_tokens=skip) == processor.decode(rows, skip) == expected
+    assert processor.batch_decode(rows[0][:4], skip) == processor.tokenizer.batch_decode(rows[0][:4], skip)
+    assert processor.decode(rows[0][5]) == processor.tokenizer.decode(rows[0][5])
+    assert processor.batch_decode([], skip) == processor.tokenizer.batch_decode([], skip)
+
+
 def test_ids_of_input_and_output_images(processor: UnifiedProcessor) -> None:
     boi, eoi, image_pad = processor.boi_token_id, processor.eoi_token_id, processor.image_pad_token_id
     codes = [4, 3, 2, 1, 0]

@@ -22,6 +22,14 @@ def test_codes_and_ids_are_inverse(offset: int, codebook_size: int, data: st.Dat
     assert vocabulary.is_image(ids).all() and set(ids.tolist()) <= set(vocabulary.image_ids)
 
 
+def test_images_fold_into_one_placeholder_each() -> None:
+    vocabulary = vocabulary_of()
+    boi, eoi, pad = vocabulary.special_ids
+    ids = torch.tensor([9, boi, 64, 70, 70, eoi, boi, pad, pad, pad, eoi, 8, boi, 65])
+    assert vocabulary.fold_images(ids).tolist() == [9, boi, pad, eoi, boi, pad, eoi, 8, boi, pad]
+    assert vocabulary.fold_images(ids[:0]).tolist() == []
+
+
 @settings(deadline=None)
 @given(st.integers(4, 300), st.integers(1, 300))
 def test_image_ids_come_after_the_text(offset: int, codebook_size: int) -> None:

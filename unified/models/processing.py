@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -19,7 +18,15 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from unified.files.images import image_to_pixels
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, count_images, is_output, with_system_prompt
+from unified.models.messages import (
+    SYSTEM_PROMPT,
+    Message,
+    content_parts,
+    count_images,
+    is_output,
+    supports_system_prompt,
+    with_system_prompt,
+)
 from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
@@ -36,17 +43,6 @@ class EncodedChat:
     input_ids: list[int]
     labels: list[int]
     input_image_codes: list[list[int]] = field(default_factory=list)
-
-
-def supports_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template of `tokenizer` accepts a system message."""
-    if not tokenizer.chat_template:
-        return False  # the constructor raises the error
-    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Hello."}]
-    try:
-        return bool(tokenizer.apply_chat_template(chat, tokenize=False))
-    except TemplateError:
-        return False
 
 
 class UnifiedProcessor(ProcessorMixin):
@@ -223,6 +219,24 @@ class UnifiedProcessor(ProcessorMixin):
     def batch_decode_parts(self, ids: Iterable[Tensor | Sequence[int]]) -> list[list[dict[str, Any]]]:
         """`decode_parts` of every sequence."""
         return [self.decode_parts(row) for row in ids]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]:  # type: ignore[override]
+        """HF's: text of a sequence (T,) of ids, or of each of several; `decode_parts` gives images' codes too.
+
+        Every image, of input or output, whole or cut off, is `<|image_start|><|image_pad|><|image_end|>` there, which
+        `skip_special_tokens` leaves in.
+        """
+        given = [token_ids] if isinstance(token_ids, int) else token_ids
+        if len(given) and torch.as_tensor(given[0]).ndim:
+            return [cast(str, self.decode(row, skip_special_tokens, **kwargs)) for row in given]
+        ids = self.vocabulary.fold_images(torch.as_tensor(given, dtype=torch.long).cpu()).tolist()
+        hidden = self._special_ids.difference(self.vocabulary.special_ids) if skip_special_tokens else ()
+        return self.tokenizer.decode([i for i in ids if i not in hidden], **kwargs)
+
+    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
+        """`decode` of every sequence."""
+        texts = self.decode(sequences, *args, **kwargs)
+        return [texts] if isinstance(texts, str) else texts
 
     def _encode(
         self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool

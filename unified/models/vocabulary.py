@@ -5,6 +5,7 @@ Ids in `[0, image_token_offset)` are text (including three special tokens), foll
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 BOI_TOKEN = "<|image_start|>"
@@ -76,6 +77,12 @@ class Vocabulary:
     def code_rows(self, matrix: Tensor) -> Tensor:
         """The codes' rows (codebook_size, ...) of a `matrix` (size, ...) over text and codes, as a view."""
         return matrix[self.image_token_offset :]
+
+    def fold_images(self, ids: Tensor) -> Tensor:
+        """`ids` (T,) with one placeholder for what every image, of input or output, has between start and end."""
+        inside = self.is_image(ids) | (ids == self.image_pad_token_id)
+        follows = torch.cat([inside.new_zeros(1), inside])[:-1]
+        return ids.masked_fill(inside, self.image_pad_token_id)[~(inside & follows)]
 
     def is_image(self, ids: Tensor) -> Tensor:
         """Whether `ids` are codes of output images, bool of the same shape."""
