@@ -56,9 +56,9 @@ from unified.evaluation.preference_scorers import (
     question_pair,
     read_choices,
 )
-from unified.files.images import write_picture
+from unified.files.images import write_image
 from unified.hardware.device import best_device
-from unified.inference.samples_per_prompt import draw_samples, image_seed
+from unified.inference.samples_per_prompt import generate_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
 from unified.models.generation import ImageSampling
 
@@ -104,7 +104,7 @@ class BuildArguments:
 
     @property
     def sampling(self) -> ImageSampling:
-        """As `draw_samples` takes it."""
+        """As `generate_samples` takes it."""
         return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
@@ -180,7 +180,9 @@ def draw_shard(shard: Shard, model: UnifiedForCausalLM, processor: UnifiedProces
         batch = shard.prompts[first : first + size]
         places = range(shard.start + first, shard.start + first + len(batch))
         seeds = [[image_seed(args.seed, place, sample) for sample in range(args.samples)] for place in places]
-        codes = draw_samples(model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling).tolist()
+        codes = generate_samples(
+            model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling
+        ).tolist()
         told = [json.dumps(prompt) for prompt in batch]
         rows += [{"metadata": m, "seeds": s, "codes": c} for m, s, c in zip(told, seeds, codes, strict=True)]
     write_parquet(shard.drawn, pa.Table.from_pylist(rows, schema=SAMPLES))
@@ -201,7 +203,7 @@ def write_sheets(shard: Shard, images: list[list[Image.Image]], out: Path) -> No
     """A sheet of numbered pictures for every prompt."""
     for place, (prompt, own) in enumerate(zip(shard.prompts, images, strict=True), start=shard.start):
         captions = [f"{number}  {prompt['prompt']}" for number in range(len(own))]
-        write_picture(contact_sheet(own, captions), out / f"{place:05d}.png")
+        write_image(contact_sheet(own, captions), out / f"{place:05d}.png")
 
 
 def pair_shard(shard: Shard, scorer: Scorer, model: UnifiedForCausalLM, args: BuildArguments) -> None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
 from unified.files.atomic import write_text
-from unified.files.images import image_to_pixels, read_picture
+from unified.files.images import image_to_pixels, read_image
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 
@@ -78,7 +78,7 @@ class Pixels(Dataset[torch.Tensor | str]):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         image = self.images[index]
         try:
-            return image_to_pixels(read_picture(image.read(), image.name), self.image_size)
+            return image_to_pixels(read_image(image.read(), image.name), self.image_size)
         except OSError as error:
             return f"{image.name} cannot be read ({error.strerror}); put the file there, or take it out"
         except ValueError as error:

@@ -25,7 +25,7 @@ from unified.arguments.parser import parse, run_main
 from unified.data.mixtures import read_names
 from unified.data.rows import claim_folder
 from unified.files.atomic import write_text
-from unified.files.images import write_picture
+from unified.files.images import write_image
 from unified.scenes.glyphs import COLOURS, NEW_OBJECTS
 from unified.scenes.new_objects import captions, new_object_scenes
 from unified.scenes.rendering import Scene, check_names, draw_scene, named
@@ -62,7 +62,7 @@ def main() -> None:
     del settings["prompts"], settings["out"]
     folder = claim_folder(args.out, settings)
     for scene in scenes:
-        write_picture(draw_scene(scene), folder / file_name(scene))
+        write_image(draw_scene(scene), folder / file_name(scene))
     write_text(folder / "metadata.jsonl", "".join(map(line, scenes)))
     asked = new_object_scenes(tuple(COLOURS), pairs=True)
     if args.prompts is not None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from unified.arguments.parser import parse, run_main
 from unified.data.mixtures import read_names, read_weights
 from unified.data.rows import ROW_SCHEMA, claim_folder, write_parquet
-from unified.files.images import write_picture
+from unified.files.images import write_image
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 from unified.scenes.texts import KINDS, messages_for
 from unified.scenes.tidy_layout import tidy
@@ -188,7 +188,7 @@ def write_preview(path: Path, plan: Plan) -> None:
         sheet.paste(draw_scene(scene).resize((side, side), Image.Resampling.NEAREST), (x, y))
         said = [f"{m['role'][0]}: {part.get('text', '[image]')}" for m in messages for part in m["content"]]
         pen.multiline_text((x + 2, y + side), "\n".join(text[:38] for text in said), fill="black", spacing=1)
-    write_picture(sheet, path)
+    write_image(sheet, path)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from unified.arguments.parser import check_least, parse, run_main
 from unified.evaluation.geneval_files import read_settings
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
-from unified.files.images import read_picture, square
+from unified.files.images import read_image, square
 from unified.files.results import write_result
 from unified.hardware.device import best_device
 from unified.image_tokenizer.image_dataset import open_images
@@ -60,7 +60,7 @@ class Pictures:
 
     def read(self, index: int) -> Tensor:
         """One picture; ValueError says which one is broken."""
-        image = read_picture(self.source.read(index), self.source.name(index))
+        image = read_image(self.source.read(index), self.source.name(index))
         return torch.from_numpy(np.array(square(image, self.side) if self.side else image))
 
     def features(self, net: Any, size: torch.Size, batch_size: int) -> Tensor:

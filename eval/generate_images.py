@@ -39,9 +39,9 @@ from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
 from unified.files.results import write_result
 from unified.hardware.device import best_device
-from unified.inference.chat import text_budget
+from unified.inference.chat import remaining_text_tokens
 from unified.inference.samples_per_prompt import image_seed
-from unified.inference.text_to_image import codes_to_images, draw_codes
+from unified.inference.text_to_image import codes_to_images, generate_codes
 from unified.models.generation import ImageSampling
 
 
@@ -71,7 +71,7 @@ class GenerateArguments:
 
     @property
     def sampling(self) -> ImageSampling:
-        """As `draw_codes` takes it."""
+        """As `generate_codes` takes it."""
         return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
@@ -142,7 +142,7 @@ def draw_group(
     for start in range(0, len(jobs), args.batch_size):
         texts, seeds = zip(*jobs[start : start + args.batch_size], strict=True)
         generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
-        images += codes_to_images(model, draw_codes(model, processor, texts, args.sampling, generators))
+        images += codes_to_images(model, generate_codes(model, processor, texts, args.sampling, generators))
         bar.update(len(seeds))
     for number, prompt in enumerate(group):
         if not prompt.is_done():
@@ -153,7 +153,9 @@ def draw_group(
 def check_lengths(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: list[Prompt]) -> None:
     """Raise ValueError for a prompt behind which no picture fits, before anything is drawn."""
     for prompt in prompts:
-        text_budget(model, processor.prompt_ids([{"role": "user", "content": prompt.metadata["prompt"]}]), images=1)
+        remaining_text_tokens(
+            model, processor.prompt_ids([{"role": "user", "content": prompt.metadata["prompt"]}]), images=1
+        )
 
 
 def main() -> None:

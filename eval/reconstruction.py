@@ -32,7 +32,7 @@ from tqdm import tqdm
 from unified.arguments.parser import check_least, parse, run_main
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
-from unified.files.images import pixels_to_image, to_pixel_values, to_uint8, write_picture
+from unified.files.images import pixels_to_image, to_pixel_values, to_uint8, write_image
 from unified.files.results import write_result
 from unified.image_tokenizer.image_dataset import PixelDataset, open_images
 from unified.image_tokenizer.loading import load_vq
@@ -138,7 +138,7 @@ def draw_grid(model: VQModel, images: Tensor, path: Path) -> None:
     """Write `images` uint8 (B, H, W, 3) over their reconstructions from 1, 2, ... K scales."""
     real = to_pixel_values(images.to(model.device))
     rows = torch.stack([real, *model.decode_by_scale(model.encode(real))])
-    write_picture(pixels_to_image(rearrange(rows, "row b c h w -> c (row h) (b w)")), path)
+    write_image(pixels_to_image(rearrange(rows, "row b c h w -> c (row h) (b w)")), path)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_least, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import prompts_digest, write_result
-from unified.inference.text_to_image import draw_codes
+from unified.inference.text_to_image import generate_codes
 from unified.models.generation import AllowedIds, ImageSampling
 
 
@@ -97,8 +97,8 @@ def main() -> None:
     model, processor = load(args.model)
     guided = ImageSampling(guidance_scale=3.0)
     ways = {
-        "scales": lambda batch: draw_codes(model, processor, [args.prompt] * batch, ImageSampling()),
-        "scales_guided": lambda batch: draw_codes(model, processor, [args.prompt] * batch, guided),
+        "scales": lambda batch: generate_codes(model, processor, [args.prompt] * batch, ImageSampling()),
+        "scales_guided": lambda batch: generate_codes(model, processor, [args.prompt] * batch, guided),
         "raster": raster(model, processor, args.prompt),
     }
     found = {f"batch_{batch}": medians(ways, batch, args.repeats) for batch in args.batch_sizes}

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from unified.arguments.parser import check_least, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.files.results import prompts_digest, write_result
-from unified.inference.batched_answers import AnswerLog, about, answer, follow
+from unified.inference.batched_answers import AnswerLog, answer, follow_up, image_question
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, draw_scene
@@ -125,11 +125,11 @@ def put(
     later = [args.describe_first and question.part != "caption" for question in batch]
     pictures = [draw_scene(question.scene) for question in batch]
     words = [opening if behind else question.text for question, behind in zip(batch, later, strict=True)]
-    queries = [about(*both, args.question_first) for both in zip(pictures, words, strict=True)]
+    queries = [image_question(*both, args.question_first) for both in zip(pictures, words, strict=True)]
     answers = answer(model, processor, queries, args.max_new_tokens)
     places = [place for place, behind in enumerate(later) if behind]
     if places:
-        asked = [follow(queries[place], answers[place], batch[place].text) for place in places]
+        asked = [follow_up(queries[place], answers[place], batch[place].text) for place in places]
         for place, text in zip(places, answer(model, processor, asked, args.max_new_tokens), strict=True):
             answers[place] = text
     return answers

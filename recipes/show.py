@@ -11,7 +11,7 @@ import numpy as np
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.atomic import write_text
-from unified.files.images import write_picture
+from unified.files.images import write_image
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import contact_sheet, draw_by_scale
 from unified.models.generation import ImageSampling
@@ -42,7 +42,7 @@ def main() -> None:
     chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
     drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     images = [steps[-1] for steps in drawn]
-    write_picture(contact_sheet(images, args.prompts), job.out / "drawings.png")
+    write_image(contact_sheet(images, args.prompts), job.out / "drawings.png")
     log = job.log()
     seen = max((entry.get("images_seen", 0.0) for entry in log), default=0.0)
     domain = ", ".join(args.classes) if args.classes else f"{len(CLASSES)} object classes"

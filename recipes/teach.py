@@ -26,7 +26,7 @@ from unified.checkpoints.loading import checkpoint_of
 from unified.data.rows import claim_folder
 from unified.evaluation.detections import scenes_folder
 from unified.files.atomic import write_text
-from unified.files.images import read_picture
+from unified.files.images import read_image
 from unified.files.jsonl import read_lines
 from unified.files.weights import check_weights
 from unified.image_tokenizer.configuration import VQConfig
@@ -177,7 +177,7 @@ def taught_pictures(job: Job) -> list[tuple[str, Image.Image]]:
     folder = job.out / "objects"
     records = [record for _, record in read_lines(folder / "metadata.jsonl")]
     files = [folder / record["file_name"] for record in records]
-    return [(record["text"][0], read_picture(file, str(file))) for record, file in zip(records, files, strict=True)]
+    return [(record["text"][0], read_image(file, str(file))) for record, file in zip(records, files, strict=True)]
 
 
 def facts(args: TeachArguments, pictures: int) -> list[str]:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.metrics import psnr
-from unified.files.images import to_pixel_values, to_uint8, write_picture
+from unified.files.images import to_pixel_values, to_uint8, write_image
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.image_dataset import PixelDataset, StepSampler, held_out_split, open_images, stack
 from unified.image_tokenizer.losses import (
@@ -210,7 +210,7 @@ class TokenizerRun(AveragedRun):
         pairs = torch.stack([held_out[:whole], fake[:whole]])
         grid = rearrange(pairs, "two (row column) h w c -> (row two h) (column w) c", column=columns)
         picture = Image.fromarray(grid.contiguous().numpy())
-        write_picture(picture, Path(self.args.output_dir, "grids", f"{done:07d}.png"))
+        write_image(picture, Path(self.args.output_dir, "grids", f"{done:07d}.png"))
 
     def save(self, done: int) -> None:
         """The run's; only the main process's counters are in a checkpoint."""

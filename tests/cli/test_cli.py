@@ -15,7 +15,7 @@ from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.checkpoints.publishing import merge
 from unified.cli import main as cli
-from unified.inference.chat import Chat, text_budget
+from unified.inference.chat import Chat, remaining_text_tokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,9 +111,11 @@ def test_chat_keeps_codes_of_read_and_painted_images(model_dir: Path, tmp_path: 
     assert parts[0]["type"] == "image" and len(talk.codes) == 1
     assert "".join(heard) == "".join(part["text"] for part in parts if part["type"] == "text")
     talk.show(Image.open(picture(tmp_path / "cat.png")))
-    shown = talk.shown[0]
+    shown = talk.pending_images[0]
     talk.ask("and this?")
-    assert torch.equal(talk.codes[1], shown) and torch.equal(talk.codes[0], parts[0]["codes"]) and not talk.shown
+    assert (
+        torch.equal(talk.codes[1], shown) and torch.equal(talk.codes[0], parts[0]["codes"]) and not talk.pending_images
+    )
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
 
 
@@ -122,7 +124,7 @@ def test_first_is_asked_of_pictures_alone(model_dir: Path, tmp_path: Path, monke
     ask = Chat.ask
 
     def listen(talk: Chat, text: str, *rest: Any) -> list[dict[str, Any]]:
-        asked.append((text, len(talk.shown), len(talk.messages)))
+        asked.append((text, len(talk.pending_images), len(talk.messages)))
         return ask(talk, text, *rest)
 
     monkeypatch.setattr(Chat, "ask", listen)
@@ -148,7 +150,7 @@ def test_budget_counts_ticks_not_codes(model_dir: Path) -> None:
     chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": [{"type": "image"}]}]
     ids = processor.prompt_ids([*chat, {"role": "user", "content": "x"}], [[0] * 5, [1] * 5])
     # of 4 placeholders one position counts, of 5 codes two
-    assert text_budget(model, ids, images=1) == 512 - (len(ids) - 3 - 3) - 4
+    assert remaining_text_tokens(model, ids, images=1) == 512 - (len(ids) - 3 - 3) - 4
 
 
 def test_adapter_loads_merged(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> None:

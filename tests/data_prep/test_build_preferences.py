@@ -17,7 +17,7 @@ from unified.checkpoints.loading import load
 from unified.data.preferences import load_pairs, modality
 from unified.data.rows import write_encoded_shard
 from unified.evaluation.preference_scorers import VerdictScorer
-from unified.inference.text_to_image import draw_codes
+from unified.inference.text_to_image import generate_codes
 from unified.models.generation import ImageSampling
 
 SCRIPT = "data_prep/build_preferences.py"
@@ -110,7 +110,7 @@ def test_a_picture_is_drawn_again_from_its_seed(build: Build, toy_checkpoint: Pa
     model, processor = load(toy_checkpoint, device="cpu")
     generator = torch.Generator().manual_seed(pair["seeds"][0])
     text = pair["messages"][0]["content"][0]["text"]
-    codes = draw_codes(model, processor, [text], ImageSampling(top_k=8, guidance_scale=2), generator)
+    codes = generate_codes(model, processor, [text], ImageSampling(top_k=8, guidance_scale=2), generator)
     assert codes.tolist() == pair["chosen_codes"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unified.files.atomic import check_free, new_files, new_folder, put_folder, whole, write_text
-from unified.files.images import picture_format, write_picture
+from unified.files.images import picture_format, write_image
 
 
 def names(folder: Path) -> list[str]:
@@ -76,7 +76,7 @@ def test_files_join_others_at_the_end_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.webp", "WEBP")])
 def test_a_picture_has_the_format_of_its_name(tmp_path: Path, name: str, kind: str) -> None:
-    write_picture(Image.new("RGB", (4, 4)), tmp_path / "new" / name)
+    write_image(Image.new("RGB", (4, 4)), tmp_path / "new" / name)
     assert names(tmp_path / "new") == [name]
     with Image.open(tmp_path / "new" / name) as image:
         assert image.format == kind

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unified.files.images import image_to_pixels, pixels_to_image, read_picture, square, to_pixel_values, to_uint8
+from unified.files.images import image_to_pixels, pixels_to_image, read_image, square, to_pixel_values, to_uint8
 
 
 def test_uint8_and_pixel_values_are_inverses():
@@ -43,11 +43,11 @@ def foreign(data: bytes) -> bytes:
 def test_a_broken_picture_is_named_with_rule_and_remedy(tmp_path: Path, harm) -> None:
     path = tmp_path / "a.png"
     Image.effect_noise((32, 32), 60).save(path)
-    assert read_picture(path, "a.png").mode == read_picture(path.read_bytes(), "a").mode == "RGB"
+    assert read_image(path, "a.png").mode == read_image(path.read_bytes(), "a").mode == "RGB"
     path.write_bytes(harm(path.read_bytes()))
     for source in (path, path.read_bytes()):
         with pytest.raises(ValueError, match="^row 3 cannot be read .*; give a whole PNG, JPEG or WebP file") as error:
-            read_picture(source, "row 3")
+            read_image(source, "row 3")
         assert "BytesIO" not in str(error.value)
 
 

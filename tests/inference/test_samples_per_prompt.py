@@ -1,4 +1,4 @@
-"""Several pictures of a prompt: the ones its seeds give alone, though the prompt is run once."""
+"""Several images per prompt equal those of single generation with the same seeds, though the prompt is run once."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 from toy_models import make_lively
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.inference.samples_per_prompt import draw_samples, image_seed
-from unified.inference.text_to_image import draw_codes
+from unified.inference.samples_per_prompt import generate_samples, image_seed
+from unified.inference.text_to_image import generate_codes
 from unified.models.generation import ImageSampling
 
 PROMPTS = ["a cat", "a photo of two green books"]  # of different lengths: one is padded
@@ -28,37 +28,40 @@ def model(toy_checkpoint: Path) -> UnifiedForCausalLM:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_every_picture_is_the_one_of_its_seed(
+def test_every_image_is_that_of_its_seed(
     model: UnifiedForCausalLM, processor: UnifiedProcessor, guidance_scale: float
 ) -> None:
     sampling = ImageSampling(guidance_scale=guidance_scale, top_k=8)
-    codes = draw_samples(model, processor, PROMPTS, SEEDS, sampling)
+    codes = generate_samples(model, processor, PROMPTS, SEEDS, sampling)
     assert codes.shape == (2, 3, 5)
-    assert len({tuple(picture) for own in codes.tolist() for picture in own}) == 6
-    for prompt, seeds, own in zip(PROMPTS, SEEDS, codes, strict=True):
-        for seed, picture in zip(seeds, own, strict=True):
-            alone = draw_codes(model, processor, [prompt], sampling, torch.Generator().manual_seed(seed))
-            assert torch.equal(alone[0], picture)
+    assert len({tuple(image) for samples in codes.tolist() for image in samples}) == 6
+    for prompt, seeds, samples in zip(PROMPTS, SEEDS, codes, strict=True):
+        for seed, image in zip(seeds, samples, strict=True):
+            alone = generate_codes(model, processor, [prompt], sampling, torch.Generator().manual_seed(seed))
+            assert torch.equal(alone[0], image)
 
 
 def test_a_prompt_is_run_once(
     model: UnifiedForCausalLM, processor: UnifiedProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, whole = [], model.model.run
-    monkeypatch.setattr(
-        model.model, "run", lambda states, *a, **k: runs.append(states.shape[:2]) or whole(states, *a, **k)
-    )
-    draw_samples(model, processor, PROMPTS, SEEDS)
+    runs, run_backbone = [], model.model.run_backbone
+
+    def record(states: torch.Tensor, *args: object, **kwargs: object) -> object:
+        runs.append(states.shape[:2])
+        return run_backbone(states, *args, **kwargs)
+
+    monkeypatch.setattr(model.model, "run_backbone", record)
+    generate_samples(model, processor, PROMPTS, SEEDS)
     prompt, *scales = runs
     assert prompt[0] == 2 and scales == [(6, 1), (6, 4)]
 
 
 def test_uneven_seeds_are_refused(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
     for seeds in ([[1, 2], [3]], [[1]], [[], []]):
-        with pytest.raises(ValueError, match="give each as many"):
-            draw_samples(model, processor, PROMPTS, seeds)
+        with pytest.raises(ValueError, match="give each the same number"):
+            generate_samples(model, processor, PROMPTS, seeds)
 
 
 def test_seeds_differ() -> None:
-    seeds = {image_seed(*place) for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))}
+    seeds = {image_seed(*numbers) for numbers in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))}
     assert len(seeds) == 4 and image_seed(3, 2, 1) == image_seed(3, 2, 1) < 2**32

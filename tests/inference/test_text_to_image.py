@@ -1,4 +1,4 @@
-"""Prompts to pictures: as many as asked for, the same for the same seed, and the last scale is the picture."""
+"""Text to image: one image per prompt, the same for the same seed, and the last scale is the final image."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unified import UnifiedForCausalLM, UnifiedProcessor, VQModel
 from unified.checkpoints.extension import join
-from unified.inference.text_to_image import codes_to_images, contact_sheet, draw, draw_by_scale, draw_codes
+from unified.inference.text_to_image import codes_to_images, contact_sheet, draw, draw_by_scale, generate_codes
 from unified.models.generation import ImageSampling
 
 PROMPTS = ["a red apple", "a photo of two green books", "cats"]
@@ -30,7 +30,7 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-def test_every_prompt_gets_its_picture(toy: Toy) -> None:
+def test_every_prompt_gets_its_image(toy: Toy) -> None:
     images = draw(*toy, PROMPTS, SAMPLING, seed=1, batch_size=2)
     assert [image.size for image in images] == [(16, 16)] * 3
     assert (pixels(draw(*toy, PROMPTS, SAMPLING, seed=1, batch_size=2)) == pixels(images)).all()
@@ -38,7 +38,7 @@ def test_every_prompt_gets_its_picture(toy: Toy) -> None:
     assert draw(*toy, []) == []
 
 
-def test_batches_do_not_change_greedy_pictures(toy: Toy) -> None:
+def test_batches_do_not_change_greedy_images(toy: Toy) -> None:
     greedy = ImageSampling(temperature=0, guidance_scale=3.0)
     together = pixels(draw(*toy, PROMPTS, greedy))
     assert (pixels(draw(*toy, PROMPTS, greedy, batch_size=1)) == together).all()
@@ -48,33 +48,33 @@ def test_batches_do_not_change_greedy_pictures(toy: Toy) -> None:
 def test_an_image_with_its_own_generator_is_the_same_in_any_batch(toy: Toy) -> None:
     def codes(order: list[int]) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(10 + number) for number in order]
-        return draw_codes(*toy, [PROMPTS[number] for number in order], SAMPLING, generators)
+        return generate_codes(*toy, [PROMPTS[number] for number in order], SAMPLING, generators)
 
     together = codes([0, 1, 2])
     assert torch.equal(codes([2, 0]), together[[2, 0]])
     assert torch.equal(torch.cat([codes([number]) for number in range(3)]), together)
 
 
-def test_the_last_of_the_scales_is_the_picture(toy: Toy) -> None:
+def test_the_last_scale_is_the_final_image(toy: Toy) -> None:
     (by_scale,) = draw_by_scale(*toy, PROMPTS[:1], SAMPLING, seed=3)
     assert len(by_scale) == 2
     whole = draw(*toy, PROMPTS[:1], SAMPLING, seed=3)
     assert (pixels(by_scale[-1:]) == pixels(whole)).all() and (pixels(by_scale[:1]) != pixels(whole)).any()
 
 
-def test_pictures_are_the_decoded_codes(toy: Toy) -> None:
+def test_images_are_the_decoded_codes(toy: Toy) -> None:
     model, processor = toy
     generators = [torch.Generator().manual_seed(7 + number) for number in range(3)]
-    codes = draw_codes(model, processor, PROMPTS, SAMPLING, generators)
+    codes = generate_codes(model, processor, PROMPTS, SAMPLING, generators)
     assert codes.shape == (3, 5) and codes.min() >= 0 and codes.max() < 32
-    drawn = draw(model, processor, PROMPTS, SAMPLING, seed=7, batch_size=2)
-    assert (pixels(codes_to_images(model, codes)) == pixels(drawn)).all()
+    images = draw(model, processor, PROMPTS, SAMPLING, seed=7, batch_size=2)
+    assert (pixels(codes_to_images(model, codes)) == pixels(images)).all()
 
 
 def test_a_contact_sheet_has_room_for_all() -> None:
     colours = ["red", "green", "blue", "black", "orange"]
     images = [Image.new("RGB", (16, 16), colour) for colour in colours]
-    captions = ["a caption that is much too long for one line of its picture"] * 5
+    captions = ["a caption that is much too long for one line of its image"] * 5
     sheet = contact_sheet(images, captions, columns=2, side=48)
     wide, high = sheet.size
     assert wide > 2 * 48 and high > 3 * 48 and wide < high

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.data.chat_dataset import PreferenceCollator
-from unified.inference.text_to_image import draw_codes
+from unified.inference.text_to_image import generate_codes
 from unified.models.generation import ImageSampling
 
 IMAGE = {"type": "image", "text": None}
@@ -38,7 +38,7 @@ def preferences(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> Datas
     prompts = [f"a photo of {number} red cats" for number in range(PAIRS)]
     generator = torch.Generator().manual_seed(0)
     chosen, rejected, shown = (
-        draw_codes(model, processor, prompts, ImageSampling(temperature=2.0), generator).tolist() for _ in range(3)
+        generate_codes(model, processor, prompts, ImageSampling(temperature=2.0), generator).tolist() for _ in range(3)
     )
     rows = []
     for number, prompt in enumerate(prompts):

@@ -96,14 +96,14 @@ def draw(
 
     picture_format(out)  # an error, before anything is loaded
     from unified.checkpoints.loading import load
-    from unified.inference.chat import text_budget
+    from unified.inference.chat import remaining_text_tokens
     from unified.inference.text_to_image import contact_sheet, draw_by_scale
     from unified.inference.text_to_image import draw as draw_prompts
 
     unified_model, processor = load(model)
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} paints code by code (image_order raster); --strip needs image_order scales")
-    text_budget(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
+    remaining_text_tokens(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
     sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
     for index in range(count):
         path = out if count == 1 else suffixed(out, str(index))
@@ -135,9 +135,9 @@ def chat(
     /image FILE puts a picture into the next question, /reset begins anew, /quit (or end of input) leaves. Painted
     pictures are saved and their paths printed. Piped input stops at the first error, the terminal goes on.
     """
-    from unified.files.images import read_picture
+    from unified.files.images import read_image
 
-    pictures = [read_picture(path, str(path)) for path in image or []]
+    pictures = [read_image(path, str(path)) for path in image or []]
     from unified.checkpoints.loading import load
     from unified.inference.chat import Chat
 
@@ -213,11 +213,11 @@ def read_line() -> str | None:
 
 def take(talk: "Chat", line: str, out_dir: Path, first: str = "") -> None:
     """Do what one line of a chat says: a command, or a question, behind `first` where it comes with a picture."""
-    from unified.files.images import read_picture
+    from unified.files.images import read_image
 
     command, _, rest = line.partition(" ")
     if command == "/image":
-        talk.show(read_picture(rest.strip(), rest.strip()))
+        talk.show(read_image(rest.strip(), rest.strip()))
         typer.echo(f"[{rest.strip()} goes with your next question]")
     elif command == "/reset":
         talk.reset()
@@ -225,7 +225,7 @@ def take(talk: "Chat", line: str, out_dir: Path, first: str = "") -> None:
     elif line.startswith("/"):
         raise ValueError(f"unknown command {command!r}; there are /image FILE, /reset and /quit")
     elif line:
-        for question in [first, line] if first and talk.shown else [line]:
+        for question in [first, line] if first and talk.pending_images else [line]:
             put(talk, question, out_dir)
 
 
@@ -266,9 +266,9 @@ def suffixed(path: Path, word: str) -> Path:
 
 def save(picture: "Image.Image", path: Path, announce: bool = True) -> None:
     """Write `picture`, and say where."""
-    from unified.files.images import write_picture
+    from unified.files.images import write_image
 
-    write_picture(picture, path)
+    write_image(picture, path)
     if announce:
         typer.echo(str(path))
 

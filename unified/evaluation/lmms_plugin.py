@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified.checkpoints.loading import load
-from unified.files.images import read_picture
+from unified.files.images import read_image
 from unified.inference.batched_answers import Query, answer
 
 GREEDY: dict[str, tuple[Any, ...]] = {"do_sample": (False, None), "temperature": (0, None), "num_beams": (1, None)}
@@ -59,7 +59,7 @@ def _open(image: Any) -> Image.Image:
         return image.convert("RGB")
     if not isinstance(image, str):
         raise ValueError(f"the task shows a {type(image).__name__}; this model reads pictures")
-    return read_picture(image, image)
+    return read_image(image, image)
 
 
 def check_greedy(settings: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from unified.files.atomic import whole
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def read_picture(source: str | Path | bytes, name: str) -> Image.Image:
+def read_image(source: str | Path | bytes, name: str) -> Image.Image:
     """RGB picture of a file, or of the bytes of one.
 
     Raises ValueError that begins with `name` where it cannot be read to its end.
@@ -29,7 +29,7 @@ def read_picture(source: str | Path | bytes, name: str) -> Image.Image:
         raise _unreadable(name, error) from None
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
+def write_image(image: Image.Image, path: Path) -> None:
     """Write a picture in the format that the name ends with, whole or not at all; folders are made."""
     with whole(path) as partial:
         image.save(partial, picture_format(path))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from unified.files.images import image_to_uint8, read_picture
+from unified.files.images import image_to_uint8, read_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -76,7 +76,7 @@ def open_images(data_dir: str) -> FolderImages | ParquetImages:
 
 def decoded(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
     """Image as uint8 (H, W, 3), scaled to cover the square and cropped to its centre; ValueError names a bad one."""
-    return image_to_uint8(read_picture(source.read(index), source.name(index)), image_size)
+    return image_to_uint8(read_image(source.read(index), source.name(index)), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):

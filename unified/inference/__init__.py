@@ -1,9 +1,9 @@
-"""Using a model: text to image, chat, batches of questions, several samples of a prompt.
+"""Inference: text to image, chat, batches of questions, several samples per prompt.
 
 text_to_image       prompts -> images
-chat                a conversation that grows
-batched_answers     many questions about images at once
-samples_per_prompt  several images of a prompt that is run once
+chat                multi-turn conversations
+batched_answers     batched answers to questions about images
+samples_per_prompt  several images per prompt with a single prefill
 """
 
 __all__ = ["batched_answers", "chat", "samples_per_prompt", "text_to_image"]

@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, shown and painted so far, and the next answer.
+"""Multi-turn conversations with a model: text, input images and output images so far, and the next answer.
 
 Legend: T sequence, L codes of one image.
 """
@@ -20,7 +20,7 @@ from unified.models.sequence_layout import remaining_context
 
 
 class Streamer(TextStreamer):
-    """Hands every finished word of an answer to `on_text`; images and special tokens are silent."""
+    """Calls `on_text` with every finished word of an answer; images and special tokens are skipped."""
 
     def __init__(self, processor: UnifiedProcessor, on_text: Callable[[str], None]) -> None:
         super().__init__(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -31,18 +31,18 @@ class Streamer(TextStreamer):
             self.on_text(text)
 
 
-def text_budget(model: UnifiedForCausalLM, prompt_ids: Iterable[int], images: int) -> int:
-    """Text tokens the context has room for behind a prompt and so many painted images; see `remaining_context`."""
+def remaining_text_tokens(model: UnifiedForCausalLM, prompt_ids: Iterable[int], images: int) -> int:
+    """Text tokens left in the context after a prompt and `images` output images; see `remaining_context`."""
     ids = torch.tensor([list(prompt_ids)])
     return remaining_context(ids, torch.ones_like(ids), model.config, images)
 
 
 class Chat:
-    """A conversation that grows; images, read or painted, are kept as codes.
+    """A multi-turn conversation; input and output images are kept as codes.
 
     Args:
-        sampling: how images are painted. seed: of the images; text is greedy.
-        max_images, max_new_tokens: most an answer may hold.
+        sampling: image sampling settings. seed: of the images; text is greedy.
+        max_images, max_new_tokens: maximum per answer.
     """
 
     def __init__(
@@ -60,46 +60,46 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything said and shown."""
+        """Start a new conversation."""
         self.messages: list[Message] = []
         self.codes: list[Tensor] = []
-        self.shown: list[Tensor] = []
+        self.pending_images: list[Tensor] = []
 
     def show(self, image: Image.Image) -> None:
-        """Put `image` into the next question."""
+        """Add `image` to the next question."""
         pixels = image_to_pixels(image, self.processor.image_size)[None].to(self.model.device)
         with torch.no_grad():
-            self.shown.append(self.model.model.vq_model.encode(pixels)[0].cpu())
+            self.pending_images.append(self.model.model.vq_model.encode(pixels)[0].cpu())
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-        """Answer of the model as parts `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`.
+        """The model's answer as parts `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`.
 
-        `on_text` gets the text word by word while it is written. Raises ValueError when the conversation no longer
-        fits the model's context; the question is then taken back.
+        `on_text` is called with each word as it is generated. Raises ValueError when the conversation no longer fits
+        the model's context; the question is then not added to it.
         """
-        question = [*({"type": "image"} for _ in self.shown), {"type": "text", "text": text}]
+        question = [*({"type": "image"} for _ in self.pending_images), {"type": "text", "text": text}]
         messages = [*self.messages, {"role": "user", "content": question}]
-        codes = [*self.codes, *self.shown]
+        codes = [*self.codes, *self.pending_images]
         parts = self.answer(messages, codes, on_text)
         content = [part if part["type"] == "text" else {"type": "image"} for part in parts]
         self.messages = [*messages, {"role": "assistant", "content": content}]
         self.codes = [*codes, *(part["codes"] for part in parts if part["type"] == "image")]
-        self.shown = []
+        self.pending_images = []
         return parts
 
     def answer(
         self, messages: list[Message], codes: list[Tensor], on_text: Callable[[str], None] | None
     ) -> list[dict[str, Any]]:
-        """Parts of the answer to `messages`, which stay as they are."""
+        """Parts of the answer to `messages`, without adding it to the conversation."""
         inputs = self.processor.apply_chat_template(messages, codes=codes, add_generation_prompt=True)
         assert isinstance(inputs, BatchFeature)
-        budget = text_budget(self.model, inputs["input_ids"][0].tolist(), self.max_images)
+        remaining = remaining_text_tokens(self.model, inputs["input_ids"][0].tolist(), self.max_images)
         ids = self.model.generate(
             **inputs.to(self.model.device),
             image_sampling=self.sampling,
             negative_prompt_ids=torch.tensor([self.processor.unconditional_ids()]),
             max_images=self.max_images,
-            max_new_tokens=min(self.max_new_tokens, budget),
+            max_new_tokens=min(self.max_new_tokens, remaining),
             generator=self.generator,
             do_sample=False,
             streamer=on_text and Streamer(self.processor, on_text),

@@ -1,4 +1,4 @@
-"""Prompts to pictures with a loaded model: what the CLI, the training's sample grids and the evaluation share."""
+"""Text to image with a loaded model, for the CLI, sample images of a training, and evaluations."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +17,7 @@ from unified.models.sampling import Generators
 def image_prompts(
     model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T) of chats that ask for one picture each, padded on the left, with the image start behind."""
+    """Ids and attention mask (B, T) of text-to-image chats, padded on the left, followed by the image start token."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
     inputs = processor.apply_chat_template(chats, add_generation_prompt=True)
     assert isinstance(inputs, BatchFeature)
@@ -28,14 +28,14 @@ def image_prompts(
 
 
 @torch.no_grad()
-def draw_codes(
+def generate_codes(
     model: UnifiedForCausalLM,
     processor: UnifiedProcessor,
     prompts: Sequence[str],
     sampling: ImageSampling | None = None,
     generator: Generators = None,
 ) -> Tensor:
-    """Codes (B, L) of one image for each prompt, in one batch; with a generator a prompt, each image has its own."""
+    """Codes (B, L) of one image per prompt, in one batch; `generator` may be one per prompt."""
     input_ids, attention_mask = image_prompts(model, processor, prompts)
     ids = model.generate(
         input_ids,
@@ -50,7 +50,7 @@ def draw_codes(
 
 
 def codes_to_images(model: UnifiedForCausalLM, codes: Tensor) -> list[Image.Image]:
-    """Pictures of `codes` (B, L)."""
+    """Decoded images of `codes` (B, L)."""
     return [pixels_to_image(pixels) for pixels in model.model.vq_model.decode(codes.to(model.device))]
 
 
@@ -62,7 +62,7 @@ def draw(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[Image.Image]:
-    """One picture for each prompt, the i-th from seed + i: but for rounding, a batch does not change a picture."""
+    """One image per prompt, the i-th with seed + i; but for rounding, images do not depend on the batch."""
     batches = seeded_codes(model, processor, prompts, sampling, seed, batch_size)
     return [image for codes in batches for image in codes_to_images(model, codes)]
 
@@ -75,12 +75,12 @@ def draw_by_scale(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[list[Image.Image]]:
-    """The pictures of `draw` after each scale, coarse to fine; the last ones are whole."""
-    pictures: list[list[Image.Image]] = []
+    """The images of `draw` after each scale, coarse to fine; the last ones are complete."""
+    images: list[list[Image.Image]] = []
     for codes in seeded_codes(model, processor, prompts, sampling, seed, batch_size):
         scales = model.model.vq_model.decode_by_scale(codes)
-        pictures += [[pixels_to_image(pixels) for pixels in steps] for steps in zip(*scales, strict=True)]
-    return pictures
+        images += [[pixels_to_image(pixels) for pixels in steps] for steps in zip(*scales, strict=True)]
+    return images
 
 
 def seeded_codes(
@@ -91,17 +91,17 @@ def seeded_codes(
     seed: int,
     batch_size: int,
 ) -> Iterator[Tensor]:
-    """Codes (B, L) of one image a prompt, a batch at a time, the i-th image from seed + i."""
+    """Codes (B, L) of one image per prompt, batch by batch, the i-th image with seed + i."""
     generators = [torch.Generator(model.device).manual_seed(seed + index) for index in range(len(prompts))]
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
-        yield draw_codes(model, processor, prompts[batch], sampling, generators[batch])
+        yield generate_codes(model, processor, prompts[batch], sampling, generators[batch])
 
 
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, side: int = 160
 ) -> Image.Image:
-    """Pictures in rows with their captions below, enlarged without smoothing to `side` pixels."""
+    """Grid of images with their captions below, resized to `side` pixels (nearest neighbour)."""
     line, lines = 12, 3
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + lines * line + 12) + 8), "white")

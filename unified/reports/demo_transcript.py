@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from unified.files.atomic import write_text
-from unified.files.images import read_picture, write_picture
+from unified.files.images import read_image, write_image
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import codes_to_images
 from unified.reports.page import Turn
@@ -65,12 +65,12 @@ def _keep(image: Image.Image | None, folder: Path, names: Iterator[str]) -> str 
     if image is None:
         return None
     path = folder / next(names)
-    write_picture(image, path)
+    write_image(image, path)
     return path.name
 
 
 def _open(name: str, folder: Path) -> Image.Image:
-    return read_picture(folder / name, f"{folder / name}")
+    return read_image(folder / name, f"{folder / name}")
 
 
 def object_named(words: str) -> Colouring:

@@ -16,7 +16,7 @@ from trl.models import unwrap_model_for_generation
 
 from unified.checkpoints.adapters import is_adapter, positions_of
 from unified.checkpoints.loading import FROZEN, frozen_weights
-from unified.files.images import write_picture
+from unified.files.images import write_image
 from unified.files.weights import check_weights
 from unified.inference.text_to_image import contact_sheet, draw
 from unified.models.generation import ImageSampling
@@ -99,7 +99,7 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
         chosen = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
         core.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **chosen)
     if trainer.is_world_process_zero():
-        write_picture(contact_sheet(images, args.sample_prompts), path)
+        write_image(contact_sheet(images, args.sample_prompts), path)
 
 
 def check_launch(args: TrainingArguments) -> None:
