@@ -1,4 +1,4 @@
-"""Pairs of pictures for recipes/dpo.py: a checkpoint draws several for each prompt, a scorer says which is better.
+"""Preference pairs for recipes/dpo.py: a checkpoint generates several samples per prompt, a scorer ranks them.
 
     python data_prep/build_preferences.py --model out/sft --prompts prompts.jsonl --out out/pairs --samples 8 \\
         --guidance_scale 1 --temperature 0.7 --scorer margin --min_gap 0.3
@@ -9,7 +9,7 @@
 Prompts are JSONL with a `prompt` in every line; for `verdict` and `margin` in GenEval's form (eval/write_prompts.py).
 Scorers: `verdict`: GenEval's rules on what --detector finds, 1 or 0; `margin`: the verdict plus how sure the detector
 is; `clip`: similarity of picture and prompt in a CLIP model's folder; `human`: the choices of people. `human` first
-draws, and writes a sheet of numbered pictures for every prompt to OUT/sheets; look at them, write a line
+draws, and writes a sheet of numbered pictures for every prompt to OUT/sheets; open them, write a line
 `{"prompt": "a photo of a cat", "chosen": 2, "rejected": 0}` for each choice, and run again with --choices FILE.
 
 Of a prompt's pictures the best is paired with the worst, with --max_pairs 2 the second with the last but one as well.
@@ -18,7 +18,7 @@ so that another scorer need not draw: give it the same --sampled and another --o
 rows about images (see data_prep/render_scenes.py) become pairs of their right answer and a wrong one.
 
 Written are shards `OUT/00000.parquet` (see unified.data.preferences). A run that was stopped goes on with the shards
-that are missing; `settings.json` says what a folder was made of, and another model, prompt set or scorer is refused.
+that are missing; `settings.json` records a folder's inputs, and another model, prompt set or scorer is refused.
 The prompts of a batch are run once, whatever --samples; guidance's unconditional prompt is run for every picture.
 """
 
@@ -69,7 +69,7 @@ SAMPLES = pa.schema(
 
 @dataclass
 class BuildArguments:
-    """What is drawn, how, and who judges it."""
+    """What is generated, how, and which scorer ranks it."""
 
     out: str = field(metadata={"help": "folder for the pairs"})
     model: str | None = field(default=None, metadata={"help": "checkpoint or adapter that draws"})
@@ -77,7 +77,7 @@ class BuildArguments:
     questions: list[str] = field(default_factory=list, metadata={"help": "instead: encoded rows about images"})
     sampled: str | None = field(default=None, metadata={"help": "folder for what is drawn; None: OUT/samples"})
     samples: int = field(default=8, metadata={"help": "pictures for each prompt"})
-    scorer: Literal["verdict", "margin", "clip", "human"] = field(default="margin", metadata={"help": "who judges"})
+    scorer: Literal["verdict", "margin", "clip", "human"] = field(default="margin", metadata={"help": "which scorer"})
     clip: str | None = field(default=None, metadata={"help": "clip: the model's folder"})
     choices: str | None = field(default=None, metadata={"help": "human: JSONL of choices; None: draw sheets"})
     max_pairs: int = field(default=1, metadata={"help": "pairs of a prompt; each picture is in one at most"})
@@ -90,7 +90,7 @@ class BuildArguments:
     top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once; memory grows with it"})
     shard_size: int = field(default=32, metadata={"help": "prompts per shard; what a stopped run loses at most"})
-    seed: int = field(default=0, metadata={"help": "what the seeds of the pictures are made of"})
+    seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Shard:
 
 
 def make_scorer(args: BuildArguments, detection: DetectionArguments) -> Scorer | None:
-    """Who judges; None for people who have not yet."""
+    """The scorer; None for people who have not chosen yet."""
     if args.scorer == "human":
         return ChoiceScorer(read_choices(args.choices)) if args.choices else None
     if args.scorer == "clip":
@@ -129,7 +129,7 @@ def make_scorer(args: BuildArguments, detection: DetectionArguments) -> Scorer |
 
 
 def check_prompts(prompts: list[dict[str, Any]], scorer: Scorer | None, path: str) -> None:
-    """Raise ValueError for a prompt the scorer cannot judge, before anything is drawn."""
+    """Raise ValueError for a prompt the scorer cannot score, before anything is drawn."""
     for number, metadata in enumerate(prompts if scorer else [], start=1):
         try:
             scorer.check(metadata)
@@ -214,8 +214,8 @@ def pair_shard(shard: Shard, scorer: Scorer, model: UnifiedForCausalLM, args: Bu
     for prompt, row, own in zip(shard.prompts, rows, scores, strict=True):
         chosen, dropped = choose_pairs(own, row["codes"], args.max_pairs, args.min_gap)
         pairs += [as_row(prompt, row, own, better, worse, args.scorer) for better, worse in chosen]
-        judged = [score for score in own if score == score]  # without UNJUDGED
-        counts.update(pairs=len(chosen), dropped=dropped, judged=len(judged), score_sum=sum(judged))
+        scored = [score for score in own if score == score]  # without UNSCORED
+        counts.update(pairs=len(chosen), dropped=dropped, judged=len(scored), score_sum=sum(scored))
     write_pairs(shard.pairs, pairs, model.config.vq_fingerprint, model.config.patch_nums, counts)
 
 
@@ -264,7 +264,7 @@ def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> N
         seconds["all"] += perf_counter() - started
     state.wait_for_everyone()
     if state.is_main_process and scorer is None:
-        print(f"{args.out}/sheets: look at them, write down choices, then run again with --choices FILE")
+        print(f"{args.out}/sheets: open them, write down choices, then run again with --choices FILE")
     elif state.is_main_process:  # its own speed
         speed = {"drawn": drawn, "images_per_second": round(drawn / seconds["drawing"], 3) if drawn else None}
         print(json.dumps(summary([shard.pairs for shard in shards]) | speed | {"seconds": round(seconds["all"], 1)}))
@@ -275,8 +275,8 @@ def summary(shards: list[Path]) -> dict[str, Any]:
     counts: Counter = Counter()
     for path in shards:
         counts.update(read_counts(path))
-    total, judged = counts.pop("score_sum", 0), counts.pop("judged", 0)
-    means = {"mean_score": round(total / judged, 4)} if judged else {}
+    total, scored = counts.pop("score_sum", 0), counts.pop("judged", 0)
+    means = {"mean_score": round(total / scored, 4)} if scored else {}
     return {name: int(counts[name]) for name in ("prompts", "pairs", "dropped")} | means
 
 

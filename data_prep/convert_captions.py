@@ -42,7 +42,7 @@ FILE_NAME = "file_name"
 
 @dataclass
 class CaptionArguments:
-    """What is read, and what is made of it."""
+    """Arguments of convert_captions.py."""
 
     images: str = field(metadata={"help": "folder of pictures with captions"})
     out: str = field(metadata={"help": "JSONL for the rows, overwritten"})

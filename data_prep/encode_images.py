@@ -6,8 +6,8 @@
 Inputs are rows as JSONL or parquet (see `unified.data.rows`), with or without pictures. A picture of another size is
 scaled to cover the tokenizer's square and cropped to its centre. Outputs are shards `OUT/00000.parquet` of
 --shard-size rows, one input file after the other, and each process takes every n-th of them. A run that was stopped
-goes on with the shards that are missing. `OUT/settings.json` says what the folder was made of: another tokenizer or
-other inputs are refused.
+goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs: another tokenizer or other
+inputs are refused.
 
 A picture that cannot be read is named on the screen, and its row goes to `OUT/00000.bad.jsonl` in place of the shard.
 More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.
@@ -42,7 +42,7 @@ class EncodeArguments:
     inputs: list[str] = field(metadata={"help": ".jsonl and .parquet files of rows"})
     batch_size: int = field(default=64, metadata={"help": "images per step; memory grows with it"})
     shard_size: int = field(default=2000, metadata={"help": "rows per shard; what a stopped run loses at most"})
-    max_bad: int = field(default=0, metadata={"help": "rows with an unreadable image the run may leave out"})
+    max_bad: int = field(default=0, metadata={"help": "rows with an unreadable image the run may skip"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images beside the encoder"})
 
     def __post_init__(self) -> None:

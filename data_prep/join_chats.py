@@ -1,12 +1,12 @@
-"""Chats about images that go on with something else: other turns behind turns that draw or read an image.
+"""Chats about images that go on with something else: other turns after turns with an output or an input image.
 
     python data_prep/join_chats.py --first out/scenes --then data_prep/replay/smollm2_135m_instruct.jsonl \\
         --out out/joined --count 600
 
-A model that has only seen chats of one image answers whatever comes behind it with another image, or with words about
-the first. Every row is a chat of --first, which has codes, and behind it one of --then without its system turn: text,
-or encoded rows again. Both are gone through in a random order of --seed, the shorter one again and again. Writes
-OUT/00000.parquet, whole or not at all, and OUT/settings.json: of what it is.
+A model that was trained only on chats of one image answers whatever comes after it with another image, or with words
+about the first. Every row is a chat of --first, which has codes, and after it one of --then without its system turn:
+text, or encoded rows again. Both are gone through in a random order of --seed, the shorter one again and again. Writes
+OUT/00000.parquet, whole or not at all, and OUT/settings.json, which records the inputs.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Render `make demo`'s "your own pictures": objects that no model trained on Scenes has seen, with captions.
+"""Render `make demo`'s "your own pictures": objects that no model trained on Scenes was trained on, with captions.
 
     python data_prep/render_objects.py --out data/objects
     python data_prep/render_objects.py --out data/objects --colours red,blue --no_pairs --prompts data/objects.jsonl
@@ -10,8 +10,8 @@ imagefolder, several captions a picture. Each of six objects comes once in its n
 natural ones, then others by --seed. `objects` in metadata.jsonl says what a picture shows, for eval/nearest_object.py.
 Captions alone are what data_prep/convert_captions.py reads.
 
---prompts writes what a model taught with the folder can be asked: all six objects, natural and in all ten colours, and
-all pairs, also those that the folder does not show; a JSONL for eval/generate_images.py.
+--prompts writes test prompts for a model fine-tuned on the folder: all six objects, natural and in all ten colours,
+and all pairs, also those that the folder does not show; a JSONL for eval/generate_images.py.
 Glyphs: OpenMoji 17, CC BY-SA 4.0 (keep the attribution when you share pictures).
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def chosen(args: ObjectArguments) -> list[Scene]:
-    """The scenes to render. Raises ValueError for a --count that leaves an object out or is more than there are."""
+    """The scenes to render. Raises ValueError for a --count below one image an object or above all there are."""
     scenes, natural = new_object_scenes(args.colour_names, args.pairs), len(NEW_OBJECTS)
     if args.count == 0:
         return scenes

@@ -6,7 +6,7 @@
     python data_prep/render_scenes.py --out data/scenes --count 20000 --seed 1 --preview scenes.png
 
 One process; about 1 ms an image. Every row depends on --seed, its shard and its place alone: a run that was stopped
-goes on where it stopped, and gives the same bytes. DIR/settings.json says what DIR holds; other settings are refused.
+goes on where it stopped, and gives the same bytes. DIR/settings.json records DIR's settings; others are refused.
 Rows: `messages` (Hugging Face parts), `images` (PNG bytes), `metadata` (GenEval's form plus every object's class,
 colour and box, as JSON), `source`. Glyphs: OpenMoji 17, CC BY-SA 4.0 (keep the attribution when you share images).
 """
@@ -177,7 +177,7 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def write_preview(path: Path, plan: Plan) -> None:
-    """The first scenes, enlarged, each above what was said about it."""
+    """The first scenes, enlarged, each above its conversation."""
     side, line = CANVAS * PREVIEW_ZOOM, 12
     height = side + PREVIEW_LINES * line
     sheet = Image.new("RGB", (PREVIEW_COLUMNS * (side + 4), PREVIEW_ROWS * height), "white")

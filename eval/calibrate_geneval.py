@@ -1,4 +1,4 @@
-"""Fit the two thresholds of `--detector coco` to what GenEval's original tool says about the same images.
+"""Fit the two thresholds of `--detector coco` to the verdicts of GenEval's original tool on the same images.
 
     python eval/calibrate_geneval.py --detections out/geneval/detections.jsonl --original results.jsonl \\
         --rules out/coco_rules.json --out results/calibration.json
@@ -10,9 +10,9 @@ machine where it could be built, `detections.jsonl` what eval/geneval.py wrote f
 by `00000/samples/0000.png`, wherever the folder lay.
 
 Half of every task's prompts fits: of all thresholds from --lowest to --highest the one that agrees best with
-`--against verdicts` (share of images judged alike) or `--against detections` (mean overlap of the number of objects of
-every class, which says more per image; equally good ones: the nearest to the published). The other half is what the
-result speaks of: agreement and score per task before and after. --rules is a file of flags for eval/geneval.py.
+`--against verdicts` (share of images with equal verdicts) or `--against detections` (mean overlap of the number of
+objects of every class, which says more per image; equally good ones: the nearest to the published). The other half
+gives the result: agreement and score per task before and after. --rules is a file of flags for eval/geneval.py.
 """
 
 import json
@@ -49,7 +49,7 @@ class CalibrationArguments:
     rules: str = field(metadata={"help": "file for the fitted thresholds, to be given to eval/geneval.py --config"})
     out: str = field(metadata={"help": "JSON for the agreement"})
     against: Literal["verdicts", "detections"] = field(
-        default="verdicts", metadata={"help": "verdicts: what the score is made of; detections: for few images"}
+        default="verdicts", metadata={"help": "verdicts: the score itself; detections: for few images"}
     )
     lowest: float = field(
         default=0.06, metadata={"help": "lowest threshold tried; the detector keeps scores from .05"}
@@ -67,7 +67,7 @@ class CalibrationArguments:
 
 
 class Case(NamedTuple):
-    """One image: its prompt, what we found in it, and what the original tool said and counted."""
+    """One image: its prompt, our detections, and the original tool's verdict and counts."""
 
     metadata: dict[str, Any]
     detections: Detections
@@ -83,7 +83,7 @@ Agreement = Callable[[Case, GenevalRules], float]
 
 
 def same_verdict(case: Case, rules: GenevalRules) -> float:
-    """1 where both tools say the same of an image, else 0."""
+    """1 where both tools' verdicts on an image are equal, else 0."""
     return float(geneval_verdict(case.metadata, case.detections, rules)[0] == case.correct)
 
 
@@ -167,7 +167,7 @@ def read_case(line: dict[str, Any], detections: Detections, original: str) -> Ca
 def split(cases: Sequence[Case], seed: int) -> tuple[list[Case], list[Case]]:
     """Two halves with every other prompt of each task, in an order that `seed` decides.
 
-    A prompt's images stay together: they are alike, and would make the other half look better than new prompts do.
+    A prompt's images stay in one half: they are correlated, and would inflate the score of the other half.
     """
     prompts: dict[str, list[str]] = {}
     for case in cases:

@@ -1,14 +1,14 @@
-"""What a detector's GenEval scores are worth: its verdicts on Scenes whose truth is known, right and wrong captions.
+"""Ceiling and false-positive rate of a detector's GenEval scores: verdicts on Scenes with right and wrong captions.
 
     python eval/detector_ceiling.py --detector scenes --out results/ceiling.json
     python eval/detector_ceiling.py --detector scenes --vq weights/scenes-vq --layout tidy --split heldout \\
         --out results/ceiling_tidy_heldout.json
 
-Scenes are drawn, with --vq also seen through the image tokenizer, and judged three times each: against their own
-caption (the ceiling: a perfect generator scores no more), against another scene's of the same task (`shuffled`), and
-against one that is wrong in a single thing, the colour, the count, the relation, one object (`near_miss`). Passing
+Scenes are rendered, with --vq also reconstructed by the image tokenizer, and scored three times each: against their
+own caption (the ceiling: a perfect generator scores no more), against another scene's of the same task (`shuffled`),
+and against one that is wrong in a single thing, the colour, the count, the relation, one object (`near_miss`). Passing
 either of these is a false positive, which a generator gets for nothing. Published rules. Prints one JSON whose value
-is the ceiling, through the tokenizer if there is one, and a table to stderr.
+is the ceiling, of reconstructions if there is a tokenizer, and a table to stderr.
 """
 
 import json
@@ -37,13 +37,13 @@ SHARE_AND_ERROR = (("", "overall"), ("_stderr", "stderr"))
 
 @dataclass
 class CeilingArguments:
-    """Which scenes are judged."""
+    """Which scenes are scored."""
 
     out: str | None = field(default=None, metadata={"help": "JSON for the result, beside printing it"})
     scenes: int = field(default=100, metadata={"help": "scenes of every task"})
     layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as data_prep/render_scenes.py has it"})
     split: Literal["train", "heldout"] = field(default="train", metadata={"help": "the same; heldout has four tasks"})
-    vq: str | None = field(default=None, metadata={"help": "image tokenizer to see the scenes through as well"})
+    vq: str | None = field(default=None, metadata={"help": "image tokenizer that also reconstructs the scenes"})
     seed: int = field(default=0, metadata={"help": "another seed gives other scenes"})
 
     def __post_init__(self) -> None:
@@ -59,19 +59,19 @@ def main() -> None:
     if vq is not None:
         pictures["reconstructions"] = reconstructions(vq, pictures["renders"])
     detector, captions = detection.load(), captions_of(scenes, args.seed)
-    judged = {name: judge(captions, look(detector, images, detection)) for name, images in pictures.items()}
+    scored = {name: score(captions, detect(detector, images, detection)) for name, images in pictures.items()}
     config = asdict(args) | {"detector": detection.identity()}
     del config["out"]
-    best = judged[list(judged)[-1]]["own"]
+    best = scored[list(scored)[-1]]["own"]
     details = {"stderr": best["stderr"], "tokenizer": vq and vq.fingerprint(), "seed": args.seed}
     details |= {"prompts_sha256": prompts_digest(map(json.dumps, captions["own"]))}
-    details |= {"overall": overall(judged)} | {name: by_task(kinds) for name, kinds in judged.items()}
+    details |= {"overall": overall(scored)} | {name: by_task(kinds) for name, kinds in scored.items()}
     details["seconds"] = time.monotonic() - started
     path = Path(args.out) if args.out else None
     result = write_result(
         path, "detector_ceiling", best["overall"], len(scenes), detection.detector, config, **details
     )
-    sys.stderr.write("".join(map(table, judged, judged.values())))
+    sys.stderr.write("".join(map(table, scored, scored.values())))
     print(json.dumps(result))
 
 
@@ -90,7 +90,7 @@ def captions_of(scenes: Sequence[Scene], seed: int) -> dict[str, list[dict[str, 
     return {"own": own, "shuffled": wrong_captions(scenes, seed), "near_miss": near}
 
 
-def look(detector: Detector, images: Sequence[Image.Image], detection: DetectionArguments) -> list[Detections]:
+def detect(detector: Detector, images: Sequence[Image.Image], detection: DetectionArguments) -> list[Detections]:
     """Detections of every image."""
     found: list[Detections] = []
     for start in tqdm(range(0, len(images), detection.detect_batch_size), desc="detecting", unit="batch"):
@@ -98,16 +98,16 @@ def look(detector: Detector, images: Sequence[Image.Image], detection: Detection
     return found
 
 
-def judge(captions: dict[str, list[dict[str, Any]]], found: Sequence[Detections]) -> dict[str, Any]:
+def score(captions: dict[str, list[dict[str, Any]]], found: Sequence[Detections]) -> dict[str, Any]:
     """`geneval_summary` of every kind of caption."""
     return {kind: summary(metadata, found) for kind, metadata in captions.items()}
 
 
-def overall(judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def overall(scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Shares of captions that pass, with standard errors, of every kind of picture and caption."""
     return {
         name: {f"{kind}{suffix}": scores[key] for kind, scores in kinds.items() for suffix, key in SHARE_AND_ERROR}
-        for name, kinds in judged.items()
+        for name, kinds in scored.items()
     }
 
 

@@ -1,9 +1,9 @@
-"""How varied are the pictures of a prompt, and what do all of them look like? Before and after preferences, say.
+"""Diversity of a prompt's pictures, and low-level statistics of all of them, for instance before and after DPO.
 
     python eval/diversity.py --images out/drawn --vq weights/scenes-vq --out results/diversity.json
 
 The folder is what eval/generate_images.py, or any generator with GenEval's layout, has written with two or more
-pictures a prompt. The tokenizer reads them back, so that folders of all models compare. A model that has collapsed
+pictures a prompt. The tokenizer encodes them again, so that folders of all models compare. A model that has collapsed
 draws the same picture again and again, or pictures all of one kind. Printed, and written to --out, is one JSON:
 
     value, stderr          share of codes in which two pictures of a prompt differ, mean over all such pairs
@@ -40,7 +40,7 @@ class DiversityArguments:
     """What is measured with which tokenizer."""
 
     images: str = field(metadata={"help": "folder in GenEval's layout, two or more pictures a prompt"})
-    vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer that reads the pictures"})
+    vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer that encodes the pictures"})
     model: str | None = field(default=None, metadata={"help": "name of the generator; None: as settings.json says"})
     batch_size: int = field(default=64, metadata={"help": "pictures read at once"})
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
@@ -77,7 +77,7 @@ def measure(vq: VQModel, samples: list[Sample], groups: list[Tensor], batch_size
     spans = scale_spans(vq.config.patch_nums)
     usage = CodeUsage(vq.config.codebook_size, vq.config.patch_nums)
     usage.update(codes)
-    looks = {name: round(float(values.mean()), 4) for name, values in picture_statistics(pixels).items()}
+    statistics = {name: round(float(values.mean()), 4) for name, values in picture_statistics(pixels).items()}
     return {
         "value": value,
         "stderr": stderr,
@@ -86,7 +86,7 @@ def measure(vq: VQModel, samples: list[Sample], groups: list[Tensor], batch_size
         "rms": round(float(torch.cat([distances(pixels[group]) for group in groups]).mean()), 4),
         "usage_by_scale": [round(share, 4) for share in usage.usage().tolist()],
         "perplexity_by_scale": [round(number, 1) for number in usage.perplexity().tolist()],
-        **looks,
+        **statistics,
     }
 
 

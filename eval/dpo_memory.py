@@ -3,12 +3,12 @@
     python eval/dpo_memory.py --model out/scenes-base --pairs 8 --out results/dpo_memory.json
 
 Each way runs forward and backward of DPO's loss on the same pairs of random pictures in a process of its own; all
-weights but the image tokenizer's learn, and the reference's log-probs are given. What counts is the peak above what
-lay in memory before the step: on the GPU what torch has allocated, on the CPU (Linux) what the process had resident.
-Printed, and written to --out, is one JSON:
+weights but the image tokenizer's are trained, and the reference's log-probs are given. What counts is the peak above
+what lay in memory before the step: on the GPU what torch has allocated, on the CPU (Linux) what the process had
+resident. Printed, and written to --out, is one JSON:
 
     value                  GiB of the step with TRL's log-probs, which come tile by tile
-    logits                 GiB of the step whose (B, T, V) logits are made and read, as one would write it down
+    logits                 GiB of the step that computes the (B, T, V) logits, as one would write it down
     logits_alone           GiB of that one tensor in float32
     losses                 of both ways: the same number up to rounding
 """
@@ -95,7 +95,7 @@ def start_over(device: torch.device) -> None:
 
 
 def measure(args: MemoryArguments, way: str) -> dict[str, float]:
-    """One step: GiB above what was there before, loss, and what the logits are made of."""
+    """One step: GiB above what was there before, loss, and the GiB of the logits alone."""
     device, source = torch.device(best_device()), checkpoint_of(args.model)
     model = UnifiedForCausalLM.from_pretrained(source, dtype="float32").to(device).train()
     processor = UnifiedProcessor.from_pretrained(source)
@@ -116,7 +116,7 @@ def measure(args: MemoryArguments, way: str) -> dict[str, float]:
     return {"gib": gib, "loss": loss.item(), "rows": rows, "width": width, "logits_gib": logits}
 
 
-def measure_apart(args: MemoryArguments, way: str) -> dict[str, float]:
+def measure_in_subprocess(args: MemoryArguments, way: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     flags = {"model": args.model, "pairs": args.pairs, "prompt": args.prompt, "bf16": args.bf16, "way": way}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -132,7 +132,7 @@ def main() -> None:
         print(json.dumps(measure(args, args.way)))
         return
     started = time.perf_counter()
-    fused, logits = (measure_apart(args, way) for way in WAYS)
+    fused, logits = (measure_in_subprocess(args, way) for way in WAYS)
     found = {
         "logits": logits["gib"],
         "logits_alone": logits["logits_gib"],

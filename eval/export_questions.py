@@ -57,7 +57,7 @@ def row(question: Question) -> dict[str, Any]:
 
 
 def word(part: str, truth: str) -> str:
-    """A truth as models say it."""
+    """A truth in the wording of models' answers."""
     return NUMBERS[int(truth)] if part == "counting" else truth.removesuffix(" of")
 
 

@@ -1,4 +1,4 @@
-"""Draw every prompt of a file, some pictures each, into GenEval's folder layout; the scorers then read the folder.
+"""Generate images for every prompt of a file, into GenEval's folder layout; the scorers then read the folder.
 
     python eval/generate_images.py --model out/sft --prompts evaluation_metadata.jsonl \\
         --out out/geneval --guidance_scale 3
@@ -12,11 +12,12 @@ sampling, seed: a run with others into the same folder is refused) and `OUT/prom
 scorer sees what is missing). A prompt's folder appears when it is whole. A run
 that was stopped goes on with the prompts that are missing; delete a folder, or one picture of it, to draw it again.
 
-Every picture has a seed of its own, made of --seed, the prompt's number and the picture's, and is drawn from that
+Every picture has a seed of its own, derived from --seed, the prompt's number and the picture's, and is drawn from that
 alone: neither processes nor interruptions change a picture, since the prompts of a batch are the same either way.
 --batch_size can change it by rounding: sums in another order differ in their last bits, and a code that comes out
 otherwise changes all that is drawn after it. Measured on 8 pictures of SmolLM2, 1 against 8 at once: no code of 680 in
-float32, 45 in bfloat16 (in 5 pictures), and one pixel value in 25,000 by 1 of 255. So the folder keeps to its own.
+float32, 45 in bfloat16 (in 5 pictures), and one pixel value in 25,000 by 1 of 255. So a folder keeps to one batch
+size.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ class GenerateArguments:
     temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
     top_k: int = field(default=ImageSampling.top_k, metadata={"help": "choose among so many codes; 0 is all"})
     top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
-    seed: int = field(default=0, metadata={"help": "what the seeds of the pictures are made of"})
+    seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
 
@@ -151,7 +152,7 @@ def draw_group(
 
 
 def check_lengths(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompts: list[Prompt]) -> None:
-    """Raise ValueError for a prompt behind which no picture fits, before anything is drawn."""
+    """Raise ValueError for a prompt after which no image fits, before anything is drawn."""
     for prompt in prompts:
         remaining_text_tokens(
             model, processor.prompt_ids([{"role": "user", "content": prompt.metadata["prompt"]}]), images=1

@@ -5,7 +5,7 @@
     python eval/geneval.py --images out/geneval --detector coco --coco_model MASK2FORMER_DIR --clip_model CLIP_DIR \\
         --prompts evaluation_metadata.jsonl --images_per_prompt 4 --out results/geneval.json
 
-The folder is what eval/generate_images.py, or any generator with GenEval's layout, has written. `scenes` judges Scenes
+The folder is what eval/generate_images.py, or any generator with GenEval's layout, has written. `scenes` is for Scenes
 (see its own ceiling: eval/detector_ceiling.py); `coco` is GenEval's detector with CLIP's colours, for photographs.
 Detections go to IMAGES/detections.jsonl before any threshold: a run that was stopped goes on, and a run with other
 rules (--counting_threshold 0.8; the published numbers are the defaults) only counts anew. IMAGES/results.jsonl has

@@ -1,4 +1,4 @@
-"""How far has a tuned model's language moved from its base? Mean KL per token and greedy agreement on held-out chats.
+"""Language drift of a tuned model from its base: mean KL per token and greedy agreement on held-out chats.
 
     python eval/language.py --base out/smollm2 --model weights/scenes-smollm2 --out results/language.json
     python eval/language.py --base MY_LLM --model out/mine --chats my_heldout.jsonl --limit 200
@@ -12,8 +12,8 @@ them). Printed, and written to --out, is one JSON:
     first_token_agreement   the same share for the first token of every answer
     n, tokens               chats and tokens; prompts_sha256 is that of the file of chats
 
-With --behind, each chat goes on from a chat about an image, for the tuned model alone: how much does it still speak as
-its base, once there is an image? Not 0 even for a perfect model, which hears more than the base does.
+With --behind, each chat goes on from a chat about an image, for the tuned model alone: its drift once there is an
+image in the context. Not 0 even for a perfect model, whose context is longer than the base's.
 
 The tuned model's probabilities are those of the whole union vocabulary, so that mass given to image codes counts.
 """
@@ -72,23 +72,24 @@ def compare(
 ) -> tuple[Tensor, Tensor]:
     """KL(base || tuned) in nats (n,) and agreement of greedy choices (n,) on the n tokens of all answers.
 
-    With `begun`, an encoded row, the tuned model hears that chat first, and `messages` without their system turn.
+    With `begun`, an encoded row, the tuned model's context begins with that chat, and `messages` lose their system
+    turn.
     """
     alone = processor.encode_chat(messages)
-    heard = alone
+    prefixed = alone
     if begun is not None:
-        heard = processor.encode_chat(continue_conversation(begun["messages"], messages), begun["codes"])
+        prefixed = processor.encode_chat(continue_conversation(begun["messages"], messages), begun["codes"])
     before = answers_of(base, alone)
-    after = answers_of(tuned, heard)[-len(before) :]
+    after = answers_of(tuned, prefixed)[-len(before) :]
     divergence = (before.exp() * (before - after[:, : before.shape[1]])).sum(-1)
     return divergence, before.argmax(-1) == after.argmax(-1)
 
 
 def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
     """Log-probs (n, V) where the n tokens of a chat's answers are scored."""
-    read = {"image_codes": torch.tensor(chat.input_image_codes)} if chat.input_image_codes else {}
+    images = {"image_codes": torch.tensor(chat.input_image_codes)} if chat.input_image_codes else {}
     answered = torch.tensor(chat.labels)[1:] != IGNORE_INDEX
-    return model(torch.tensor([chat.input_ids]), **read).logits[0, :-1][answered].float().log_softmax(-1)
+    return model(torch.tensor([chat.input_ids]), **images).logits[0, :-1][answered].float().log_softmax(-1)
 
 
 def read_begun(path: str | None, count: int, config: UnifiedConfig) -> list[dict[str, Any]] | list[None]:

@@ -1,4 +1,4 @@
-"""What a training has learnt by pictures seen: its curve, the power law through it, and the hours to a goal.
+"""Learning curve of a training run over images seen, the power law through it, and the hours to a goal.
 
     python eval/learning_curve.py --runs out/scenes-lora --goal 1.0 --out results/curve.json
     python eval/learning_curve.py --runs out/stage1 out/stage2 --out results/curve.json \\
@@ -7,8 +7,8 @@
 --runs are output folders (or checkpoints) of recipes/sft.py in the order in which they went on from each other; their
 image losses come from trainer_state.json. --scores are results of eval/ (GenEval, understanding) by the pictures a
 checkpoint had seen: their errors 1 - value get a power law of their own, without a floor. Hours are those of pictures
-at the median speed in the log. A power law says where a curve goes if it goes on like that, and nothing of what a
-lower learning rate at the end will give: points of a decay are left out with --until.
+at the median speed in the log. A power law extrapolates a curve, and knows nothing of what a lower
+learning rate at the end will give: points of a decay are left out with --until.
 
 Written are --out (JSON, also printed) and its picture, the same name with .png.
 """
@@ -30,15 +30,15 @@ from unified.training.log_history import STATE, read_logs
 
 @dataclass
 class CurveArguments:
-    """Which curve, and where it is to lead."""
+    """Which curve, and its goal."""
 
     runs: list[str] = field(metadata={"help": "folders of recipes/sft.py, each going on from the one before"})
     out: str = field(metadata={"help": "JSON to write; the picture lies beside it"})
     scores: list[str] = field(default_factory=list, metadata={"help": "PICTURES=RESULT.json, of eval/"})
     goal: float = field(default=1.0, metadata={"help": "image loss to reach, nats a code"})
     score_goal: float = field(default=0.9, metadata={"help": "score to reach"})
-    skip: float = field(default=0.1, metadata={"help": "share of the pictures at the start that the law leaves out"})
-    until: float = field(default=0.0, metadata={"help": "pictures behind which it leaves points out; 0: none"})
+    skip: float = field(default=0.1, metadata={"help": "share of the pictures at the start that the fit leaves out"})
+    until: float = field(default=0.0, metadata={"help": "the fit leaves out points after so many pictures; 0: none"})
 
     def __post_init__(self) -> None:
         check_least(self, goal=0, score_goal=0, skip=0, until=0)
@@ -49,7 +49,7 @@ class CurveArguments:
 def read_losses(runs: list[str]) -> tuple[list[tuple[float, float]], float]:
     """(pictures, image loss) of all runs one behind the other, and the median of pictures a second.
 
-    Raises ValueError where a run has no log, or none of them has drawn.
+    Raises ValueError where a run has no log, or none of them has an image loss.
     """
     for run in runs:
         if not read_logs([Path(run)]):
@@ -57,7 +57,7 @@ def read_losses(runs: list[str]) -> tuple[list[tuple[float, float]], float]:
     log = read_logs(map(Path, runs))
     seen = [entry for entry in log if "images_seen" in entry and "image_loss" in entry]
     if not seen:
-        raise ValueError(f"{', '.join(runs)}: no image losses in the log; train on drawings first")
+        raise ValueError(f"{', '.join(runs)}: no image losses in the log; train on rows with output images first")
     rate = statistics.median(entry["images_per_second"] for entry in seen)
     return [(entry["images_seen"], entry["image_loss"]) for entry in seen], rate
 

@@ -1,4 +1,4 @@
-"""How much of a picture survives the image tokenizer: PSNR, SSIM, use of the codebook, and on demand LPIPS and rFID.
+"""Reconstruction quality of an image tokenizer: PSNR, SSIM, use of the codebook, and on demand LPIPS and rFID.
 
     python eval/reconstruction.py --vq weights/scenes-vq --images data/scenes_heldout --n 512 --grid grid.png
     python eval/reconstruction.py --vq out/vq --images /data/imagenet_val --n 50000 --rfid --lpips vgg.pth \\
@@ -15,7 +15,7 @@ Images are a folder of png/jpg/webp files (searched through) or of *.parquet sha
     lpips                  with --lpips FILE, made by torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)
     rfid                   with --rfid; weights from --inception FILE or torch.hub's cache. Compare equal --n only
 
---grid draws the first images: originals in the top row, below them what 1, 2, ... scales say.
+--grid writes the first images: originals in the top row, below them their reconstructions from 1, 2, ... scales.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Seconds per image: scale by scale on one cache, against the same backbone writing as many codes one by one.
+"""Seconds per image: scale by scale on one cache, against the same backbone sampling as many codes one by one.
 
     python eval/sampling_speed.py --model weights/scenes-smollm2 --out results/speed.json
 
 Both in one run, in turns, medians of --repeats. The raster twin is the same backbone with the same union vocabulary
-and weights, run by Hugging Face's own `generate` with its sampling restricted to image ids; what it writes is no
+and weights, run by Hugging Face's own `generate` with its sampling restricted to image ids; its codes are no
 picture (it was not trained so), but costs what such a model costs. Decoding to pixels is counted on neither side.
 
 Printed, and written to --out, is one JSON: the value is that of `scales` at the first of --batch_sizes, n the runs;

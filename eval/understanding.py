@@ -1,4 +1,4 @@
-"""What a model understands of Scenes pictures: POPE's questions, counting, colours, relations, captions.
+"""Understanding of Scenes pictures: POPE's questions, counting, colours, relations, captions.
 
     python eval/understanding.py --model out/mine --n 200 --seed 0 --out results/understanding.json
     python eval/understanding.py --model out/mine --n 200 --split heldout --out results/understanding_heldout.json
@@ -6,11 +6,11 @@
 
 Each of the five parts has --n scenes of its own; existence asks four questions about each, the others one. Scenes,
 questions and their order depend on --seed alone, and no seed of data_prep/render_scenes.py gives the same ones. A
-training-style scene may still look like one that was trained on (a tidy single apple has one picture); scenes of
---split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in words that
-are not trained on. --describe_first has the picture described and asks in the same chat, where an answer can be found
-in what the model itself has said; captions are asked for once. `unified.scenes.understanding` says what is asked and
-`unified.scenes.answer_parsing` how answers are read.
+training-style scene may still equal one that was trained on (a tidy single apple has one picture); scenes of
+--split heldout show a colouring or a pair of classes that no training scene does. --wordings unseen asks in wordings
+that are not trained on. --describe_first has the picture described and asks in the same chat, where an answer can be
+found in the model's own caption; captions are asked for once. `unified.scenes.understanding` has the questions and
+`unified.scenes.answer_parsing` the parsing of answers.
 
 Answers are greedy, in words, in left-padded batches. Printed, and written to --out, is one JSON:
 
@@ -20,8 +20,8 @@ Answers are greedy, in words, in left-padded batches. Printed, and written to --
     existence       accuracy, precision, recall, f1 and yes_share for random, popular and adversarial negatives
     caption         the captions' accuracy for every task of GenEval
 
-OUT.answers.jsonl (--out without .json) has every question, its answer, what was read in it and why it is wrong. A run
-that was stopped goes on there, and gives the same numbers.
+OUT.answers.jsonl (--out without .json) has every question, its answer, what was parsed from it and why it is wrong. A
+run that was stopped goes on there, and gives the same numbers.
 """
 
 import json
@@ -45,7 +45,7 @@ from unified.scenes.understanding import PARTS, WORDINGS, Domain, Judgement, Que
 
 @dataclass
 class UnderstandingArguments:
-    """Who is asked, and what."""
+    """Which model is asked, and what."""
 
     model: str = field(metadata={"help": "checkpoint, or adapter"})
     out: str = field(metadata={"help": "JSON to write, beside printing it; ends with .json"})
@@ -56,7 +56,7 @@ class UnderstandingArguments:
     )
     layout: Literal["free", "tidy"] = field(default="free", metadata={"help": "as the training scenes were laid out"})
     wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
-    question_first: bool = field(default=False, metadata={"help": "ask before the picture and not behind it"})
+    question_first: bool = field(default=False, metadata={"help": "ask before the picture and not after it"})
     describe_first: bool = field(default=False, metadata={"help": "have the picture described, then ask in that chat"})
     classes: list[str] = field(default_factory=list, metadata={"help": "object classes; empty: all 68"})
     colours: list[str] = field(default_factory=list, metadata={"help": "colours; empty: all ten"})
@@ -85,7 +85,7 @@ def main() -> None:
     config = settings(args)
     log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
     judged = ask(model, processor, asked, log, args)
-    log.write(judgement.record() for judgement in judged)  # with what is read in old answers today
+    log.write(judgement.record() for judgement in judged)  # old answers as they are parsed today
     made = {"tokenizer": model.config.vq_fingerprint, "prompts_sha256": digest(asked), "seconds": time.time() - start}
     report(summary(judged) | made, config, args)
 
@@ -120,7 +120,7 @@ def ask(
 def put(
     model: UnifiedForCausalLM, processor: UnifiedProcessor, batch: list[Question], args: UnderstandingArguments
 ) -> list[str]:
-    """Answers to a batch; with `describe_first` all but captions are asked for behind the model's own caption."""
+    """Answers to a batch; with `describe_first` all but captions are asked for after the model's own caption."""
     opening = WORDINGS[args.wordings]["caption"][0]
     later = [args.describe_first and question.part != "caption" for question in batch]
     pictures = [draw_scene(question.scene) for question in batch]
@@ -141,7 +141,7 @@ def digest(asked: list[Question]) -> str:
 
 
 def report(found: dict[str, Any], config: dict[str, Any], args: UnderstandingArguments) -> None:
-    """Write and print the result, and say to people what the parts are; `found` is named as in `write_result`."""
+    """Write and print the result, and its parts for people to stderr; `found` is named as in `write_result`."""
     found |= {"model": args.model, "seed": args.seed, "answers": str(Path(args.out).with_suffix(".answers.jsonl"))}
     result = write_result(Path(args.out), "understanding", config=config, **found)
     for name, part in found["parts"].items():

@@ -5,9 +5,9 @@
 
 Training moves the new rows by small steps on few texts, so a chat may be answered by an image. But which kind of token
 comes next depends on four vectors alone, for which this solves exactly (unified.training.image_start): on the model's
-own states behind --texts (chats, JSONL) and --images (encoded rows). What is chosen among codes, and among text
-tokens, stays. Every fifth row is held out; for these and for the others each group's loss before, after, and its
-tokens are printed: where text runs on the base's own weights, that of text is KL(base || model).
+own states after --texts (chats, JSONL) and --images (encoded rows). Choices among codes, and among text tokens, stay.
+Every fifth row is held out; for these and for the others each group's loss before, after, and its tokens are printed:
+where text runs on the base's own weights, that of text is KL(base || model).
 """
 
 import json
@@ -39,14 +39,14 @@ NOT_COPIED = (ADAPTER_WEIGHTS, "trainer_state.json", "training_args.bin")  # of 
 
 @dataclass
 class CalibrateArguments:
-    """Whose rows, and what they are to tell apart."""
+    """Arguments of calibrate_image_start.py."""
 
     model: str = field(metadata={"help": "adapter"})
-    out: str = field(metadata={"help": "new folder for the settled adapter"})
+    out: str = field(metadata={"help": "new folder for the calibrated adapter"})
     texts: str = field(metadata={"help": "JSONL of chats in words"})
-    images: list[str] = field(metadata={"help": "encoded rows with images, drawings above all"})
+    images: list[str] = field(metadata={"help": "encoded rows with images, above all rows with output images"})
     limit: int = field(default=400, metadata={"help": "rows of each file or folder, the first"})
-    strength: float = field(default=1e-2, metadata={"help": "of the pull towards the rows as they are"})
+    strength: float = field(default=1e-2, metadata={"help": "of the regularisation towards the rows as they are"})
     batch_size: int = field(default=8, metadata={"help": "rows run at once"})
     device: str | None = field(default=None, metadata={"help": "None: the best there is"})
 
@@ -55,7 +55,7 @@ class CalibrateArguments:
 
 
 def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
-    """The first rows of both files by flag; ValueError where one is missing or does not hold what it is to show."""
+    """The first rows of both files by flag; ValueError where one is missing or does not hold rows of its kind."""
     config, opened = UnifiedConfig.from_pretrained(checkpoint_of(args.model)), {}
     for flag, paths in (("--texts", [args.texts]), ("--images", args.images)):
         parts = []
@@ -81,7 +81,7 @@ def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
 def read(
     rows: ChatDataset, name: str, batch_size: int, model: UnifiedForCausalLM, processor: UnifiedProcessor
 ) -> list[ModalityDecisions]:
-    """The decisions in all rows, apart for those that are fitted and those that are kept back."""
+    """The decisions in all rows: those of rows that are fitted, and those of rows that are held out."""
     collate = SFTCollator(processor, model.config.text_config.max_position_embeddings, pack=False)
     places = range(len(rows))
     halves = [place for place in places if place % HELD_BACK], [place for place in places if not place % HELD_BACK]

@@ -1,4 +1,4 @@
-"""Equal wall time for each of several ways to train, and one table that says which learnt most.
+"""Equal wall time for each of several ways to train, and one table of their losses.
 
     python recipes/compare.py --config recipes/configs/smollm2_scenes/trials.yaml
 
@@ -6,10 +6,10 @@ The YAML names one run of recipes/sft.py, the minutes and seeds every trial gets
 in which it differs from that run (a trial of another start names another `model`). Trials run one after the other, as
 they share the machine; one that is done is not done again, so a trial may be added later, and the table is made anew.
 
-Judged on the run's `eval_files` at the end: mean loss of image codes, of every scale, and of text; with --prompts also
-by Scenes-GenEval on that many held-out prompts, one picture each. OUT/table.md has a row for every trial, with the
-spread (half the range) where it has several seeds; OUT/NAME-SEED/result.json has one trial, and OUT/NAME-SEED/run its
-logs.
+Evaluated on the run's `eval_files` at the end: mean loss of image codes, of every scale, and of text; with --prompts
+also by Scenes-GenEval on that many held-out prompts, one picture each. OUT/table.md has a row for every trial, with
+the spread (half the range) where it has several seeds; OUT/NAME-SEED/result.json has one trial, and OUT/NAME-SEED/run
+its logs.
 """
 
 import json
@@ -63,14 +63,14 @@ def flags(keys: dict[str, Any]) -> list[str]:
 
 
 def training_flags(args: CompareArguments, name: str, seed: int, out: Path) -> list[str]:
-    """What recipes/sft.py is told for one trial."""
+    """Flags of recipes/sft.py for one trial."""
     fixed = {"seed": seed, "output_dir": out, "max_minutes": args.minutes, "eval_strategy": "steps"}
     never = {"eval_steps": 10**9, "save_steps": 10**9}  # both happen once, when the time is up
     return ["--config", args.run, *flags({**fixed, **never, **args.common, **args.trials[name]})]
 
 
-def judge(args: CompareArguments, folder: Path, trained: Path) -> float:
-    """Scenes-GenEval of what a trial trained."""
+def score(args: CompareArguments, folder: Path, trained: Path) -> float:
+    """Scenes-GenEval of the model that a trial trained."""
     prompts, images, result = folder / "prompts.jsonl", folder / "images", folder / "geneval.json"
     command = ["eval/write_prompts.py", "--split", "heldout", "--count", str(args.prompts), "--out", str(prompts)]
     run_step(folder / "done" / "prompts", folder.name, command)
@@ -83,7 +83,7 @@ def judge(args: CompareArguments, folder: Path, trained: Path) -> float:
 
 
 def run_trial(args: CompareArguments, name: str, seed: int) -> dict[str, Any]:
-    """Train and judge one trial, unless that was done before; its result."""
+    """Train and evaluate one trial, unless that was done before; its result."""
     folder = Path(args.out) / f"{name}-{seed}"
     trained, result = folder / "run", folder / "result.json"
     settings = {"run": Path(args.run).read_text(encoding="utf-8"), "minutes": args.minutes}
@@ -102,7 +102,7 @@ def run_trial(args: CompareArguments, name: str, seed: int) -> dict[str, Any]:
     found = {"name": name, "seed": seed, "minutes": args.minutes, "keys": args.trials[name], **kept}
     found |= {"images_seen": last["images_seen"], "images_per_second": rates[len(rates) // 2], "steps": last["step"]}
     if args.prompts:
-        found["geneval"] = judge(args, folder, trained)
+        found["geneval"] = score(args, folder, trained)
     write_text(result, json.dumps(found, indent=1) + "\n")
     if not args.keep_weights:
         for path in [*trained.glob("*.safetensors"), *trained.glob("checkpoint-*")]:

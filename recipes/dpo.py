@@ -1,4 +1,4 @@
-"""Teach a unified checkpoint to prefer better pictures and better answers: TRL's own `DPOTrainer`, not subclassed.
+"""DPO of a unified checkpoint on preference pairs of images and answers: TRL's own `DPOTrainer`, not subclassed.
 
 One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml --train_files PAIRS
 Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
@@ -17,11 +17,11 @@ chosen answer `[sigmoid, sft]` and `loss_weights: [1.0, 8.0]`. The reference is 
 is an adapter, of sft.py or of an earlier round, `tuning: lora` trains it on, all of it, against a copy of itself: so
 is one of image positions aligned, and text stays the base's. `--resume True` goes on from the newest checkpoint.
 
-Evaluation reports every modality apart: `eval_image_loss`, `eval_image_rewards/margins`, `..._rewards/accuracies`, and
-`eval_image_kl`: KL(policy || reference) in nats per token along the chosen answers; so for text, understanding, mixed.
-In training's own lines TRL averages over the whole batch. Pictures of sample_prompts go to output_dir/samples.
-Weights of single scales in the log-prob are not offered: TRL sums log-probs of tokens that count or do not. What it
-allows is `num_scales: 2`: only the codes of the two coarsest scales count.
+Evaluation reports every modality separately: `eval_image_loss`, `eval_image_rewards/margins`,
+`..._rewards/accuracies`, and `eval_image_kl`: KL(policy || reference) in nats per token along the chosen answers; so
+for text, understanding, mixed. In training's own lines TRL averages over the whole batch. Pictures of sample_prompts
+go to output_dir/samples. Weights of single scales in the log-prob are not offered: TRL sums log-probs of tokens that
+count or do not. What it allows is `num_scales: 2`: only the codes of the two coarsest scales count.
 """
 
 import shutil
@@ -182,7 +182,7 @@ def build_trainer(
 
 @torch.no_grad()
 def put_rows_into_base(adapted: PeftModel) -> None:
-    """Write an adapter's rows of tokens into its base, where they change nothing: the adapter replaces them.
+    """Write an adapter's trainable token rows into its base, where they change nothing: the adapter replaces them.
 
     TRL makes its reference as a new adapter of that base and copies what has `.default.` inside its name, which rows
     have not.

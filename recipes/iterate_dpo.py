@@ -4,7 +4,7 @@
         --out out/smollm2_scenes/dpo
 
 --run is a YAML of recipes/dpo.py and says how each round trains; its model, train_files and output_dir are filled in.
-With `tuning: lora` the first round leaves an adapter, or trains --model on if it is one; the others go on with it.
+With `tuning: lora` the first round makes an adapter, or trains --model on if it is one; the others go on with it.
 Every round draws for prompts of its own (eval/write_prompts.py, split train, another seed each round). What is
 measured is GenEval's overall score by --detector on one fixed set of prompts that ask for combinations no training
 scene shows (split heldout), or on --heldout FILE; round 0 is the model it starts from. The rounds end when one did not
@@ -58,7 +58,9 @@ class IterateArguments:
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
     guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
-    temperature: float = field(default=0.7, metadata={"help": "of the pictures in pairs; a model takes it in"})
+    temperature: float = field(
+        default=0.7, metadata={"help": "of the pictures in pairs; DPO distils it into the model"}
+    )
     extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
     heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
     heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
@@ -135,7 +137,7 @@ def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -
 
 
 def train(args: IterateArguments, folder: Path, model: str, pairs: Path) -> str:
-    """A round's training; returns the folder of what it leaves, a checkpoint or an adapter."""
+    """A round's training; returns the folder of its checkpoint or adapter."""
     tuned = folder / "dpo"
     command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/dpo.py"]
     command += ["--config", args.run, "--model", model, "--output_dir", str(tuned), "--resume", "True"]

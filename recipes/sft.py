@@ -15,15 +15,15 @@ a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with
 anew when it changes. output_dir/progress.json says how far it came; a run that was cut off says so, with the command
 that goes on.
 
-`--speed_steps 20` trains so many steps and leaves nothing but output_dir/speed.json (unified/training/throughput.py):
+`--speed_steps 20` trains so many steps and writes nothing but output_dir/speed.json (unified/training/throughput.py):
 pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
 
 `--compile_layers True` lets torch compile the backbone's layers: a fifth more pictures a second for SmolLM2's adapter
 on two cores, after half a minute (needs g++ on a CPU, triton on a GPU; not with DeepSpeed). `--code_noise 0.2` feeds
-wrong codes, of every image a share of its own up to that, and has later scales set them right
+wrong codes, of every image a share of its own up to that, and has later scales correct them
 (unified/training/self_correction.py); training's image losses are then those of the corrections, evaluation's as ever.
 
-Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, its rows and its image embedding.
+Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, token rows and image embedding.
 Its rank, alpha, layers and positions are what it was made with; a run that names others is refused, but one of image
 positions may go on as `after_image` or `split_ranks`. `unified publish` makes an adapter small enough to ship.
 """

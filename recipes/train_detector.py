@@ -1,4 +1,4 @@
-"""Train the Scenes detector, which judges pictures of Scenes, on scenes that are rendered as it goes.
+"""Train the Scenes detector, which scores generated images of Scenes, on scenes that are rendered as it goes.
 
     accelerate launch --config_file recipes/accelerate_configs/cpu_bf16.yaml recipes/train_detector.py \\
         --config recipes/configs/smollm2_scenes/detector.yaml
@@ -6,12 +6,12 @@
         --config recipes/configs/smollm2_scenes/detector.yaml --num_workers 4
     ... --resume                                    # after an interruption: same command, same trajectory
 
-Every YAML key is a flag (`--help` lists them). Half of the pictures are seen through the image tokenizer `--vq`: after
-a new tokenizer, train a new detector. Writes to output_dir: `log.jsonl`, `checkpoint-*/` (resumable), and at the end
-the averaged weights as `config.json` + `model.safetensors`, ready for `SceneDetector.from_pretrained`, with
-`ceilings.json`: GenEval's score on drawn scenes and on the tokenizer's reconstructions of them, and the share of wrong
-captions that pass (eval/detector_ceiling.py measures these for any detector). Exit status 2 and one line on stderr
-when the input is wrong.
+Every YAML key is a flag (`--help` lists them). Half of the images are reconstructed by the image tokenizer `--vq`:
+after a new tokenizer, train a new detector. Writes to output_dir: `log.jsonl`, `checkpoint-*/` (resumable), and at the
+end the averaged weights as `config.json` + `model.safetensors`, ready for `SceneDetector.from_pretrained`, with
+`ceilings.json`: GenEval's score on rendered scenes and on the tokenizer's reconstructions of them, and the share of
+wrong captions that pass (eval/detector_ceiling.py measures these for any detector). Exit status 2 and one line on
+stderr when the input is wrong.
 """
 
 import json
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 class DetectorRun(AveragedRun):
-    """The detector's run, with the tokenizer through which it sees some pictures."""
+    """The detector's run, with the tokenizer that reconstructs some of its images."""
 
     def __init__(
         self, accelerator: Accelerator, model: SceneDetector, vq: VQModel, args: DetectorTrainingArguments
@@ -79,7 +79,7 @@ class DetectorRun(AveragedRun):
         self.add(**{name: output[name] for name in ("loss", "class_loss", "colour_loss", "box_loss")})
 
     def seen(self, step: int, batch: dict[str, Tensor]) -> Tensor:
-        """Pixel values (B, 3, H, W), some as the tokenizer shows them."""
+        """Pixel values (B, 3, H, W), some reconstructed by the tokenizer."""
         with self.accelerator.autocast():
             return retouch(self.vq, to_pixel_values(batch["images"]), batch["retouch"], self.generator(step))
 
@@ -98,7 +98,7 @@ class DetectorRun(AveragedRun):
 
 
 def write_ceilings(vq: VQModel, args: DetectorTrainingArguments) -> dict[str, Any]:
-    """Measure the detector as it was saved, into its folder; the headline is the score on drawn scenes."""
+    """Measure the detector as it was saved, into its folder; the headline is the score on rendered scenes."""
     path = Path(args.output_dir, "ceilings.json")
     detector = SceneDetector.from_pretrained(args.output_dir).eval()
     started = time.monotonic()

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 class TokenizerRun(AveragedRun):
-    """The tokenizer's run, with code usage and, where it plays, the discriminator and its optimizer."""
+    """The tokenizer's run, with code usage and, where it is on, the discriminator and its optimizer."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class TokenizerRun(AveragedRun):
 
     @torch.no_grad()
     def revive(self, step: int, pixel_values: Tensor) -> None:
-        """Restart idle codes from what the encoder says now; at step 0 that is the whole codebook."""
+        """Restart idle codes from the encoder's current features; at step 0 that is the whole codebook."""
         period, until = self.args.revive_after_steps, self.args.revive_until * self.args.max_steps
         if period == 0 or step % period != 0 or step > until:
             return

@@ -1,4 +1,4 @@
-"""data_prep/build_preferences.py as its users run it: a toy draws, a detector made up for it judges."""
+"""data_prep/build_preferences.py as its users run it: a toy draws, a detector made up for it scores."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -137,7 +137,7 @@ def test_another_scorer_takes_the_same_samples(build: Build, tmp_path: Path) -> 
 
 
 def test_ties_are_dropped_and_counted(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VerdictScorer, "judge", lambda *_: 1.0)
+    monkeypatch.setattr(VerdictScorer, "score_detections", lambda *_: 1.0)
     report = build("--scorer", "verdict")
     assert (report["pairs"], report["dropped"], report["mean_score"]) == (0, 5, 1.0)
 

@@ -69,11 +69,11 @@ def test_equal_folders_have_no_distance_and_others_have(fid: Callable, tmp_path:
 
 def test_the_result_says_whose_pictures_they_are(fid: Callable, tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 4, seed=0), write(tmp_path / "b", 6, seed=1)
-    made = {"model": "out/painter", "vq_fingerprint": "feed", "prompts_sha256": "beef", "seed": 7}
+    made = {"model": "out/image-generator", "vq_fingerprint": "feed", "prompts_sha256": "beef", "seed": 7}
     (a / "settings.json").write_text(json.dumps(made))
     record = fid("--a", a, "--b", b, "--out", tmp_path / "results" / "fid.json")
     assert record == json.loads((tmp_path / "results" / "fid.json").read_text())
-    assert record["model"] == "out/painter" and record["n"] == 4 and record["stderr"] is None
+    assert record["model"] == "out/image-generator" and record["n"] == 4 and record["stderr"] is None
     assert (record["tokenizer"], record["prompts_sha256"], record["seed"]) == ("feed", "beef", 7)
     assert record["config"] == {"b": str(b), "image_size": 0, "n_a": 4, "n_b": 6}
     assert fid("--a", a, "--b", b, "--n", 3)["config"]["n_b"] == 3

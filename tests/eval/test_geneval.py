@@ -152,12 +152,12 @@ def test_rules_are_flags_and_change_the_score_without_detecting(run_script, fold
 
 
 def test_what_the_generator_says_goes_into_the_result(run_script, folder):
-    settings = {"samples": PER_PROMPT, "model": "out/painter", "seed": 7, "vq_fingerprint": "feed"}
+    settings = {"samples": PER_PROMPT, "model": "out/image-generator", "seed": 7, "vq_fingerprint": "feed"}
     (folder / "settings.json").write_text(json.dumps(settings))
     result = score(run_script, folder)
-    assert result["model"] == "out/painter" and result["config"]["generation"] == settings
+    assert result["model"] == "out/image-generator" and result["config"]["generation"] == settings
     assert (result["tokenizer"], result["seed"]) == ("feed", 7)
-    assert score(run_script, folder, "--model", "painter")["model"] == "painter"
+    assert score(run_script, folder, "--model", "mine")["model"] == "mine"
 
 
 def test_prompts_must_be_those_of_the_folder(run_script, folder, tmp_path, capsys):
@@ -336,7 +336,7 @@ def test_the_ceiling_through_a_tokenizer_on_held_out_scenes(ceiling, run_script,
     result = json.loads(capsys.readouterr().out)
     assert result["n"] == 8 and result["overall"]["renders"]["own"] == 1
     assert result["tokenizer"] == VQModel.from_pretrained(tokenizer).fingerprint() and result["seconds"] > 0
-    # the oracle does not know what the tokenizer made of the scenes
+    # the oracle does not know the tokenizer's reconstructions of the scenes
     assert result["value"] == 0 == result["overall"]["reconstructions"]["own"]
 
 

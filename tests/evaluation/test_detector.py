@@ -1,4 +1,4 @@
-"""The Scenes detector: how it reads its grid, what it is taught to see and to ignore, and what its ceilings mean."""
+"""The Scenes detector: how its grid is decoded, its labels and ignored places, and what its ceilings mean."""
 
 from pathlib import Path
 
@@ -199,15 +199,15 @@ def test_recast_scenes_show_held_out_colourings_in_the_same_cells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "taught"), [(32, "apple"), (27, "apple"), (22, None), (16, "nothing"), (0, "nothing")]
+    ("columns", "labelled"), [(32, "apple"), (27, "apple"), (22, None), (16, "nothing"), (0, "nothing")]
 )
-def test_what_is_left_of_an_object_decides_what_it_is(columns: int, taught: str | None) -> None:
+def test_what_is_left_of_an_object_decides_what_it_is(columns: int, labelled: str | None) -> None:
     apple = place("apple", "red", (0, 0), 32)
     shown = np.zeros((64, 64), dtype=bool)
     shown[:, :columns] = True
     torn = patchwork(draw_picture(Scene("colors", (apple,), {})), BLANK, shown)
     classes, _, _ = label(torn.objects, 9)
-    expected = {"apple": 1 + list(CLASSES).index("apple"), "nothing": 0, None: IGNORED}[taught]
+    expected = {"apple": 1 + list(CLASSES).index("apple"), "nothing": 0, None: IGNORED}[labelled]
     assert classes[place_of(apple.box)] == expected
     assert (torn.pixels[:, columns:] == 236).all()
 

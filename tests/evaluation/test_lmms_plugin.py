@@ -55,8 +55,8 @@ def request(question: str, number: int = 0, **settings: object) -> SimpleNamespa
 
 def test_the_manifest_names_the_class(adapter: ModuleType) -> None:
     manifest = adapter.manifest()
-    room, name = manifest.chat_class_path.rsplit(".", 1)
-    assert (manifest.model_id, room) == ("unified", adapter.__name__)
+    module, name = manifest.chat_class_path.rsplit(".", 1)
+    assert (manifest.model_id, module) == ("unified", adapter.__name__)
     assert getattr(adapter, name).is_simple is False
 
 

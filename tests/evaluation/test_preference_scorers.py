@@ -85,13 +85,13 @@ def test_the_margin_is_half_the_worst_score_and_half_the_mean(
 def test_a_right_picture_scores_above_every_wrong_one() -> None:
     scorer = MarginScorer(FakeDetector(), ["cat"])
     barely, nearly = [box(0.31)], [box(0.29)]
-    assert scorer.judge(RED_CAT, {"cat": barely}) > 1 > scorer.judge(RED_CAT, {"cat": nearly})
+    assert scorer.score_detections(RED_CAT, {"cat": barely}) > 1 > scorer.score_detections(RED_CAT, {"cat": nearly})
 
 
 @pytest.mark.parametrize(
     ("metadata", "words"), [({"prompt": "a cat"}, "not a GenEval prompt"), (TWO_CATS, "does not know 'cat'")]
 )
-def test_prompts_the_detector_cannot_judge_are_refused(metadata: dict, words: str) -> None:
+def test_prompts_the_detector_cannot_score_are_refused(metadata: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         VerdictScorer(FakeDetector(), ["dog"]).check(metadata)
 

@@ -1,4 +1,4 @@
-"""recipes/calibrate_image_start.py: what comes next, text or image, is decided as well as those states can."""
+"""recipes/calibrate_image_start.py: text or image next is predicted as well as those states allow."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def test_words_come_sooner_and_pictures_stay(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, images = tmp_path / "settled", toy_rows("dddddaad")
+    out, images = tmp_path / "calibrated", toy_rows("dddddaad")
     told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", images, "--device", "cpu"]
     assert run_script(SCRIPT, *told, "--batch_size", 3, "--strength", 1e-6) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -14,7 +14,7 @@ TRIALS = {"slow": {}, "fast": {"learning_rate": 0.002}}
 
 
 class TrialsWorld(World):
-    """Leaves a training's state: `fast` learns more, and the second seed a little less."""
+    """Writes a training's state: `fast` learns more, and the second seed a little less."""
 
     def shut_down(self, name: str, flags: dict[str, str], words: list[str]) -> int:
         if name == "geneval":
@@ -73,7 +73,7 @@ def test_a_second_run_trains_only_what_is_new(world: World, compare: Callable[..
     assert len(world.commands) == 6 and all("later-" in " ".join(words) for *_, words in world.commands[4:])
 
 
-def test_pictures_are_judged_where_prompts_are_asked_for(
+def test_pictures_are_scored_where_prompts_are_asked_for(
     world: World, compare: Callable[..., int], tmp_path: Path
 ) -> None:
     assert compare(prompts=200, trials={"slow": {}}, seeds=[0], keep_weights=True) == 0

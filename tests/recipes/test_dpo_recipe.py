@@ -1,4 +1,4 @@
-"""recipes/dpo.py on a toy: where it starts, that its references agree, what it reports, leaves and refuses.
+"""recipes/dpo.py on a toy: where it starts, that its references agree, what it reports, writes and refuses.
 
 Tolerances: 1e-4 for the first loss; 1e-5 (relative) between ways to the same reference; 1e-4 (relative) between one
 and two processes.

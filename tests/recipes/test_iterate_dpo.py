@@ -19,7 +19,7 @@ CONFIG = ROOT / "recipes/configs/tiny_dpo.yaml"
 
 
 class RoundsWorld(World):
-    """Leaves held-out scores from a list, and adapters."""
+    """Writes held-out scores from a list, and adapters."""
 
     def __init__(self, scores: list[float]) -> None:
         super().__init__()

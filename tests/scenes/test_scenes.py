@@ -117,9 +117,9 @@ def test_relations_agree_with_the_boxes():
         reference, subject = scene.objects
         asked, of = scene.metadata["include"][1]["position"]
         assert of == 0 and relations(subject, reference) == [asked]
-        apart = {"left of": reference.box[0] - subject.box[2], "right of": subject.box[0] - reference.box[2]}
-        apart |= {"above": reference.box[1] - subject.box[3], "below": subject.box[1] - reference.box[3]}
-        assert apart[asked] >= 0
+        gaps = {"left of": reference.box[0] - subject.box[2], "right of": subject.box[0] - reference.box[2]}
+        gaps |= {"above": reference.box[1] - subject.box[3], "below": subject.box[1] - reference.box[3]}
+        assert gaps[asked] >= 0
         met.add(asked)
     assert met == set(RELATIONS)
 
@@ -256,7 +256,7 @@ def test_another_data_set_in_the_folder_is_refused(script, tmp_path):
     [
         ({"classes": "aple,cat"}, "apple"),
         ({"kinds": "draw:much"}, "not a number"),
-        ({"kinds": "paint:1"}, "draw"),
+        ({"kinds": "generate:1"}, "draw"),
         ({"tags": "colors:-1"}, ">= 0"),
         ({"tags": "counting", "split": "heldout"}, "colors"),
         ({"count": 0}, "at least 1"),

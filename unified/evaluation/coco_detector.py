@@ -49,7 +49,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class CocoSettings:
-    """The protocol's numbers; the defaults are the published ones, `min_score` and the batch sizes apart."""
+    """The protocol's numbers; the defaults are the published ones, except `min_score` and the batch sizes."""
 
     shortest_edge: int = 800  # pictures are scaled to this shorter side ...
     longest_edge: int = 1333  # ... unless the longer one would exceed this
@@ -154,7 +154,7 @@ def find_instances(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, sett
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     best = probabilities.flatten().topk(min(settings.max_instances, probabilities.numel()))
-    # a mask's score is below 1, so whoever is too weak already needs no mask
+    # a mask's score is below 1, so a pair that is too weak already needs no mask
     pairs = best.indices[best.values > settings.min_score]
     labels = pairs % probabilities.shape[1]
     queries, query = (pairs // probabilities.shape[1]).unique(return_inverse=True)
@@ -253,7 +253,7 @@ class CocoDetector:
         Args:
             device: the best there is by default.
             dtype: of the matrix products, under autocast: bfloat16 on CUDA and float32 elsewhere by default. The
-                weights stay float32, since bfloat16 cannot tell neighbouring pixels' coordinates apart.
+                weights stay float32, since bfloat16 rounds neighbouring pixels' coordinates to one.
 
         Raises ValueError where weights are not to be had, are incomplete, or belong to another kind of model.
         """

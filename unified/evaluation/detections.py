@@ -1,4 +1,4 @@
-"""What detectors say about images: the form every detector answers in, how one is loaded, and its answers on disk.
+"""Detections: the form every detector returns, how a detector is loaded, and its detections on disk.
 
 Detections are kept before any threshold, so that rules can be changed without detecting again.
 """
@@ -36,7 +36,7 @@ class Detector(Protocol):
 
 @dataclass
 class DetectionArguments:
-    """Which detector looks at the images."""
+    """Which detector finds objects in the images."""
 
     detector: str = field(
         default="scenes",
@@ -144,11 +144,11 @@ class DetectionLog:
                 )
 
     def has(self, filename: str, sha256: str) -> bool:
-        """Whether this very image has been looked at."""
+        """Whether there are detections of this very image."""
         return filename in self._found and self._found[filename][0] == sha256
 
     def found(self, filename: str) -> Detections:
-        """What was found in this image when it was last looked at."""
+        """The latest detections of this image."""
         return self._found[filename][1]
 
     def add(self, filenames: Sequence[str], digests: Sequence[str], detections: Sequence[Detections]) -> None:

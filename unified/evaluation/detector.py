@@ -1,10 +1,10 @@
-"""The Scenes detector: class, colour and box of every object of a 64x64 picture. It judges Scenes, as Mask2Former and
-CLIP judge photographs in GenEval.
+"""The Scenes detector: class, colour and box of every object of a 64x64 image. It is for Scenes what Mask2Former and
+CLIP are for photographs in GenEval.
 
-Objects are points (CenterNet, Zhou et al. 2019, arXiv 1904.07850): the grid place nearest to an object's centre speaks
-for it. Scenes keep their objects 32 pixels apart, so a place has one object or none, and instead of CenterNet's
-independent heat maps every place has one softmax over background and classes. Scores are therefore probabilities,
-near 0 or 1 where the picture is clear, and a place cannot count for two classes.
+Objects are points (CenterNet, Zhou et al. 2019, arXiv 1904.07850): the grid place nearest to an object's centre
+predicts it. Objects of Scenes are 32 pixels from each other, so a place has one object or none, and instead of
+CenterNet's independent heat maps every place has one softmax over background and classes. Scores are therefore
+probabilities, near 0 or 1 where the image is clear, and a place cannot count for two classes.
 
 Legend: B batch, N classes, M colours, G side of the grid (places `STRIDE` pixels apart, the first on the border), O
 objects.
@@ -28,17 +28,17 @@ from unified.image_tokenizer.layers import ChannelNorm, ResnetBlock
 
 STRIDE = 8
 STEM_STRIDE = 4
-IGNORED = -100  # label of places and colours the loss looks away from
+IGNORED = -100  # label of places and colours the loss ignores
 BACKGROUND_LABEL = 0
 SIDES = 4  # x1, y1, x2, y2
 
 
 class DetectorConfig(PreTrainedConfig):
-    """Shape of a `SceneDetector` and the words it answers with.
+    """Shape of a `SceneDetector` and the names of its outputs.
 
     Attributes:
         class_names, colour_names: in the order of the outputs; colours in GenEval's order.
-        image_size: side of the square picture it looks at; other pictures are scaled and cropped to it.
+        image_size: side of the square input image; other images are scaled and cropped to it.
         channels, num_blocks: widths and residual blocks at strides 4 and 8.
         score_floor: peaks below this probability are not reported; far below every published threshold.
     """
@@ -109,7 +109,7 @@ class SceneDetector(WholeModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own start."""
+        """PyTorch's own initialisation."""
         if isinstance(module, nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()
 
@@ -120,7 +120,7 @@ class SceneDetector(WholeModel):
         colour_labels: Tensor | None = None,
         box_labels: Tensor | None = None,
     ) -> DetectorOutput:
-        """Look at `pixel_values` (B, 3, H, W).
+        """Predictions for `pixel_values` (B, 3, H, W).
 
         Labels: `class_labels` (B, G, G) int64, 0 for background, 1 + class, or `IGNORED`; `colour_labels` (B, G, G)
         int64 or `IGNORED`; `box_labels` (B, 4, G, G) in pixels, read only where there is an object.

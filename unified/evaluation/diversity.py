@@ -1,4 +1,4 @@
-"""How varied pictures are and what they look like, as pure functions: numbers that fall where a model collapses.
+"""Diversity and low-level statistics of images, as pure functions: numbers that fall where a model collapses.
 
 Legend: N pictures of one prompt, L codes of a picture, B pictures.
 """
@@ -18,7 +18,7 @@ def pair_differences(codes: Tensor) -> Tensor:
 
 
 def picture_statistics(pixel_values: Tensor) -> dict[str, Tensor]:
-    """What every picture (B, 3, H, W) in [-1, 1] looks like, each number (B,), of values scaled to [0, 1].
+    """Low-level statistics of every image (B, 3, H, W) in [-1, 1], each (B,), of values scaled to [0, 1].
 
     brightness, contrast: mean and standard deviation of luminance; sharpness: its mean absolute difference between
     neighbours; colourfulness: Hasler and Suesstrunk 2003.

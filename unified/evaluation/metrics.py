@@ -66,7 +66,7 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
         shapes = ", ".join(str(tuple(x.shape)) for x in (mean_a, cov_a, mean_b, cov_b))
         raise ValueError(f"frechet_distance got shapes {shapes}; give (D,), (D, D), (D,), (D, D) of one D")
     if not all(x.isfinite().all() for x in (mean_a, cov_a, mean_b, cov_b)):
-        raise ValueError("frechet_distance got values that are not finite; look for broken images or too few of them")
+        raise ValueError("frechet_distance got values that are not finite; check for broken images or too few of them")
     overlap = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
     return max(float(distance), 0.0)
@@ -99,7 +99,7 @@ def binary_scores(answers: Sequence[bool], truths: Sequence[bool]) -> dict[str, 
 
 
 def clustered_mean(clusters: Iterable[Sequence[float]]) -> tuple[float, float | None]:
-    """Mean over all values and its standard error, where values of one cluster may are correlated.
+    """Mean over all values and its standard error, where values of one cluster may be correlated.
 
     Clusters are the images of a prompt or the questions about an image; every value alone gives the usual standard
     error. One cluster has no standard error (None). Linearised ratio estimator, Cochran 1977, section 9A.
@@ -241,7 +241,7 @@ def _wrong_place(clause: Mapping[str, Any], boxes: Boxes, matched: Sequence[Boxe
 
 
 def geneval_summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of images whose records have `tag`, `correct` and `metadata` (which tells prompts apart).
+    """Scores of images whose records have `tag`, `correct` and `metadata` (which identifies the prompt).
 
     overall: unweighted mean of the task means, tasks in order of appearance; correct_images: share of all images;
     correct_prompts: share of prompts with any correct image. Standard errors cluster the images of a prompt, and are

@@ -1,6 +1,6 @@
-"""Which of several answers is better: scorers of pictures, the pairs their scores give, and wrong answers in words.
+"""Which of several answers is better: scorers of images, the pairs their scores give, and wrong answers in words.
 
-A scorer sees prompts as metadata (`{"prompt", ...}`, GenEval's keys where a detector judges) and the pictures of each.
+A scorer gets prompts as metadata (`{"prompt", ...}`, GenEval's keys where a detector scores) and the images of each.
 """
 
 import json
@@ -25,18 +25,18 @@ from unified.models.messages import content_parts, count_images
 Metadata = Mapping[str, Any]
 # words of which one instead of another makes an answer wrong
 ALTERNATIVES = (("yes", "no"), ("one", "two", "three", "four"), GENEVAL_COLOURS, ("left", "right", "above", "below"))
-UNJUDGED = math.nan  # the score of a picture about which nothing is said; it is in no pair
+UNSCORED = math.nan  # the score of an image that a scorer says nothing about; it is in no pair
 
 
 class Scorer(Protocol):
-    """Judges pictures."""
+    """Scores images."""
 
     def check(self, metadata: Metadata) -> None:
-        """Raise ValueError for a prompt that cannot be judged, before anything is drawn."""
+        """Raise ValueError for a prompt that cannot be scored, before anything is drawn."""
         ...
 
     def score(self, prompts: Sequence[Metadata], images: Sequence[Sequence[Image.Image]]) -> list[list[float]]:
-        """Scores of every prompt's images, higher is better; `UNJUDGED` where there is nothing to say."""
+        """Scores of every prompt's images, higher is better; `UNSCORED` where there is nothing to say."""
         ...
 
 
@@ -53,32 +53,33 @@ class VerdictScorer:
             if clause["class"] not in self.class_names:
                 raise ValueError(f"the detector does not know {clause['class']!r}; take another one, or leave it out")
 
-    def judge(self, metadata: Metadata, detections: Detections) -> float:
-        """Score of one picture by what is in it."""
+    def score_detections(self, metadata: Metadata, detections: Detections) -> float:
+        """Score of one image by its detections."""
         return float(geneval_verdict(metadata, detections, self.rules)[0])
 
     def score(self, prompts: Sequence[Metadata], images: Sequence[Sequence[Image.Image]]) -> list[list[float]]:
         """See `Scorer`."""
         found = iter(self.detector.detect([image for own in images for image in own]))
         return [
-            [self.judge(metadata, next(found)) for _ in own] for metadata, own in zip(prompts, images, strict=True)
+            [self.score_detections(metadata, next(found)) for _ in own]
+            for metadata, own in zip(prompts, images, strict=True)
         ]
 
 
 class MarginScorer(VerdictScorer):
     """The verdict plus `detector_margin`: right pictures score from 1 to 2, wrong ones from 0 to 1."""
 
-    def judge(self, metadata: Metadata, detections: Detections) -> float:
-        """Score of one picture by what is in it."""
-        return super().judge(metadata, detections) + detector_margin(metadata, detections)
+    def score_detections(self, metadata: Metadata, detections: Detections) -> float:
+        """Score of one image by its detections."""
+        return super().score_detections(metadata, detections) + detector_margin(metadata, detections)
 
 
 def detector_margin(metadata: Metadata, detections: Detections) -> float:
-    """How much of what a prompt asks for is surely there, in [0, 1]; places are the verdict's matter.
+    """How confidently the prompt's objects are detected, in [0, 1]; positions are the verdict's matter.
 
     A clause that wants n objects (of a colour) is worth the n best scores, one that forbids n 1 - the n-th best score.
-    The margin is the mean of two numbers: the worst single score, and the mean of all clauses, which also tells apart
-    pictures that lack something: one of two objects is better than none.
+    The margin is the mean of two numbers: the worst single score, and the mean of all clauses, which also ranks images
+    that lack something: one of two objects is better than none.
     """
     wanted = [_best_scores(clause, detections) for clause in metadata.get("include", ())]
     forbidden = [[1 - _best_scores(clause, detections)[-1]] for clause in metadata.get("exclude", ())]
@@ -114,7 +115,7 @@ class ClipScorer:
         self.batch_size = batch_size
 
     def check(self, metadata: Metadata) -> None:
-        """Any prompt can be judged."""
+        """Any prompt can be scored."""
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Metadata], images: Sequence[Sequence[Image.Image]]) -> list[list[float]]:
@@ -125,16 +126,16 @@ class ClipScorer:
         tokens = tokens.to(self.clip.device)
         wanted = F.normalize(self.clip.get_text_features(**tokens).pooler_output, dim=-1)
         flat = [image.convert("RGB") for own in images for image in own]
-        seen = []
+        embedded = []
         for start in range(0, len(flat), self.batch_size):
             pixels = self.view(flat[start : start + self.batch_size], return_tensors="pt").to(self.clip.device)
-            seen.append(F.normalize(self.clip.get_image_features(**pixels).pooler_output, dim=-1))
-        parts = torch.cat(seen).split([len(own) for own in images])
+            embedded.append(F.normalize(self.clip.get_image_features(**pixels).pooler_output, dim=-1))
+        parts = torch.cat(embedded).split([len(own) for own in images])
         return [(100 * part @ text).tolist() for part, text in zip(parts, wanted, strict=True)]
 
 
 class ChoiceScorer:
-    """What people chose among the pictures of a prompt: the preferred one 1, the other 0, the rest `UNJUDGED`."""
+    """What people chose among the pictures of a prompt: the preferred one 1, the other 0, the rest `UNSCORED`."""
 
     def __init__(self, choices: Mapping[str, tuple[int, int]]) -> None:
         self.choices = choices
@@ -144,7 +145,7 @@ class ChoiceScorer:
 
     def score(self, prompts: Sequence[Metadata], images: Sequence[Sequence[Image.Image]]) -> list[list[float]]:
         """See `Scorer`; raises ValueError for a choice of a picture that is not there."""
-        scores = [[UNJUDGED] * len(own) for own in images]
+        scores = [[UNSCORED] * len(own) for own in images]
         for metadata, own in zip(prompts, scores, strict=True):
             chosen, rejected = self.choices.get(metadata["prompt"], (-1, -1))
             if max(chosen, rejected) >= len(own):
@@ -186,8 +187,8 @@ def choose_pairs(
     Dropped are pairs whose scores tie or differ by no more than `min_gap`, and pairs of the same picture; their number
     comes second. `codes` are (N, L). Among equal scores the picture that was drawn first counts as better.
     """
-    judged = [index for index, score in enumerate(scores) if not math.isnan(score)]
-    order = sorted(judged, key=lambda index: -scores[index])
+    scored = [index for index, score in enumerate(scores) if not math.isnan(score)]
+    order = sorted(scored, key=lambda index: -scores[index])
     pairs = [(order[rank], order[-1 - rank]) for rank in range(min(max_pairs, len(order) // 2))]
     kept = [(a, b) for a, b in pairs if scores[a] - scores[b] > min_gap and list(codes[a]) != list(codes[b])]
     return kept, len(pairs) - len(kept)
@@ -208,7 +209,7 @@ def wrong_answer(answer: str, rng: np.random.Generator) -> str | None:
 def question_pair(row: Mapping[str, Any], rng: np.random.Generator) -> Pair | None:
     """A pair from an encoded row about an image: its first answer, and the same made wrong.
 
-    None for a row without a read image, without an answer in words, or without a word to replace.
+    None for a row without an input image, without an answer in words, or without a word to replace.
     """
     place = next((index for index, turn in enumerate(row["messages"]) if turn["role"] == "assistant"), 0)
     prompt, answer = row["messages"][:place], row["messages"][place : place + 1]

@@ -76,7 +76,7 @@ def _check_counts(counts: Sequence[int]) -> None:
         if count not in UNSEEN_COUNTS:
             raise ValueError(
                 f"count {count} of objects is not unseen ({min(NUMBERS)} to {max(NUMBERS)} are in training) or cannot "
-                f"be scored (GenEval counts up to 16 objects): choose {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}"
+                f"be scored (GenEval stops at 16 objects): choose from {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}"
             )
     if not counts:
         raise ValueError(f"no counts: choose from {min(UNSEEN_COUNTS)} to {max(UNSEEN_COUNTS)}")
