@@ -40,10 +40,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.data.preferences import Pair, read_counts, write_pairs
-from unified.data.rows import claim_folder, read_encoded_rows, shared_stamp, write_parquet
+from unified.data.rows import init_output_folder, read_encoded_rows, shared_metadata, write_parquet
 from unified.evaluation.detections import DetectionArguments, checkpoint_digest
 from unified.evaluation.geneval_files import read_captions
 from unified.evaluation.preference_scorers import (
@@ -94,7 +94,7 @@ class BuildArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        check_least(self, samples=2, max_pairs=1, min_gap=0, guidance_scale=0, batch_size=1, shard_size=1)
+        check_minimum(self, samples=2, max_pairs=1, min_gap=0, guidance_scale=0, batch_size=1, shard_size=1)
         if self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}; give more than 0, or all pictures are the same")
         if bool(self.questions) == bool(self.prompts) or bool(self.prompts) != bool(self.model):
@@ -248,9 +248,9 @@ def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> N
     device = state.device if torch.cuda.is_available() else best_device()
     model, processor = load(args.model, device, None if args.dtype == "auto" else args.dtype)
     shards, drawing = plan_shards(prompts, args), sample_settings(args, model)
-    claim_folder(shards[0].drawn.parent, drawing)
+    init_output_folder(shards[0].drawn.parent, drawing)
     if scorer:
-        claim_folder(args.out, drawing | scorer_settings(args, detection))
+        init_output_folder(args.out, drawing | scorer_settings(args, detection))
     drawn, seconds, mine = 0, Counter(), shards[state.process_index :: state.num_processes]
     for shard in tqdm(mine, unit="shard", disable=not state.is_main_process):
         started = perf_counter()
@@ -282,9 +282,9 @@ def summary(shards: list[Path]) -> dict[str, Any]:
 
 def build_from_questions(args: BuildArguments) -> None:
     """A shard of pairs for every file of encoded rows."""
-    fingerprint, patch_nums = shared_stamp("--questions", args.questions)
+    fingerprint, patch_nums = shared_metadata("--questions", args.questions)
     inputs = {"questions_sha256": digest(*args.questions), "seed": args.seed, "vq_fingerprint": fingerprint}
-    out = claim_folder(args.out, inputs)
+    out = init_output_folder(args.out, inputs)
     shards = [out / f"{index:05d}.parquet" for index in range(len(args.questions))]
     for index, path in enumerate(tqdm(args.questions, unit="file")):
         if shards[index].exists():

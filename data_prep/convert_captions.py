@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments.parser import check_least, nearest, parse, run_main
+from unified.arguments.parser import check_minimum, nearest, parse, run_main
 from unified.data.mixtures import read_weights
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_lines
@@ -56,7 +56,7 @@ class CaptionArguments:
     seed: int = field(default=0, metadata={"help": "what kinds, captions and wordings are chosen by"})
 
     def __post_init__(self) -> None:
-        check_least(self, repeat=1, seed=0)
+        check_minimum(self, repeat=1, seed=0)
         if not self.out.endswith(".jsonl"):
             raise ValueError(f"--out {self.out} is no .jsonl, which data_prep/encode_images.py reads; let it end so")
         for wording in self.wordings:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from unified.arguments.parser import parse, run_main
-from unified.data.rows import ImageRef, claim_folder, count_rows, read_rows, write_encoded_shard
+from unified.data.rows import ImageRef, count_rows, init_output_folder, read_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.images import image_to_pixels, read_image
 from unified.image_tokenizer.loading import load_vq
@@ -180,7 +180,7 @@ def main() -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     vq = load_vq(arguments.vq, state.device)
     shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out))
-    claim_folder(arguments.out, settings(arguments, vq))
+    init_output_folder(arguments.out, settings(arguments, vq))
     started = perf_counter()
     images = encode_shards(shards, state, vq, arguments)
     check_bad(count_bad(shards), arguments)

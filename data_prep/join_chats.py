@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from unified.arguments.parser import check_least, parse, run_main
-from unified.data.chat_dataset import files_of
-from unified.data.rows import claim_folder, read_encoded_rows, read_rows, shared_stamp, write_encoded_shard
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.data.chat_dataset import list_data_files
+from unified.data.rows import init_output_folder, read_encoded_rows, read_rows, shared_metadata, write_encoded_shard
 from unified.models.messages import continue_conversation
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
@@ -36,18 +36,18 @@ class JoinArguments:
     seed: int = field(default=0, metadata={"help": "another seed joins others"})
 
     def __post_init__(self) -> None:
-        check_least(self, count=1, seed=0)
+        check_minimum(self, count=1, seed=0)
 
 
 def read_encoded(flag: str, files: list[Path]) -> tuple[list[dict[str, Any]], Stamp]:
     """Encoded rows and the tokenizer that they share; ValueError where they are of two."""
-    stamp = shared_stamp(flag, files)
+    stamp = shared_metadata(flag, files)
     return [row for file in files for row in read_encoded_rows(file)], stamp
 
 
 def read_then(paths: list[str], stamp: Stamp) -> list[dict[str, Any]]:
     """Rows that others go on with; ValueError for images without codes of `stamp`, and for a system turn alone."""
-    files = [file for path in paths for file in files_of(path, "chats")]
+    files = [file for path in paths for file in list_data_files(path, "chats")]
     encoded = [file for file in files if file.suffix == ".parquet"]
     rows, found = read_encoded("--then", encoded) if encoded else ([], stamp)
     if found not in (stamp, NO_CODES):
@@ -79,11 +79,11 @@ def join(row: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     (args,) = parse((JoinArguments,))
-    rows, stamp = read_encoded("--first", [file for path in args.first for file in files_of(path)])
+    rows, stamp = read_encoded("--first", [file for path in args.first for file in list_data_files(path)])
     chats = read_then(args.then, stamp)
     rng = np.random.default_rng(args.seed)
     firsts, thens = in_order(len(rows), args.count, rng), in_order(len(chats), args.count, rng)
-    out = claim_folder(args.out, {name: vars(args)[name] for name in ("first", "then", "count", "seed")})
+    out = init_output_folder(args.out, {name: vars(args)[name] for name in ("first", "then", "count", "seed")})
     joined = [join(rows[i], chats[k]) for i, k in zip(firsts, thens, strict=True)]
     write_encoded_shard(out / "00000.parquet", joined, *stamp)
     print(json.dumps({"out": str(out), "rows": len(joined), "first": len(rows), "then": len(chats)}))

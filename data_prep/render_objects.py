@@ -23,7 +23,7 @@ import numpy as np
 
 from unified.arguments.parser import parse, run_main
 from unified.data.mixtures import read_names
-from unified.data.rows import claim_folder
+from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.files.images import write_image
 from unified.scenes.glyphs import COLOURS, NEW_OBJECTS
@@ -60,7 +60,7 @@ def main() -> None:
     scenes = chosen(args)
     settings = asdict(args)
     del settings["prompts"], settings["out"]
-    folder = claim_folder(args.out, settings)
+    folder = init_output_folder(args.out, settings)
     for scene in scenes:
         write_image(draw_scene(scene), folder / file_name(scene))
     write_text(folder / "metadata.jsonl", "".join(map(line, scenes)))

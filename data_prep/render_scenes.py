@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from unified.arguments.parser import parse, run_main
 from unified.data.mixtures import read_names, read_weights
-from unified.data.rows import ROW_SCHEMA, claim_folder, write_parquet
+from unified.data.rows import ROW_SCHEMA, init_output_folder, write_parquet
 from unified.files.images import write_image
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 from unified.scenes.texts import KINDS, messages_for
@@ -83,7 +83,7 @@ def main() -> None:
     """Check the settings, render every missing shard, and draw the preview if asked."""
     (args,) = parse((SceneArguments,))
     plan = make_plan(args)
-    out = claim_folder(args.out, settings(plan))
+    out = init_output_folder(args.out, settings(plan))
     render_shards(out, plan)
     if args.preview is not None:
         write_preview(Path(args.preview), plan)

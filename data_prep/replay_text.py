@@ -20,10 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from unified.arguments.parser import parse, run_main
-from unified.data.rows import claim_folder, read_encoded_rows, write_encoded_shard
+from unified.data.rows import init_output_folder, read_encoded_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.jsonl import parse_text
-from unified.files.weights import load_whole
+from unified.files.weights import load_strict
 from unified.models.messages import SYSTEM_PROMPT
 
 HELD_OUT_EVERY = 6
@@ -71,7 +71,7 @@ def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {folder} has no chat template; give an instruction-tuned model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_whole(AutoModelForCausalLM, folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
+    return load_strict(AutoModelForCausalLM, folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def main() -> None:
     (arguments,) = parse((ReplayArguments,))
     prompts = read_prompts(arguments.prompts, arguments.split, arguments.limit)
     settings = {"model": str(Path(arguments.model).resolve()), "max_new_tokens": arguments.max_new_tokens}
-    out = claim_folder(arguments.out, {**settings, "batch_size": arguments.batch_size, "prompts": prompts})
+    out = init_output_folder(arguments.out, {**settings, "batch_size": arguments.batch_size, "prompts": prompts})
     shards = generate(arguments, prompts, out)
     if arguments.jsonl is not None:
         write_jsonl(arguments.jsonl, shards)

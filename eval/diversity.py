@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.diversity import pair_differences, picture_statistics
 from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
 from unified.evaluation.metrics import clustered_mean
@@ -46,7 +46,7 @@ class DiversityArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, batch_size=1)
+        check_minimum(self, batch_size=1)
 
 
 @torch.no_grad()

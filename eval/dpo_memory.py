@@ -26,8 +26,8 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments.parser import check_least, parse, run_main
-from unified.checkpoints.loading import checkpoint_of
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.data.preferences import PairCollator
 from unified.files.results import write_result
 from unified.hardware.device import best_device
@@ -51,7 +51,7 @@ class MemoryArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, pairs=1)
+        check_minimum(self, pairs=1)
 
 
 def random_pairs(processor: UnifiedProcessor, model: UnifiedForCausalLM, args: MemoryArguments) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def start_over(device: torch.device) -> None:
 
 def measure(args: MemoryArguments, way: str) -> dict[str, float]:
     """One step: GiB above what was there before, loss, and the GiB of the logits alone."""
-    device, source = torch.device(best_device()), checkpoint_of(args.model)
+    device, source = torch.device(best_device()), resolve_base_checkpoint(args.model)
     model = UnifiedForCausalLM.from_pretrained(source, dtype="float32").to(device).train()
     processor = UnifiedProcessor.from_pretrained(source)
     model.requires_grad_(True).model.vq_model.requires_grad_(False)

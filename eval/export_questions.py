@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, Image, Value
 
-from unified.arguments.parser import check_least, parse, run_main
-from unified.files.atomic import whole
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.files.atomic import atomic_path
 from unified.scenes.rendering import NUMBERS, draw_scene
 from unified.scenes.understanding import PARTS, Domain, Question, questions
 
@@ -35,7 +35,7 @@ class ExportArguments:
     wordings: Literal["training", "unseen"] = field(default="training", metadata={"help": "words of the questions"})
 
     def __post_init__(self) -> None:
-        check_least(self, n=1, seed=0)
+        check_minimum(self, n=1, seed=0)
         if not self.out.endswith(".parquet"):
             raise ValueError(f"--out {self.out} does not end with .parquet; give such a name")
 
@@ -63,7 +63,7 @@ def word(part: str, truth: str) -> str:
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The file, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         Dataset.from_list(rows, features=FEATURES).to_parquet(partial)
 
 

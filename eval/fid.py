@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_settings
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
-from unified.files.images import read_image, square
+from unified.files.images import center_crop, read_image
 from unified.files.results import write_result
 from unified.hardware.device import best_device
 from unified.image_tokenizer.image_dataset import open_images
@@ -45,7 +45,7 @@ class FidArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, n=0, image_size=0, batch_size=1)
+        check_minimum(self, n=0, image_size=0, batch_size=1)
 
 
 class Pictures:
@@ -61,7 +61,7 @@ class Pictures:
     def read(self, index: int) -> Tensor:
         """One picture; ValueError says which one is broken."""
         image = read_image(self.source.read(index), self.source.name(index))
-        return torch.from_numpy(np.array(square(image, self.side) if self.side else image))
+        return torch.from_numpy(np.array(center_crop(image, self.side) if self.side else image))
 
     def features(self, net: Any, size: torch.Size, batch_size: int) -> Tensor:
         """Features (N, D) of all pictures, which must have `size`."""

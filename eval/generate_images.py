@@ -33,9 +33,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
-from unified.data.rows import claim_folder
+from unified.data.rows import init_output_folder
 from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
 from unified.files.results import write_result
@@ -66,7 +66,7 @@ class GenerateArguments:
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, samples=1, batch_size=1, guidance_scale=0, temperature=0, top_k=0, seed=0)
+        check_minimum(self, samples=1, batch_size=1, guidance_scale=0, temperature=0, top_k=0, seed=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}; give more than 0 and at most 1")
 
@@ -126,7 +126,7 @@ def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, firs
     out = Path(args.out)
     if not (out / "settings.json").exists() and any(out.glob("*/metadata.jsonl")):
         raise ValueError(f"--out {out} holds prompts without a settings.json; give another folder")
-    claim_folder(out, settings)
+    init_output_folder(out, settings)
     if first:  # so that a scorer sees what is missing or was changed
         write_text(out / PROMPT_SET, Path(args.prompts).read_text(encoding="utf-8"))
 

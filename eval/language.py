@@ -38,7 +38,7 @@ from unified.data.chat_dataset import load_encoded_rows
 from unified.data.rows import read_rows
 from unified.evaluation.metrics import clustered_mean
 from unified.files.results import share_stderr, write_result
-from unified.files.weights import load_whole
+from unified.files.weights import load_strict
 from unified.models.messages import continue_conversation
 from unified.models.processing import IGNORE_INDEX, EncodedChat
 
@@ -118,7 +118,7 @@ def main() -> None:
     start = time.time()
     chats = read_chats(args.chats, args.limit)
     tuned, processor = load(args.model, device="cpu", dtype="float32")
-    base = load_whole(AutoModelForCausalLM, args.base, dtype="float32").eval()
+    base = load_strict(AutoModelForCausalLM, args.base, dtype="float32").eval()
     begun = read_begun(args.behind, len(chats), tuned.config)
     pairs = zip(chats, begun, strict=True)
     results = [compare(base, tuned, processor, *pair) for pair in tqdm(pairs, total=len(chats), unit="chat")]

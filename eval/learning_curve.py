@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.power_law import PowerLaw, fit_power_law
-from unified.files.atomic import whole
+from unified.files.atomic import atomic_path
 from unified.files.results import write_result
 from unified.reports.results_page import read_results
 from unified.training.log_history import STATE, read_logs
@@ -41,7 +41,7 @@ class CurveArguments:
     until: float = field(default=0.0, metadata={"help": "the fit leaves out points after so many pictures; 0: none"})
 
     def __post_init__(self) -> None:
-        check_least(self, goal=0, score_goal=0, skip=0, until=0)
+        check_minimum(self, goal=0, score_goal=0, skip=0, until=0)
         if not self.out.endswith(".json"):
             raise ValueError(f"--out {self.out} is no JSON; end it with .json")
 
@@ -96,7 +96,7 @@ def draw(path: Path, losses: list[tuple[float, float]], law: PowerLaw, scores: d
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         figure.savefig(partial, format="png")
 
 

@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
 from unified.files.images import pixels_to_image, to_pixel_values, to_uint8, write_image
@@ -56,7 +56,7 @@ class ReconstructionArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, n=0, batch_size=1, grid_images=1)
+        check_minimum(self, n=0, batch_size=1, grid_images=1)
         if self.grid is not None and not self.grid.endswith(".png"):
             raise ValueError(f"--grid {self.grid} is no PNG; end it with .png")
 

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import prompts_digest, write_result
 from unified.inference.text_to_image import generate_codes
@@ -39,7 +39,7 @@ class SpeedArguments:
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_least(self, repeats=1)
+        check_minimum(self, repeats=1)
         if min(self.batch_sizes) < 1:
             raise ValueError(f"--batch_sizes {min(self.batch_sizes)}; give at least 1")
 

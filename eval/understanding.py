@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.files.results import prompts_digest, write_result
 from unified.inference.batched_answers import AnswerLog, answer, follow_up, image_question
@@ -65,7 +65,7 @@ class UnderstandingArguments:
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        check_least(self, n=1, seed=0, batch_size=1, max_new_tokens=1)
+        check_minimum(self, n=1, seed=0, batch_size=1, max_new_tokens=1)
         if Path(self.out).suffix != ".json":
             raise ValueError(f"--out {self.out} does not end with .json; the answers go beside it")
         check_names("class", self.classes, CLASSES)

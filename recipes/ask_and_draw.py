@@ -13,7 +13,7 @@ The i-th prompt is drawn from seed + i; answers in text are greedy.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import draw_by_scale
@@ -38,7 +38,7 @@ class ShowArguments:
     seed: int = field(default=0, metadata={"help": "of the first picture"})
 
     def __post_init__(self) -> None:
-        check_least(self, guidance_scale=0, temperature=0, seed=0)
+        check_minimum(self, guidance_scale=0, temperature=0, seed=0)
 
 
 def main() -> None:

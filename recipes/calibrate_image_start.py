@@ -22,12 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
-from unified.arguments.parser import check_least, parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
-from unified.checkpoints.loading import checkpoint_of, load
+from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
-from unified.files.atomic import check_free, new_folder
+from unified.files.atomic import check_not_exists, new_folder
 from unified.models.messages import is_text_to_image
 from unified.models.vocabulary import Vocabulary
 from unified.training.image_start import DECISION_GROUPS, ModalityDecisions, calibrate, collect_decisions, shift_rows
@@ -51,12 +51,12 @@ class CalibrateArguments:
     device: str | None = field(default=None, metadata={"help": "None: the best there is"})
 
     def __post_init__(self) -> None:
-        check_least(self, limit=HELD_BACK, strength=0, batch_size=1)
+        check_minimum(self, limit=HELD_BACK, strength=0, batch_size=1)
 
 
 def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
     """The first rows of both files by flag; ValueError where one is missing or does not hold rows of its kind."""
-    config, opened = UnifiedConfig.from_pretrained(checkpoint_of(args.model)), {}
+    config, opened = UnifiedConfig.from_pretrained(resolve_base_checkpoint(args.model)), {}
     for flag, paths in (("--texts", [args.texts]), ("--images", args.images)):
         parts = []
         for path in paths:
@@ -105,7 +105,7 @@ def as_record(before: ModalityDecisions, shifts: Tensor) -> dict[str, list[float
 def main() -> None:
     (args,) = parse((CalibrateArguments,))
     check_adapter(args.model)
-    check_free(args.out)
+    check_not_exists(args.out)
     opened = open_rows(args)
     model, processor = load(args.model, device=args.device, dtype="float32")
     both = [

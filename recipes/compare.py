@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.arguments.parser import parse, run_main
-from unified.data.rows import claim_folder
+from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.reports.steps import run_step
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
@@ -88,7 +88,7 @@ def run_trial(args: CompareArguments, name: str, seed: int) -> dict[str, Any]:
     trained, result = folder / "run", folder / "result.json"
     settings = {"run": Path(args.run).read_text(encoding="utf-8"), "minutes": args.minutes}
     settings |= {"common": args.common, "keys": args.trials[name]}
-    claim_folder(folder, settings)
+    init_output_folder(folder, settings)
     if result.exists():
         return json.loads(result.read_text(encoding="utf-8"))
     shutil.rmtree(trained, ignore_errors=True)  # half a trial has no equal time

@@ -47,7 +47,7 @@ from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter
 from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.files.atomic import whole
+from unified.files.atomic import atomic_path
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
 from unified.training.shutdown import shut_down
@@ -119,7 +119,7 @@ def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
         weights = load_file(path)
         if any(name.startswith(FROZEN) for name in weights):
             merged = {name: frozen.get(name, value) for name, value in weights.items()}
-            with whole(path) as partial:
+            with atomic_path(path) as partial:
                 save_file(merged, partial, {"format": "pt"})
     processor.save_pretrained(folder)
 

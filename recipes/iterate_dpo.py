@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.arguments.parser import check_least, parse, run_main
-from unified.data.rows import claim_folder
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.models.configuration import UnifiedConfig
 from unified.reports.steps import run_step
@@ -75,7 +75,7 @@ class IterateArguments:
     seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
 
     def __post_init__(self) -> None:
-        check_least(self, rounds=1)
+        check_minimum(self, rounds=1)
         for kind, names, known in (
             ("task", self.tags, tags_of("train")),
             ("class", self.classes, CLASSES),
@@ -184,7 +184,7 @@ def main() -> None:
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
     check_room(resolve_checkpoint(args.model, run), run.max_length)
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
-    out, model = claim_folder(args.out, settings), args.model
+    out, model = init_output_folder(args.out, settings), args.model
     start = out / "round_0"
     heldout = Path(args.heldout or write_prompts(args, start, "heldout", args.heldout_prompts, args.seed))
     rounds: list[dict[str, Any]] = []

@@ -20,10 +20,16 @@ from typing import Any
 
 from PIL import Image
 
-from unified.arguments.parser import check_least, parse, run_main
-from unified.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, read_adapter_config, read_record
-from unified.checkpoints.loading import checkpoint_of
-from unified.data.rows import claim_folder
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_adapter,
+    read_adapter_config,
+    read_base_record,
+)
+from unified.checkpoints.loading import resolve_base_checkpoint
+from unified.data.rows import init_output_folder
 from unified.evaluation.detections import scenes_folder
 from unified.files.atomic import write_text
 from unified.files.images import read_image
@@ -68,8 +74,8 @@ class TeachArguments:
     seed: int = field(default=0, metadata={"help": "of scenes, training and pictures"})
 
     def __post_init__(self) -> None:
-        check_least(self, max_minutes=0, repeat=1, replay_scenes=1, heldout_prompts=4)
-        check_least(self, guidance_scale=0, temperature=0, seed=0)
+        check_minimum(self, max_minutes=0, repeat=1, replay_scenes=1, heldout_prompts=4)
+        check_minimum(self, guidance_scale=0, temperature=0, seed=0)
         for name in ("new_prompts", "known_prompts"):
             if not vars(self)[name]:
                 raise ValueError(f"{name} is empty; name what the page is to show before and after")
@@ -98,7 +104,7 @@ def claim(args: TeachArguments) -> Job:
     parse(TRAINING, told)  # a mistake in it is found now
     weights = hashlib.sha256((start / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     given = {"run_text": Path(args.run).read_text(encoding="utf-8"), "start_sha256": weights}
-    return Job(claim_folder(args.out_dir, asdict(args) | given))
+    return Job(init_output_folder(args.out_dir, asdict(args) | given))
 
 
 def make_base(args: TeachArguments, job: Job) -> None:
@@ -107,11 +113,11 @@ def make_base(args: TeachArguments, job: Job) -> None:
     Only a published adapter can tell whether what is made is its base.
     """
     base = read_adapter_config(Path(args.start))["base_model_name_or_path"]
-    if read_record(Path(args.start)) is not None and not Path(base).is_dir():
+    if read_base_record(Path(args.start)) is not None and not Path(base).is_dir():
         job.run("convert", ["data_prep/convert_smollm2.py", "--out", args.llm], again=True)
         extend = ["-m", "unified.cli", "extend", "--llm", args.llm, "--vq", args.vq, "--out", base]
         job.run("extend", extend, again=True)
-    checkpoint_of(args.start)
+    resolve_base_checkpoint(args.start)
 
 
 def write_questions(args: TeachArguments, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Adapters that go on and that ship: a continued run starts where the first ended, a published one knows its base."""
+"""Adapters trained further and published: a continued run starts where the first ended, a base is checked."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def eval_losses(out: Path) -> list[float]:
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-def test_it_goes_on_where_it_was(sft: Callable[..., None], trained: Path, tmp_path: Path) -> None:
+def test_a_continued_run_starts_where_it_stopped(sft: Callable[..., None], trained: Path, tmp_path: Path) -> None:
     still = ["--learning_rate", 0, "--new_parts_learning_rate", 0, "--max_steps", 1, "--eval_steps", 1]
     sft("--model", trained, "--output_dir", tmp_path / "out", *still, "--eval_on_start", "True")
     assert eval_losses(tmp_path / "out") == eval_losses(trained)[-1:] * 2
@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_was(sft: Callable[..., None], trained: Path, tmp_pa
     assert sorted(old["target_modules"]) == sorted(new["target_modules"])
 
 
-def test_every_part_goes_on_learning_in_float32(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
+def test_every_part_is_trained_further_in_float32(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
     before = weights_of(published)
     assert {value.dtype for value in before.values()} == {torch.bfloat16}
     flags = ["--lora_rank", 4, "--lora_positions", kind_of(published), "--lora_target_modules", *LAYERS]
@@ -114,7 +114,7 @@ def test_every_part_goes_on_learning_in_float32(sft: Callable[..., None], publis
         assert [name for name in moved if part in name], part
 
 
-def test_rows_are_float32_beside_a_model_in_half_precision(published: Path, toy_checkpoint: Path) -> None:
+def test_rows_are_float32_in_a_model_of_half_precision(published: Path, toy_checkpoint: Path) -> None:
     base = UnifiedForCausalLM.from_pretrained(toy_checkpoint, dtype=torch.bfloat16)
     args = UnifiedTrainingArguments(output_dir="unused", tuning="lora", use_cpu=True, report_to="none")
     model = prepare(base, args, published)
@@ -124,7 +124,7 @@ def test_rows_are_float32_beside_a_model_in_half_precision(published: Path, toy_
     assert {parameter.dtype for parameter in learning.values()} == {torch.float32}
 
 
-def test_one_inside_images_goes_on_behind_them(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
+def test_image_tokens_can_become_after_image(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
     """Its weights at the start are the adapter's; only where they act is new, also after a stop."""
     out = tmp_path / "out"
     flags = ["--model", image_adapter, "--lora_positions", "after_image", "--learning_rate", 0, "--output_dir", out]
@@ -140,9 +140,7 @@ def test_one_inside_images_goes_on_behind_them(sft: Callable[..., None], image_a
     ]
 
 
-def test_one_inside_images_goes_on_with_ranks_apart(
-    sft: Callable[..., None], image_adapter: Path, tmp_path: Path
-) -> None:
+def test_image_tokens_can_become_split_ranks(sft: Callable[..., None], image_adapter: Path, tmp_path: Path) -> None:
     """Most of its ranks stay the images', as near as they can be to what it did; the last ones are new, and learn.
 
     A stop does not split them again.
@@ -165,9 +163,7 @@ def test_one_inside_images_goes_on_with_ranks_apart(
         assert not start[up][:, kept:].any() and after[up][:, kept:].any() and (start[down].norm(dim=1) > 0.1).all()
 
 
-def test_one_of_a_single_rank_has_none_to_set_apart(
-    sft: Callable[..., None], toy_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_single_rank_cannot_be_split(sft: Callable[..., None], toy_checkpoint: Path, tmp_path: Path) -> None:
     flags, one = ["--max_steps", 1, "--eval_strategy", "no", "--lora_positions"], tmp_path / "one"
     sft("--model", toy_checkpoint, *flags, "image_tokens", "--lora_rank", 1, "--output_dir", one)
     with pytest.raises(ValueError, match="lora_rank 1 leaves no rank for images"):
@@ -186,12 +182,12 @@ def test_a_run_resumes_at_its_own_positions(sft: Callable[..., None], image_adap
 
 def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
     flags = ["--model", published, "--max_steps", 4, "--lora_dropout", 0.1, "--eval_strategy", "no"]
-    sft(*flags, "--output_dir", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "killed/checkpoint-2")
+    sft(*flags, "--output_dir", tmp_path / "uninterrupted")
+    shutil.copytree(tmp_path / "uninterrupted/checkpoint-2", tmp_path / "killed/checkpoint-2")
     sft(*flags, "--output_dir", tmp_path / "killed", "--resume")
-    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert config_of(tmp_path / "whole")["lora_dropout"] == 0.1
+    uninterrupted, resumed = weights_of(tmp_path / "uninterrupted"), weights_of(tmp_path / "killed")
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+    assert config_of(tmp_path / "uninterrupted")["lora_dropout"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +313,7 @@ def test_a_base_that_is_not_here_is_made_with_its_commands(published: Path, tmp_
     assert "/no', which is not a folder here; make it with `make llm && unified extend --llm L" in line
     publish(published, tmp_path / "mute", base=str(tmp_path / "no"))
     line = error_of("draw", "cat", "--model", tmp_path / "mute", "--out", "x.png")
-    assert "put the base back or correct base_model_name_or_path" in line
+    assert "restore the base or correct base_model_name_or_path" in line
 
 
 def test_what_cannot_be_published_is_refused(published: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -335,7 +331,7 @@ def test_a_damaged_adapter_is_named(published: Path, tmp_path: Path, kept: int) 
     shutil.copytree(published, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{path} is cut off or damaged .*; copy it again"):
+    with pytest.raises(ValueError, match=f"{path} is truncated or damaged .*; copy it again"):
         load(tmp_path / "adapter")
     path.unlink()
     with pytest.raises(ValueError, match="has no adapter_model.safetensors"):

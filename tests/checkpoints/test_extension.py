@@ -1,4 +1,4 @@
-"""A text LLM grows codes: what it said before it still says, and the folder loads by the Auto classes alone."""
+"""Vocabulary extension of a text LLM: text logits do not change, and the folder loads with the Auto classes."""
 
 import json
 from pathlib import Path
@@ -39,8 +39,8 @@ def logits_of(model: PreTrainedModel, input_ids: Tensor = TEXT) -> Tensor:
     return model(input_ids).logits
 
 
-def written(codes: Tensor, config: UnifiedConfig) -> list[int]:
-    """Ids of an output image of `codes` (L,) behind a word."""
+def output_image(codes: Tensor, config: UnifiedConfig) -> list[int]:
+    """Ids of an output image of `codes` (L,) after a text token."""
     return [5, config.boi_token_id, *(codes + config.image_token_offset).tolist(), config.eoi_token_id, 7]
 
 
@@ -81,7 +81,7 @@ def test_what_extend_returns_takes_an_image_lora(
     """The returned model does under an adapter of image positions what the checkpoint does, once it is loaded."""
     returned = extend(tiny_llm_dir, vq_dir, tmp_path / "out")
     loaded = UnifiedForCausalLM.from_pretrained(tmp_path / "out")
-    image = torch.tensor([written(torch.arange(5), loaded.config)])
+    image = torch.tensor([output_image(torch.arange(5), loaded.config)])
     before = logits_of(loaded, image)
     scores = []
     for model in (returned, loaded):
@@ -131,8 +131,8 @@ def test_image_states_begin_as_large_as_text(tiny_llm_dir: Path, vq_dir: Path, t
     codes = torch.arange(5)[None]
     with torch.no_grad():
         text = model.get_input_embeddings().weight[: model.config.boi_token_id].norm(dim=-1).mean()
-        written = torch.cat([model.model.scale_states(codes, scale) for scale in (0, 1)], dim=1)
-    assert (0.3 * text < written.norm(dim=-1)).all() and (written.norm(dim=-1) < 3 * text).all()
+        output_states = torch.cat([model.model.scale_states(codes, scale) for scale in (0, 1)], dim=1)
+    assert (0.3 * text < output_states.norm(dim=-1)).all() and (output_states.norm(dim=-1) < 3 * text).all()
 
 
 def test_an_existing_folder_is_left_alone(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_tokenizer_with_tokens_behind_the_special_ones_is_refused(
 ) -> None:
     backbone = backbone_of("llama", tiny_tokenizer, tied=True)
     tiny_tokenizer.add_tokens([*SPECIAL_TOKENS, "behind"])
-    with pytest.raises(ValueError, match=r"has id \d+ behind those of .*; use the tokenizer of a model"):
+    with pytest.raises(ValueError, match=r"has id \d+ after those of .*; use the tokenizer of a model"):
         join(backbone, tiny_vq, tiny_tokenizer)
 
 

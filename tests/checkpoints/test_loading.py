@@ -68,14 +68,14 @@ def test_another_image_tokenizer_is_an_error(part: str, tmp_path: Path) -> None:
         model.model.vq_model.get_submodule(part).weight.view(-1)[0].add_(0.01)
     model.save_pretrained(tmp_path)
     for load in (UnifiedForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(ValueError, match="fingerprint is .* put the tokenizer's weights back"):
+        with pytest.raises(ValueError, match="fingerprint is .* restore the tokenizer's weights"):
             load(tmp_path)
 
 
 def test_a_damaged_image_tokenizer_is_named(vq_dir: Path) -> None:
     path = vq_dir / "model.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match=f"{path} is cut off or damaged .*; copy it again"):
+    with pytest.raises(ValueError, match=f"{path} is truncated or damaged .*; copy it again"):
         load_vq(vq_dir)
 
 

@@ -49,13 +49,13 @@ def adapter_dir(model_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def picture(path: Path) -> Path:
+def save_image(path: Path) -> Path:
     Image.new("RGB", (20, 16), (200, 30, 30)).save(path)
     return path
 
 
 @torch.no_grad()
-def teach_to_paint(model_dir: Path, question: str) -> None:
+def train_to_start_image(model_dir: Path, question: str) -> None:
     """Make the image start the likeliest answer to `question`: its output row becomes the state that is scored."""
     model, processor = load(model_dir, device="cpu")
     inputs = processor.apply_chat_template([{"role": "user", "content": question}])
@@ -73,7 +73,7 @@ def test_draw_is_reproducible_and_counts_seeds(model_dir: Path, tmp_path: Path) 
     assert single == second != Image.open(tmp_path / "b_0.png").tobytes()
 
 
-def test_draw_strip_ends_with_the_picture(model_dir: Path, tmp_path: Path) -> None:
+def test_draw_strip_ends_with_the_image(model_dir: Path, tmp_path: Path) -> None:
     draw = ("draw", "a red apple", "--model", model_dir, "--top-k", 4, "--top-p", 0.9)
     assert run(*draw, "--out", tmp_path / "plain.png").exit_code == 0
     assert run(*draw, "--out", tmp_path / "x.png", "--strip").exit_code == 0
@@ -81,11 +81,11 @@ def test_draw_strip_ends_with_the_picture(model_dir: Path, tmp_path: Path) -> No
     assert Image.open(tmp_path / "x_scales.png").size[0] == 2 * 168 + 8  # two scales side by side
 
 
-def test_chat_piped_reads_paints_and_resets(model_dir: Path, tmp_path: Path) -> None:
-    teach_to_paint(model_dir, "draw")
+def test_piped_chat_with_images_and_reset(model_dir: Path, tmp_path: Path) -> None:
+    train_to_start_image(model_dir, "draw")
     lines = [
         "draw",
-        f"/image {picture(tmp_path / 'cat.png')}",
+        f"/image {save_image(tmp_path / 'cat.png')}",
         "what is this?",
         "/reset",
         "draw",
@@ -93,58 +93,67 @@ def test_chat_piped_reads_paints_and_resets(model_dir: Path, tmp_path: Path) -> 
         "never asked",
     ]
     result = run(
-        "chat", "--model", model_dir, "--out-dir", tmp_path / "painted", "--max-new-tokens", 8, stdin="\n".join(lines)
+        "chat",
+        "--model",
+        model_dir,
+        "--out-dir",
+        tmp_path / "generated",
+        "--max-new-tokens",
+        8,
+        stdin="\n".join(lines),
     )
     assert result.exit_code == 0, result.output + result.stderr
-    assert f"[image: {tmp_path / 'painted' / '000.png'}]" in result.stdout
-    assert f"[{tmp_path / 'cat.png'} goes with your next question]" in result.stdout
+    assert f"[image: {tmp_path / 'generated' / '000.png'}]" in result.stdout
+    assert f"[{tmp_path / 'cat.png'} is part of your next question]" in result.stdout
     assert "[a new conversation]" in result.stdout and "<|" not in result.stdout
-    assert Image.open(tmp_path / "painted" / "000.png").size == (16, 16)
-    assert len(list((tmp_path / "painted").iterdir())) == result.stdout.count("[image: ") >= 2
+    assert Image.open(tmp_path / "generated" / "000.png").size == (16, 16)
+    assert len(list((tmp_path / "generated").iterdir())) == result.stdout.count("[image: ") >= 2
 
 
-def test_chat_keeps_codes_of_read_and_painted_images(model_dir: Path, tmp_path: Path) -> None:
-    teach_to_paint(model_dir, "draw")
-    talk = Chat(*load(model_dir, device="cpu"), max_new_tokens=6)
-    heard: list[str] = []
-    parts = talk.ask("draw", heard.append)
-    assert parts[0]["type"] == "image" and len(talk.codes) == 1
-    assert "".join(heard) == "".join(part["text"] for part in parts if part["type"] == "text")
-    talk.show(Image.open(picture(tmp_path / "cat.png")))
-    shown = talk.pending_images[0]
-    talk.ask("and this?")
+def test_chat_keeps_codes_of_input_and_output_images(model_dir: Path, tmp_path: Path) -> None:
+    train_to_start_image(model_dir, "draw")
+    conversation = Chat(*load(model_dir, device="cpu"), max_new_tokens=6)
+    streamed: list[str] = []
+    parts = conversation.ask("draw", streamed.append)
+    assert parts[0]["type"] == "image" and len(conversation.codes) == 1
+    assert "".join(streamed) == "".join(part["text"] for part in parts if part["type"] == "text")
+    conversation.show(Image.open(save_image(tmp_path / "cat.png")))
+    shown = conversation.pending_images[0]
+    conversation.ask("and this?")
     assert (
-        torch.equal(talk.codes[1], shown) and torch.equal(talk.codes[0], parts[0]["codes"]) and not talk.pending_images
+        torch.equal(conversation.codes[1], shown)
+        and torch.equal(conversation.codes[0], parts[0]["codes"])
+        and not conversation.pending_images
     )
-    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
 
 
-def test_first_is_asked_of_pictures_alone(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_is_asked_about_images_only(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, int]] = []
     ask = Chat.ask
 
-    def listen(talk: Chat, text: str, *rest: Any) -> list[dict[str, Any]]:
-        asked.append((text, len(talk.pending_images), len(talk.messages)))
-        return ask(talk, text, *rest)
+    def listen(conversation: Chat, text: str, *rest: Any) -> list[dict[str, Any]]:
+        asked.append((text, len(conversation.pending_images), len(conversation.messages)))
+        return ask(conversation, text, *rest)
 
     monkeypatch.setattr(Chat, "ask", listen)
     chat = ("chat", "--model", model_dir, "--out-dir", tmp_path, "--max-images", 0, "--max-new-tokens", 4)
-    lines = ["hello", f"/image {picture(tmp_path / 'cat.png')}", "is it a cat?", "sure?"]
+    lines = ["hello", f"/image {save_image(tmp_path / 'cat.png')}", "is it a cat?", "sure?"]
     assert run(*chat, "--first", "What do you see?", stdin="\n".join(lines)).exit_code == 0
     assert asked == [("hello", 0, 0), ("What do you see?", 1, 2), ("is it a cat?", 0, 4), ("sure?", 0, 6)]
 
 
-def test_overflow_is_an_error_and_takes_the_question_back(model_dir: Path) -> None:
-    talk = Chat(*load(model_dir, device="cpu"), max_new_tokens=4)
-    talk.ask("hello")
-    before = list(talk.messages)
+def test_overflow_is_an_error_and_keeps_the_conversation(model_dir: Path) -> None:
+    conversation = Chat(*load(model_dir, device="cpu"), max_new_tokens=4)
+    conversation.ask("hello")
+    before = list(conversation.messages)
     with pytest.raises(ValueError, match=r"the prompt takes \d+ positions .* context has 512; shorten"):
-        talk.ask("many words " * 300)
-    assert talk.messages == before
-    talk.ask("again")
+        conversation.ask("many words " * 300)
+    assert conversation.messages == before
+    conversation.ask("again")
 
 
-def test_budget_counts_ticks_not_codes(model_dir: Path) -> None:
+def test_remaining_tokens_count_rope_positions_not_codes(model_dir: Path) -> None:
     model, processor = load(model_dir, device="cpu")
     assert model.config.image_rope_positions == 2 + 2
     chat = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": [{"type": "image"}]}]
@@ -164,17 +173,17 @@ def test_bad_input_is_one_line(model_dir: Path, vq_dir: Path, tiny_llm_dir: Path
     out = tmp_path / "x.png"
     extend = ("extend", "--llm", tiny_llm_dir, "--vq", vq_dir, "--out")
     assert "exists already" in error_of(*extend, model_dir)
-    assert "takes a tokenizer of one scale" in error_of(*extend, tmp_path / "m", "--image-order", "raster")
+    assert "needs a tokenizer with one scale" in error_of(*extend, tmp_path / "m", "--image-order", "raster")
     assert "is not a folder; give a folder" in error_of("draw", "cat", "--model", tmp_path / "no", "--out", out)
     assert "type 'llama', not 'unified'" in error_of("draw", "cat", "--model", tiny_llm_dir, "--out", out)
-    assert "end it with .png" in error_of("draw", "cat", "--model", model_dir, "--out", tmp_path / "x.docx")
+    assert "use the suffix .png" in error_of("draw", "cat", "--model", model_dir, "--out", tmp_path / "x.docx")
     assert "context has 512" in error_of("draw", "cat " * 600, "--model", model_dir, "--out", out)
     assert "no adapter_config.json" in error_of("merge", "--model", model_dir, "--out", tmp_path / "m")
-    (tmp_path / "fake.png").write_text("not a picture")
+    (tmp_path / "fake.png").write_text("not an image")
     chat = ("chat", "--model", model_dir, "--out-dir", tmp_path)
     assert "cannot be read (" in error_of(*chat, "--image", tmp_path / "fake.png")
     assert "cannot be read (" in error_of(*chat, stdin=f"/image {tmp_path / 'missing.png'}\n")
-    assert "unknown command '/paint'" in error_of(*chat, stdin="/paint\n")
+    assert "unknown command '/generate'" in error_of(*chat, stdin="/generate\n")
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
 
 
@@ -208,14 +217,14 @@ def test_incomplete_folders_are_named(model_dir: Path, adapter_dir: Path) -> Non
     with pytest.raises(ValueError, match="has no processor_config.json"):
         merge(adapter_dir, model_dir.with_name("merged"))
     model_dir.rename(model_dir.with_name("moved"))
-    with pytest.raises(ValueError, match="is not a folder here; put the base back or correct base_model_name_or_path"):
+    with pytest.raises(ValueError, match="is not a folder here; restore the base or correct base_model_name_or_path"):
         load(adapter_dir)
 
 
 def test_readme_snippet_runs_and_its_tree_is_whole(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teach_to_paint(model_dir, "a photo of a cat")
+    train_to_start_image(model_dir, "a photo of a cat")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)

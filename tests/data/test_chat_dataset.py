@@ -241,7 +241,7 @@ def test_a_row_that_trains_nothing_is_named_before_training(processor: UnifiedPr
     silent = row_of([text("hi")], [text("")], [])
     assert len(ChatDataset([silent], processor).check_lengths(150)) == 1  # the end of its turn is trained
     processor.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    with pytest.raises(ValueError, match=r"row 2 \(source toy\): its assistant turns are empty, .*or take the row"):
+    with pytest.raises(ValueError, match=r"row 2 \(source toy\): its assistant turns are empty, .*or remove the row"):
         ChatDataset([*mixed_rows(2), silent], processor).check_lengths(150)
 
 

@@ -118,7 +118,7 @@ def same_image(pair: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("pair", "change", "words"),
     [
-        (image_pair(), same_image, ["the same image", "take the pair out"]),
+        (image_pair(), same_image, ["the same image", "remove the pair"]),
         (text_pair(), lambda p: p.update(rejected=p["chosen"]), ["the same answer"]),
         (image_pair(), lambda p: p.update(chosen_codes=[]), ["1 image parts in chosen", "codes of 0"]),
         (image_pair(), lambda p: p.update(rejected_codes=[]), ["1 image parts in rejected"]),
@@ -240,7 +240,7 @@ def test_fine_scales_can_be_left_out_of_the_log_probs(processor: UnifiedProcesso
     for row in range(4):
         codes = is_code[row].nonzero().squeeze(1)
         assert coarse["completion_mask"][row, codes].tolist() == ([1, 0, 0, 0, 0] if len(codes) else [])
-    with pytest.raises(ValueError, match="num_scales 3 of a pyramid with 2"):
+    with pytest.raises(ValueError, match="num_scales 3 of an image with 2 scales"):
         PairCollator(processor, 128, 3)
 
 

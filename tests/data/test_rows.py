@@ -7,10 +7,10 @@ import pytest
 from unified.data.rows import (
     ENCODED_SCHEMA,
     ROW_SCHEMA,
-    claim_folder,
     count_rows,
+    init_output_folder,
+    read_encoded_metadata,
     read_encoded_rows,
-    read_encoded_stamp,
     read_rows,
     write_encoded_shard,
 )
@@ -107,7 +107,7 @@ def test_encoded_shard_round_trip(tmp_path):
     rows = [{"messages": messages, "codes": [[1, 2, 3, 4, 5]], "metadata": "{}", "source": "s"}]
     write_encoded_shard(path, rows, "abc", (1, 2))
     assert read_encoded_rows(path) == rows
-    assert read_encoded_stamp(path) == ("abc", ((1, 1), (2, 2)))
+    assert read_encoded_metadata(path) == ("abc", ((1, 1), (2, 2)))
     assert pq.read_schema(path).equals(ENCODED_SCHEMA)
     assert [file.name for file in tmp_path.iterdir()] == ["0.parquet"]
 
@@ -115,7 +115,7 @@ def test_encoded_shard_round_trip(tmp_path):
 def test_text_only_shard_fits_every_tokenizer(tmp_path):
     rows = [{"messages": [{"role": "user", "content": [SAY]}], "codes": [], "metadata": "{}", "source": "s"}]
     write_encoded_shard(tmp_path / "0.parquet", rows, "", ())
-    assert read_encoded_stamp(tmp_path / "0.parquet") == ("", ())
+    assert read_encoded_metadata(tmp_path / "0.parquet") == ("", ())
 
 
 def test_codes_of_the_wrong_length_are_refused_and_leave_no_file(tmp_path):
@@ -127,22 +127,22 @@ def test_codes_of_the_wrong_length_are_refused_and_leave_no_file(tmp_path):
 def test_a_file_that_is_no_encoded_shard_has_no_stamp(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "0.parquet")
     with pytest.raises(ValueError, match="no tokenizer fingerprint"):
-        read_encoded_stamp(tmp_path / "0.parquet")
+        read_encoded_metadata(tmp_path / "0.parquet")
 
 
 def test_a_folder_keeps_the_settings_it_was_made_with(tmp_path):
     out = tmp_path / "new" / "out"
     for _ in range(2):
-        assert claim_folder(out, {"seed": 1, "files": ["a"]}) == out
+        assert init_output_folder(out, {"seed": 1, "files": ["a"]}) == out
     with pytest.raises(ValueError, match="was made with seed 1, not 2; give another --out"):
-        claim_folder(out, {"seed": 2, "files": ["a"]})
+        init_output_folder(out, {"seed": 2, "files": ["a"]})
     with pytest.raises(ValueError, match="was made with limit None, not 3"):
-        claim_folder(out, {"seed": 1, "files": ["a"], "limit": 3})
+        init_output_folder(out, {"seed": 1, "files": ["a"], "limit": 3})
     assert [file.name for file in out.iterdir()] == ["settings.json"]
 
 
 def test_shards_that_no_settings_tell_of_are_left_alone(tmp_path):
     (tmp_path / "00000.parquet").touch()
     with pytest.raises(ValueError, match="holds parquet files without a settings.json; give another --out"):
-        claim_folder(tmp_path, {"seed": 1})
+        init_output_folder(tmp_path, {"seed": 1})
     assert [file.name for file in tmp_path.iterdir()] == ["00000.parquet"]

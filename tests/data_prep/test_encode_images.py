@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from unified import VQModel
-from unified.data.rows import ROW_SCHEMA, read_encoded_rows, read_encoded_stamp
+from unified.data.rows import ROW_SCHEMA, read_encoded_metadata, read_encoded_rows
 from unified.files.images import image_to_pixels
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_codes_in_the_file_are_the_tokenizers(encode, tiny_vq, vq_dir, tmp_path)
     assert [codes for row in rows for codes in row["codes"]] == expected
     assert [row["messages"][0]["content"][0]["text"] for row in rows] == [f"row {i}" for i in range(5)]
     for shard in shards(tmp_path / "out"):
-        assert read_encoded_stamp(shard) == (tiny_vq.fingerprint(), ((1, 1), (2, 2)))
+        assert read_encoded_metadata(shard) == (tiny_vq.fingerprint(), ((1, 1), (2, 2)))
 
 
 def test_jsonl_with_pictures_of_any_size_and_text(encode, tiny_vq, vq_dir, tmp_path):
@@ -128,7 +128,7 @@ def test_a_bad_picture_is_named_counted_and_can_be_mended(encode, vq_dir, tmp_pa
     arguments = ["--vq", vq_dir, "--inputs", tmp_path / "in.jsonl", "--shard-size", 1, "--out", tmp_path / "out"]
     assert encode(*arguments, "--max-bad", 2) == 0
     printed = capsys.readouterr().out
-    assert "in.jsonl:2: b.png cannot be read (" in printed and "; give a whole PNG" in printed
+    assert "in.jsonl:2: b.png cannot be read (" in printed and "; give a complete PNG" in printed
     assert "in.jsonl:4: d.png cannot be read (No such file or directory); put the file there" in printed
     assert len(all_rows(tmp_path / "out")) == 2
     bad = json.loads((tmp_path / "out" / "00001.bad.jsonl").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unified.data.rows import read_encoded_rows, read_encoded_stamp, write_encoded_shard
+from unified.data.rows import read_encoded_metadata, read_encoded_rows, write_encoded_shard
 
 SCRIPT = "data_prep/join_chats.py"
 
@@ -30,7 +30,7 @@ def test_every_chat_is_joined_before_one_comes_again(
     first = toy_rows("da")
     assert run_script(SCRIPT, "--first", first, "--then", texts, "--out", out, "--count", 6) == 0
     joined, before = read_encoded_rows(out / "00000.parquet"), read_encoded_rows(first)
-    assert read_encoded_stamp(out / "00000.parquet") == read_encoded_stamp(first)
+    assert read_encoded_metadata(out / "00000.parquet") == read_encoded_metadata(first)
     heads = [next(i for i, row in enumerate(before) if row["codes"] == new["codes"]) for new in joined]
     assert [sorted(heads[i : i + 2]) for i in (0, 2, 4)] == [[0, 1]] * 3
     tails = []

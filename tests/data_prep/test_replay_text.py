@@ -5,7 +5,7 @@ import torch
 from conftest import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unified.data.rows import read_encoded_rows, read_encoded_stamp, read_rows
+from unified.data.rows import read_encoded_metadata, read_encoded_rows, read_rows
 from unified.models.messages import SYSTEM_PROMPT
 
 SCRIPT = "data_prep/replay_text.py"
@@ -55,7 +55,7 @@ def test_rows_are_what_was_asked_and_answered(replay, echo, tmp_path):
     asked = "How many cats are 11?"
     assert said == [("system", SYSTEM_PROMPT), ("user", asked), ("assistant", f"{asked} Yes.")]
     assert [(row["codes"], row["source"]) for row in rows] == [([], "replay")] * 2
-    assert read_encoded_stamp(shard) == ("", ())
+    assert read_encoded_metadata(shard) == ("", ())
     assert [row.messages for row in read_rows(jsonl)] == [row["messages"] for row in rows]
 
 

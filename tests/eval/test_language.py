@@ -83,7 +83,7 @@ def test_behind_an_image_the_same_tokens_are_compared(
     write_encoded_shard(other, read_encoded_rows(toy_rows("da")), "another", (1, 2))
     for flags, said in (
         (["--behind", toy_rows("d")], "has 1 rows for 2 chats; give more rows or a lower --limit"),
-        (["--behind", other], "its codes are of tokenizer another but the model speaks"),
+        (["--behind", other], "its codes are of tokenizer another but the model uses"),
     ):
         assert run_script("eval/language.py", *told, *flags) == 2 and said in capsys.readouterr().err
 

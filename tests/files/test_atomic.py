@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, and leaves nothing of a failure behind."""
+"""Atomic writes: complete files or none, and no temporary files after a failure."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unified.files.atomic import check_free, new_files, new_folder, put_folder, whole, write_text
-from unified.files.images import picture_format, write_image
+from unified.files.atomic import atomic_path, check_not_exists, new_files, new_folder, replace_folder, write_text
+from unified.files.images import image_format, write_image
 
 
 def names(folder: Path) -> list[str]:
@@ -16,7 +16,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_at_the_end_and_folders_are_made(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_text("one")
         assert not path.exists() and partial.parent == path.parent and partial.suffix == ".partial"
     write_text(path, "two é")
@@ -26,7 +26,7 @@ def test_a_file_appears_at_the_end_and_folders_are_made(tmp_path: Path) -> None:
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "b.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole(path) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as partial:
         partial.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old" and names(tmp_path) == ["b.txt"]
@@ -56,9 +56,9 @@ def test_a_folder_appears_at_the_end_or_not(tmp_path: Path) -> None:
         (partial / "other").touch()
     assert names(out) == ["other"] and names(out.parent) == ["model"]
     with pytest.raises(ValueError, match="exists already; give --out a new folder"):
-        check_free(out)
+        check_not_exists(out)
     (tmp_path / "done").mkdir()
-    put_folder(tmp_path / "done", out)
+    replace_folder(tmp_path / "done", out)
     assert names(out) == [] and names(tmp_path) == ["a"]
 
 
@@ -75,7 +75,7 @@ def test_files_join_others_at_the_end_or_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.webp", "WEBP")])
-def test_a_picture_has_the_format_of_its_name(tmp_path: Path, name: str, kind: str) -> None:
+def test_an_image_has_the_format_of_its_suffix(tmp_path: Path, name: str, kind: str) -> None:
     write_image(Image.new("RGB", (4, 4)), tmp_path / "new" / name)
     assert names(tmp_path / "new") == [name]
     with Image.open(tmp_path / "new" / name) as image:
@@ -83,6 +83,6 @@ def test_a_picture_has_the_format_of_its_name(tmp_path: Path, name: str, kind: s
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.cur"])  # Pillow reads the last one only
-def test_a_picture_without_a_format_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="has no picture format Pillow writes; end it with .png"):
-        picture_format(tmp_path / name)
+def test_an_image_without_a_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="has no image format that Pillow writes; use the suffix .png"):
+        image_format(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Pictures and pixel values: a square of the middle, and inverses."""
+"""Images and pixel values: center crop, inverses, and unreadable files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unified.files.images import image_to_pixels, pixels_to_image, read_image, square, to_pixel_values, to_uint8
+from unified.files.images import center_crop, image_to_pixels, pixels_to_image, read_image, to_pixel_values, to_uint8
 
 
 def test_uint8_and_pixel_values_are_inverses():
@@ -17,8 +17,8 @@ def test_uint8_and_pixel_values_are_inverses():
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 32), (10, 40)])
 def test_pixels_are_a_centred_square(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, (10, 200, 30))
-    pixel_values = image_to_pixels(picture, 16)
+    image = Image.new("RGB", size, (10, 200, 30))
+    pixel_values = image_to_pixels(image, 16)
     assert pixel_values.shape == (3, 16, 16) and pixel_values.abs().max() <= 1
     assert pixels_to_image(pixel_values).getpixel((8, 8)) == (10, 200, 30)
 
@@ -36,26 +36,26 @@ def with_a_short_header(data: bytes) -> bytes:
 
 
 def foreign(data: bytes) -> bytes:
-    return b"not a picture"
+    return b"not an image"
 
 
 @pytest.mark.parametrize("harm", [cut_off, with_a_broken_chunk, with_a_short_header, foreign])
-def test_a_broken_picture_is_named_with_rule_and_remedy(tmp_path: Path, harm) -> None:
+def test_a_broken_image_is_named_with_rule_and_remedy(tmp_path: Path, harm) -> None:
     path = tmp_path / "a.png"
     Image.effect_noise((32, 32), 60).save(path)
     assert read_image(path, "a.png").mode == read_image(path.read_bytes(), "a").mode == "RGB"
     path.write_bytes(harm(path.read_bytes()))
     for source in (path, path.read_bytes()):
-        with pytest.raises(ValueError, match="^row 3 cannot be read .*; give a whole PNG, JPEG or WebP file") as error:
+        with pytest.raises(ValueError, match="^row 3 cannot be read .*; give a complete PNG, JPEG or WebP") as error:
             read_image(source, "row 3")
         assert "BytesIO" not in str(error.value)
 
 
-def test_a_picture_that_breaks_when_it_is_used_is_named_too(tmp_path: Path) -> None:
+def test_an_image_that_breaks_when_it_is_used_is_named_too(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.effect_noise((32, 32), 60).save(path)
     path.write_bytes(cut_off(path.read_bytes()))
     with pytest.raises(ValueError, match=f"^{path} cannot be read"), Image.open(path) as image:
-        square(image, 16)
-    with pytest.raises(ValueError, match="^the picture cannot be read"), path.open("rb") as file:
-        square(Image.open(file), 16)
+        center_crop(image, 16)
+    with pytest.raises(ValueError, match="^the image cannot be read"), path.open("rb") as file:
+        center_crop(Image.open(file), 16)

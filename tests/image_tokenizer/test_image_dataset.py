@@ -28,12 +28,12 @@ def test_folders_without_images_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_a_broken_picture_is_named(tmp_path, cache_gb):
+def test_a_broken_image_is_named(tmp_path, cache_gb):
     for name in "ab":
         Image.effect_noise((16, 16), 60).save(tmp_path / f"{name}.png")
     broken = tmp_path / "b.png"
     broken.write_bytes(broken.read_bytes().replace(b"IDAT", b"\xff\xfe\x00\x01"))
-    with pytest.raises(ValueError, match=f"^{broken} cannot be read .*; give a whole PNG"):
+    with pytest.raises(ValueError, match=f"^{broken} cannot be read .*; give a complete PNG"):
         PixelDataset(open_images(str(tmp_path)), image_size=8, cache_gb=cache_gb)[1]
 
 
@@ -47,9 +47,9 @@ def test_every_epoch_sees_every_image_once_and_resuming_changes_nothing():
 
 def test_processes_split_the_global_batch():
     rows = torch.arange(12)
-    whole = list(StepSampler(rows, 4, range(3), seed=0))
+    all_batches = list(StepSampler(rows, 4, range(3), seed=0))
     halves = [list(StepSampler(rows, 2, range(3), seed=0, rank=rank, world_size=2)) for rank in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert [a + b for a, b in zip(*halves, strict=True)] == all_batches
 
 
 def test_held_out_images_are_apart_and_too_many_are_refused():

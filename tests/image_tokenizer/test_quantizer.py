@@ -86,8 +86,8 @@ def test_one_scale_is_a_plain_quantizer() -> None:
     vectors = features.permute(0, 2, 3, 1).reshape(-1, 4)
     nearest = torch.cdist(vectors, quantizer.embedding.weight).argmin(dim=1).view(2, 9)
     assert torch.equal(quantizer.quantize(features), nearest)
-    picture = quantizer.embedding(nearest).permute(0, 2, 1).reshape(2, 4, 3, 3)
-    assert_close(quantizer.codes_to_f_hat(nearest), quantizer.quant_resi(picture, 0))
+    vectors = quantizer.embedding(nearest).permute(0, 2, 1).reshape(2, 4, 3, 3)
+    assert_close(quantizer.codes_to_f_hat(nearest), quantizer.quant_resi(vectors, 0))
     assert quantizer.next_scale_inputs(nearest).shape == (2, 0, 4)
 
 
@@ -162,14 +162,14 @@ def test_dropped_scales_leave_the_partial_feature_map(
 ) -> None:
     features = expected["features"].repeat(4, 1, 1, 1)[:4]
     kept = torch.tensor([1, 2, 3, 4])
-    output, whole = quantizer(features, kept), quantizer(features)
-    assert torch.equal(output.codes, whole.codes) and output.vq_loss == whole.vq_loss
+    output, full = quantizer(features, kept), quantizer(features)
+    assert torch.equal(output.codes, full.codes) and output.vq_loss == full.vq_loss
     for row, scales in enumerate(kept.tolist()):
         stop = scale_spans(PATCH_NUMS)[scales - 1][1]
         assert_close(output.f_hat[row], quantizer.partial_f_hat(output.codes[:, :stop])[row])
 
 
-def test_gradients_of_coarse_pictures_are_as_coarse() -> None:
+def test_gradients_of_coarse_images_are_as_coarse() -> None:
     quantizer = small_quantizer((1, 2, 4))
     features = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     weights = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -33,9 +33,9 @@ def test_centres_are_row_major_and_shared_between_scales(patch_nums: tuple[tuple
     torch.testing.assert_close(grid_centres(patch_nums), torch.tensor(by_hand))
 
 
-def test_the_middle_of_the_picture_is_one_place_at_odd_scales() -> None:
+def test_the_image_centre_is_the_same_at_odd_scales() -> None:
     centres = grid_centres((1, 3, 5))
-    assert [centres[place].tolist() for place in (0, 1 + 4, 1 + 9 + 12)] == [[0.5, 0.5]] * 3
+    assert [centres[index].tolist() for index in (0, 1 + 4, 1 + 9 + 12)] == [[0.5, 0.5]] * 3
 
 
 @pytest.mark.parametrize(

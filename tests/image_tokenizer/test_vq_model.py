@@ -20,14 +20,14 @@ def model_of(architecture: str, **settings: object) -> VQModel:
     return VQModel(config).eval()
 
 
-def pictures(architecture: str, count: int = 3) -> torch.Tensor:
+def random_images(architecture: str, count: int = 3) -> torch.Tensor:
     side = FAMILIES[architecture]
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_encode_decode_and_forward_agree(architecture: str) -> None:
-    model, pixel_values = model_of(architecture), pictures(architecture)
+    model, pixel_values = model_of(architecture), random_images(architecture)
     codes, output = model.encode(pixel_values), model(pixel_values)
     assert codes.shape == (3, 5) and codes.dtype == torch.int64 and codes.max() < 16
     assert torch.equal(output.codes, codes)
@@ -36,7 +36,7 @@ def test_encode_decode_and_forward_agree(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_training_reaches_every_weight(architecture: str) -> None:
-    model, pixel_values = model_of(architecture), pictures(architecture)
+    model, pixel_values = model_of(architecture), random_images(architecture)
     output = model(pixel_values)
     (output.commitment_loss + (output.reconstruction - pixel_values).abs().mean()).backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
@@ -47,7 +47,7 @@ def test_training_reaches_every_weight(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize("load", [VQModel.from_pretrained, AutoModel.from_pretrained])
 def test_a_saved_tokenizer_is_the_same(architecture: str, load: object, tmp_path: Path) -> None:
-    model, pixel_values = model_of(architecture, cosine=True, phi_ratio=0.25, phi_count=2), pictures(architecture)
+    model, pixel_values = model_of(architecture, cosine=True, phi_ratio=0.25, phi_count=2), random_images(architecture)
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     assert isinstance(loaded, VQModel) and not loaded.training
@@ -61,7 +61,7 @@ def test_decoded_pixels_stay_in_range() -> None:
     model = model_of("small")
     with torch.no_grad():
         model.decoder[-2].weight.mul_(1000)
-    pixels = model.decode(model.encode(pictures("small")))
+    pixels = model.decode(model.encode(random_images("small")))
     assert pixels.min() == -1 and pixels.max() == 1
 
 

@@ -9,7 +9,7 @@ from peft.utils.other import TrainableTokensWrapper
 from toy_adapters import MODELS, adapted, rows_of
 from toy_models import BOI, OFFSET, toy_model
 
-from unified.checkpoints.loading import merge_new_parts
+from unified.checkpoints.loading import merge_new_modules
 from unified.models import modeling
 from unified.models.trainable_token_rows import TrainableRows, look_up, split_rows
 
@@ -80,7 +80,7 @@ def test_asking_for_the_output_matrix_changes_nothing(made: str, tied: bool, tmp
         model = PeftModel.from_pretrained(toy_model(tied=tied), tmp_path)
     core = model.get_base_model() if isinstance(model, PeftModel) else model
     if made == "merged":
-        core = merge_new_parts(model)
+        core = merge_new_modules(model)
     before = dict(vars(core.lm_head))
     matrix = core.get_output_embeddings()
     assert matrix is core.lm_head and vars(matrix) == before

@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_of_the_run_is_named(
     cut_off(tmp_path / "checkpoint-2/model.safetensors")
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 2
     line = capfd.readouterr().err.splitlines()[-1]
-    assert f"error: {tmp_path}/checkpoint-2/model.safetensors is cut off or damaged" in line
+    assert f"error: {tmp_path}/checkpoint-2/model.safetensors is truncated or damaged" in line
 
 
 def cut_off(path: Path) -> None:
@@ -215,4 +215,4 @@ def test_a_checkpoint_with_another_tokenizers_weights_is_refused(
     (tmp_path / "model/config.json").write_text(json.dumps(config | {"vq_fingerprint": "beef"}))
     refuse("--model", tmp_path / "model", words=["fingerprint", "beef", "unified extend"])
     cut_off(tmp_path / "model/model.safetensors")
-    refuse("--model", tmp_path / "model", words=["model/model.safetensors", "cut off or damaged", "copy it again"])
+    refuse("--model", tmp_path / "model", words=["model/model.safetensors", "truncated or damaged", "copy it again"])

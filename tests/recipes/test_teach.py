@@ -196,7 +196,7 @@ def test_other_settings_other_weights_and_another_base_are_refused(
     assert teach() == 2 and "is not the base of the adapter" in capsys.readouterr().err
     with (start / "adapter_model.safetensors").open("ab") as file:
         file.write(b" ")
-    assert teach() == 2 and "cut off or damaged" in capsys.readouterr().err
+    assert teach() == 2 and "truncated or damaged" in capsys.readouterr().err
 
 
 class RealWorld(TaughtWorld):

@@ -53,7 +53,7 @@ def script():
 
 def render(script, out, **settings):
     plan = script.make_plan(script.SceneArguments(out=str(out), **settings))
-    script.claim_folder(out, script.settings(plan))
+    script.init_output_folder(out, script.settings(plan))
     script.render_shards(out, plan)
     return plan
 

@@ -1,6 +1,6 @@
-"""Command lines: dataclasses whose fields are YAML keys, flags and help texts, and errors of one line.
+"""Command lines: dataclass fields as YAML keys, flags and help texts; one-line errors.
 
-fields  a field with its help
+fields  dataclass fields with a help text
 parser  YAML and flags -> dataclasses; `run_main` of every script
 """
 

@@ -1,4 +1,4 @@
-"""Fields of dataclasses that are YAML keys, flags and help texts at once."""
+"""Dataclass fields with a help text, for YAML keys and flags."""
 
 import copy
 from dataclasses import field

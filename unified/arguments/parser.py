@@ -1,4 +1,4 @@
-"""What recipes can be told: dataclasses whose fields are YAML keys, command-line flags and help texts at once.
+"""Argument parser of the recipes: dataclass fields are YAML keys, command-line flags and help texts.
 
 `parse` reads `--config FILE.yaml` first and lets flags override it. `run_main` turns bad input into one line on
 stderr and exit status 2; set `UNIFIED_DEBUG=1` to see the traceback instead.
@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 
 
 class OneLineParser(HfArgumentParser):
-    """Raises ValueError where argparse would print its usage and leave."""
+    """Raises ValueError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
@@ -56,15 +56,15 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def check_least(settings: Any, **least: float) -> None:
-    """Raise ValueError for the first of these fields of `settings` that is below its least value."""
-    for name, value in least.items():
+def check_minimum(settings: Any, **minimum: float) -> None:
+    """Raise ValueError for the first of these fields of `settings` that is below its minimum."""
+    for name, value in minimum.items():
         if getattr(settings, name) < value:
             raise ValueError(f"--{name} {getattr(settings, name)}; give at least {value}")
 
 
 def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: list[str]) -> None:
-    # The file has to be known before the real parse, which needs its values as defaults.
+    # The file is parsed first, as its values are the defaults of the flags.
     finder = OneLineParser((), add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config

@@ -1,9 +1,9 @@
-"""Models on disk: made from an LLM and an image tokenizer, loaded, merged, published.
+"""Checkpoints: vocabulary extension of an LLM, loading, merging, publishing.
 
 extension   vocabulary extension: LLM + image tokenizer -> one checkpoint
 loading     a folder -> model and processor
-adapters    LoRA adapters on disk, and whether a base is theirs
-publishing  saved whole, merged, or small enough to ship
+adapters    LoRA adapters on disk, and checks of their base
+publishing  saving, merging adapters, publishing adapters
 """
 
 __all__ = ["adapters", "extension", "loading", "publishing"]

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk: what they say of themselves, whose they are, and whether a base is the one they learnt on."""
+"""LoRA adapters on disk: their config, their base checkpoint, and whether it is the one they were trained on."""
 
 import hashlib
 import json
@@ -28,28 +28,28 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """What PEFT wrote of an adapter; a plain LoRA's is PEFT's own form, which has no `format_version`."""
+    """Content of adapter_config.json; a plain LoRA's is PEFT's, without `format_version`."""
     path = adapter / ADAPTER_CONFIG
     stored = json.loads(path.read_text(encoding="utf-8"))
     return upgrade(stored, str(path)) if stored.get("peft_type") == IMAGE_LORA else stored
 
 
-def positions_of(adapter: Path) -> str:
-    """Where an adapter's updates act, as `lora_positions` names it: all or one of `POSITIONS`."""
+def adapter_positions(adapter: Path) -> str:
+    """`lora_positions` of an adapter: all or one of `POSITIONS`."""
     config = read_adapter_config(adapter)
     return config["positions"] if config.get("peft_type") == IMAGE_LORA else "all"
 
 
-def base_of(adapter: Path) -> Path:
-    """Checkpoint that an adapter was trained on; a relative path starts at the current folder, as PEFT reads it.
+def base_checkpoint(adapter: Path) -> Path:
+    """Checkpoint that an adapter was trained on; a relative path is relative to the current folder, as in PEFT.
 
-    Raises ValueError where it is no folder, with the commands that make it where the adapter knows them.
+    Raises ValueError if it is not a folder, with the commands that make it if the adapter has them.
     """
     name = read_adapter_config(adapter).get("base_model_name_or_path")
     if not name or not Path(name).is_dir():
-        remedy = f"put the base back or correct base_model_name_or_path in {ADAPTER_CONFIG}"
+        remedy = f"restore the base or correct base_model_name_or_path in {ADAPTER_CONFIG}"
         raise ValueError(
-            f"{adapter} is an adapter of {name!r}, which is not a folder here; {how_to_make(adapter) or remedy}"
+            f"{adapter} is an adapter of {name!r}, which is not a folder here; {build_instructions(adapter) or remedy}"
         )
     return Path(name)
 
@@ -57,13 +57,13 @@ def base_of(adapter: Path) -> Path:
 def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
     """`model` with the adapter of a folder; `options` are PEFT's.
 
-    Raises ValueError where its files leave some of the adapter random, of which PEFT only warns.
+    Raises ValueError for missing weights of the adapter, of which PEFT only warns.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         try:
             adapted: PeftModel = PeftModel.from_pretrained(model, adapter, **options)
-        except KeyError as error:  # a module that the adapter holds whole, or its rows
+        except KeyError as error:  # of `modules_to_save` or trainable token rows
             raise ValueError(
                 f"{adapter} lacks the adapter's weight {error}; copy it again, or make it again"
             ) from None
@@ -73,23 +73,23 @@ def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
     return adapted
 
 
-def read_record(adapter: Path) -> dict[str, Any] | None:
-    """What `unified publish` wrote of an adapter's base; None where nobody has published it."""
+def read_base_record(adapter: Path) -> dict[str, Any] | None:
+    """`base.json` of a published adapter; None for others."""
     path = adapter / BASE_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def how_to_make(adapter: Path) -> str:
-    """The commands that make an adapter's base, as a remedy; empty where they are not known."""
-    record = read_record(adapter)
+def build_instructions(adapter: Path) -> str:
+    """The commands that make an adapter's base, for error messages; empty if not recorded."""
+    record = read_base_record(adapter)
     commands = " && ".join(record["made_with"]) if record else ""
     return f"make it with `{commands}`" if commands else ""
 
 
-def make_record(adapter: Path, base: Path, name: str, made_with: Sequence[str]) -> dict[str, Any]:
-    """What a published adapter says of its `base`, which others find at `name` after the commands `made_with`.
+def make_base_record(adapter: Path, base: Path, name: str, made_with: Sequence[str]) -> dict[str, Any]:
+    """Content of `base.json`: the path `name` of `base`, the commands `made_with` that make it there, and its digest.
 
-    Raises ValueError where `name` is another base here.
+    Raises ValueError if there is another checkpoint at `name`.
     """
     digest = base_digest(adapter, base)
     if Path(name).is_dir() and base_digest(adapter, Path(name)) != digest:
@@ -98,53 +98,54 @@ def make_record(adapter: Path, base: Path, name: str, made_with: Sequence[str]) 
 
 
 def check_base(adapter: Path, base: Path) -> None:
-    """Raise ValueError where a published adapter was trained on other weights than those of `base`."""
-    record = read_record(adapter)
+    """Raise ValueError if a published adapter was trained on other weights than those of `base`."""
+    record = read_base_record(adapter)
     if record is None:
         return
     found = base_digest(adapter, base)
     if found != record["digest"]:
-        made = how_to_make(adapter)
+        instructions = build_instructions(adapter)
         raise ValueError(
             f"{base} is not the base of the adapter {adapter}: the digest of its weights is {found[:12]}, not "
-            f"{record['digest'][:12]}; " + (f"move it away and {made}" if made else "put the adapter's base there")
+            f"{record['digest'][:12]}; "
+            + (f"move it away and {instructions}" if instructions else "use the adapter's base")
         )
 
 
 def base_digest(adapter: Path, base: Path) -> str:
-    """SHA-256 of all that `adapter` leaves of `base`: names, shapes and values of weights, in any files and dtype.
+    """SHA-256 of the weights of `base` that `adapter` does not replace: names, shapes, values, in any files and dtype.
 
-    What the adapter replaces does not count: modules it holds whole, and its matrices from the first row it holds on,
-    behind which there is no text. `unified extend` draws and computes these, and their last bits differ from one kind
-    of CPU to the next; all else it copies. How images are ordered and placed counts, as it shows in no weight.
+    Excluded are `modules_to_save` and matrices from the first trainable token row on, after which there is no text:
+    `unified extend` samples and computes these, and their last bits depend on the CPU; all other weights it copies.
+    `image_order` and `image_positions` are included, as they do not show in any weight.
     """
     settings = UnifiedConfig.from_pretrained(base)
     digests: dict[str, str] = {
         "image_order": settings.image_order,
         "image_positions": name_in_version_1("image_positions", settings.image_positions),
     }
-    left = rows_left(read_adapter_config(adapter))
+    rows_of = kept_rows(read_adapter_config(adapter))
     for path in base.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                if left(name) == 0:
+                if rows_of(name) == 0:
                     continue
-                value = file.get_tensor(name).float()  # which holds every value of the halves as it is
-                value = value if left(name) is None else value[: left(name)]
+                value = file.get_tensor(name).float()  # exact for bfloat16 and float16
+                value = value if rows_of(name) is None else value[: rows_of(name)]
                 digest = hashlib.sha256(f"{tuple(value.shape)}".encode())
                 digest.update(value.numpy())
                 digests[name] = digest.hexdigest()
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def rows_left(config: dict[str, Any]) -> Callable[[str], int | None]:
-    """Of a base's weight, by its name: how many of its first rows an adapter of `config` leaves; None: all."""
-    whole = config.get("modules_to_save") or []
+def kept_rows(config: dict[str, Any]) -> Callable[[str], int | None]:
+    """Maps a base weight's name to the number of its first rows that an adapter of `config` keeps; None: all."""
+    replaced = config.get("modules_to_save") or []
     rows = {matrix: min(ids) for matrix, ids in (config.get("trainable_token_indices") or {}).items()}
 
-    def left(name: str) -> int | None:
-        if any(f".{module}." in f".{name}" for module in whole):
+    def rows_of(name: str) -> int | None:
+        if any(f".{module}." in f".{name}" for module in replaced):
             return 0
         return next((first for matrix, first in rows.items() if f".{name}".endswith(f".{matrix}.weight")), None)
 
-    return left
+    return rows_of

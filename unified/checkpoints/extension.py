@@ -1,6 +1,6 @@
-"""Vocabulary extension: a text LLM and an image tokenizer become one checkpoint, offline.
+"""Vocabulary extension: a text LLM and an image tokenizer are combined into one checkpoint, offline.
 
-Done before any distributed launch, since resizing embeddings under ZeRO-3 is a known trap.
+Done before any distributed launch, since resizing embeddings under ZeRO-3 is error-prone.
 Legend: V codebook size, C code dim, D hidden.
 """
 
@@ -22,8 +22,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unified.checkpoints.publishing import save
-from unified.files.atomic import check_free
-from unified.files.weights import load_whole
+from unified.files.atomic import check_not_exists
+from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, check_layer_types
@@ -32,7 +32,7 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary, offset_for
 
-# multipliers between hidden state and logits that our head does not apply, and the value that means none
+# multipliers between hidden state and logits that our head does not apply, and their neutral values
 HEAD_MULTIPLIERS = {"logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0, "output_multiplier": 1.0}
 
 
@@ -45,23 +45,23 @@ def extend(
     dtype: str = "auto",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
-    """Write to `out` a checkpoint and processor of `llm` with `vq`'s codes behind its vocabulary; returns the model.
+    """Extend the vocabulary of `llm` by the codes of `vq`, write checkpoint and processor to `out`; returns the model.
 
-    Raises ValueError where `out` is in the way, and as `check_llm`, `check_backbone` and `load_vq`.
+    Raises ValueError if `out` exists, and as `check_llm`, `check_backbone` and `load_vq`.
     """
-    check_free(out)
+    check_not_exists(out)
     check_llm(llm, "--llm")
     vq_model = load_vq(vq, "cpu")
     check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    backbone = load_whole(AutoModelForCausalLM, llm, dtype=dtype)
+    backbone = load_strict(AutoModelForCausalLM, llm, dtype=dtype)
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
     return model
 
 
 def check_llm(folder: str | os.PathLike, flag: str) -> None:
-    """Raise ValueError, which begins with `flag`, unless `folder` holds a causal LM that `transformers` has itself."""
+    """Raise ValueError starting with `flag` unless `folder` contains a causal LM that `transformers` supports."""
     config = Path(folder, "config.json")
     found = "no config.json"
     if config.is_file():
@@ -79,7 +79,7 @@ def check_llm(folder: str | os.PathLike, flag: str) -> None:
 
 
 def check_backbone(text_config: PreTrainedConfig) -> None:
-    """Raise ValueError for backbones whose logits are multiplied on the way, and as `check_layer_types`."""
+    """Raise ValueError for backbones with a logits multiplier, and as `check_layer_types`."""
     check_layer_types(text_config)
     settings = text_config.to_dict()
     for name, neutral in HEAD_MULTIPLIERS.items():
@@ -95,9 +95,9 @@ def join(
     image_positions: ImagePositions = "shared",
     seed: int = 0,
 ) -> UnifiedForCausalLM:
-    """The model of a loaded causal LM and image tokenizer; `tokenizer` gains the three special tokens.
+    """Combine a loaded causal LM and image tokenizer; the three special tokens are added to `tokenizer`.
 
-    Raises ValueError where the output matrix has a bias or is narrower than the codebook, and as `extend_tokenizer`.
+    Raises ValueError if the output matrix has a bias or is narrower than the codebook, and as `extend_tokenizer`.
     """
     if backbone.get_output_embeddings().bias is not None:
         raise ValueError("the backbone's output matrix has a bias, which is not supported; use one without it")
@@ -105,7 +105,7 @@ def join(
     vocabulary = extend_tokenizer(tokenizer, text_rows, vq_model.config.codebook_size)
     generator = torch.Generator().manual_seed(seed)
     projection = orthonormal(vq_model.config.code_dim, backbone.config.get_text_config().hidden_size, generator)
-    grow(backbone, vocabulary, vq_model.quantizer.embedding.weight, projection)
+    extend_matrices(backbone, vocabulary, vq_model.quantizer.embedding.weight, projection)
     config = UnifiedConfig(
         text_config=backbone.config.get_text_config(),
         vq_config=vq_model.config,
@@ -122,15 +122,15 @@ def join(
     model.model.set_backbone(backbone.base_model)
     model.lm_head = backbone.get_output_embeddings()
     model.model.vq_model = vq_model.requires_grad_(False)
-    model.model.image_embedding = start_embedding(config, backbone, vq_model, projection, generator)
+    model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)
     model.generation_config = backbone.generation_config
     return model.eval()
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, text_rows: int, codebook_size: int) -> Vocabulary:
-    """Give `tokenizer` the three special tokens; the codes come behind it and the matrices' `text_rows`.
+    """Add the three special tokens to `tokenizer`; codes come after its ids and the matrices' `text_rows`.
 
-    Raises ValueError where it has the three already and others behind them, which would never be sampled.
+    Raises ValueError if it already has the three and others after them, which would never be sampled.
     """
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS], special_tokens=True)
     ids = tokenizer.get_vocab()
@@ -138,8 +138,8 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, text_rows: int, codeboo
     vocabulary = Vocabulary(offset, codebook_size, *(ids[token] for token in SPECIAL_TOKENS))
     if max(ids.values()) not in vocabulary.text_ids:
         raise ValueError(
-            f"the tokenizer has id {max(ids.values())} behind those of {', '.join(SPECIAL_TOKENS)}, which are to be "
-            "its last; use the tokenizer of a model that has not got them"
+            f"the tokenizer has id {max(ids.values())} after those of {', '.join(SPECIAL_TOKENS)}, which must be the "
+            "last; use the tokenizer of a model without them"
         )
     return vocabulary
 
@@ -152,17 +152,17 @@ def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tenso
 
 
 @torch.no_grad()
-def grow(backbone: PreTrainedModel, vocabulary: Vocabulary, codebook: Tensor, projection: Tensor) -> None:
-    """Add the rows that `vocabulary` has more than the backbone's input and output matrix; `codebook` is (V, C).
+def extend_matrices(backbone: PreTrainedModel, vocabulary: Vocabulary, codebook: Tensor, projection: Tensor) -> None:
+    """Resize the backbone's input and output matrix to `vocabulary` and initialize new rows; `codebook` is (V, C).
 
-    New text rows are the mean of the old ones; a code's row is that mean plus its projection, scaled so that code rows
-    spread as text rows do.
+    New text rows are the mean of the old ones; a code's row is that mean plus its projection, scaled to the text rows'
+    mean distance from it.
     """
     text_rows = len(backbone.get_input_embeddings().get_parameter("weight"))
     backbone.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     directions = nn.functional.normalize((codebook - codebook.mean(dim=0)).float(), dim=-1) @ projection
     for matrix in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
-        weight = matrix.get_parameter("weight")  # when the two are tied, the second time changes nothing
+        weight = matrix.get_parameter("weight")  # if the two are tied, the second pass changes nothing
         rows = weight[:text_rows].float()
         mean = rows.mean(dim=0)
         radius = (rows - mean).norm(dim=-1).mean()
@@ -171,23 +171,23 @@ def grow(backbone: PreTrainedModel, vocabulary: Vocabulary, codebook: Tensor, pr
 
 
 @torch.no_grad()
-def start_embedding(
+def init_image_embedding(
     config: UnifiedConfig, backbone: PreTrainedModel, vq_model: VQModel, projection: Tensor, generator: torch.Generator
 ) -> ImageEmbedding:
-    """Image input states that start as large as the backbone's text states, features along the codes' directions."""
+    """Initialize the image embedding: states of the text states' norm, features in the directions of code rows."""
     table = backbone.get_input_embeddings()
     sample = torch.randint(config.image_token_offset, (4096,), generator=generator)
-    size = table(sample).float().norm(dim=-1).mean()  # through the module: Gemma scales its rows there
+    text_norm = table(sample).float().norm(dim=-1).mean()  # through the module: Gemma scales its rows there
     embedding = ImageEmbedding(config)
     for parameter in embedding.parameters():
         parameter.normal_(0, 1, generator=generator)
     hidden = config.text_config.hidden_size
     code_norm = vq_model.quantizer.embedding.weight.norm(dim=-1).mean()
     for linear in (embedding.scale_in, embedding.image_in):
-        linear.weight.copy_(projection.T * size / code_norm)
+        linear.weight.copy_(projection.T * text_norm / code_norm)
         linear.bias.zero_()
-    embedding.start.weight.mul_(size / hidden**0.5)
-    embedding.scale_embedding.weight.mul_(0.5 * size / hidden**0.5)
-    # 16 coordinates' sines and cosines have a squared norm of 16
-    embedding.grid_embedding.weight.mul_(0.5 * size / (16 * hidden) ** 0.5)
+    embedding.start.weight.mul_(text_norm / hidden**0.5)
+    embedding.scale_embedding.weight.mul_(0.5 * text_norm / hidden**0.5)
+    # sines and cosines of 16 angles have a squared norm of 16
+    embedding.grid_embedding.weight.mul_(0.5 * text_norm / (16 * hidden) ** 0.5)
     return embedding.to(table.get_parameter("weight").dtype)

@@ -1,4 +1,4 @@
-"""A folder to a model that is ready to use, and back: full checkpoints, and PEFT adapters merged into their base."""
+"""Loading models from folders: full checkpoints, and PEFT adapters merged into their base."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from safetensors import safe_open
 
 from unified.checkpoints.adapters import (
     ADAPTER_WEIGHTS,
+    adapter_positions,
     attach,
-    base_of,
+    base_checkpoint,
     check_base,
     is_adapter,
-    positions_of,
 )
 from unified.files.weights import check_weights
 from unified.hardware.device import best_device
@@ -30,54 +30,54 @@ FROZEN = "model.vq_model."
 def load(
     model_dir: str | os.PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
-    """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as it can be.
+    """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as possible.
 
     Args:
-        device: the best there is by default: CUDA, then Apple's MPS, then the CPU.
+        device: the best available by default: CUDA, then Apple's MPS, then the CPU.
         dtype: of the weights; as stored by default.
 
-    Raises ValueError as `checkpoint_of`.
+    Raises ValueError as `resolve_base_checkpoint`.
     """
-    folder, base = Path(model_dir), checkpoint_of(model_dir)
+    folder, base = Path(model_dir), resolve_base_checkpoint(model_dir)
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
         adapted = attach(model, folder)
-        model = adapted.merge_and_unload() if positions_of(folder) == "all" else merge_new_parts(adapted)
+        model = adapted.merge_and_unload() if adapter_positions(folder) == "all" else merge_new_modules(adapted)
     processor = UnifiedProcessor.from_pretrained(base)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
 
-def checkpoint_of(model_dir: str | os.PathLike) -> Path:
-    """The checkpoint that `model_dir` is or, of an adapter, starts from.
+def resolve_base_checkpoint(model_dir: str | os.PathLike) -> Path:
+    """The checkpoint `model_dir`, or the base of the adapter `model_dir`.
 
-    Raises ValueError where it (or the adapter) is missing, of another kind, incomplete, damaged, or not the base that
-    a published adapter was trained on.
+    Raises ValueError if it (or the adapter) is missing, of another model type, incomplete, damaged, or not the base
+    that a published adapter was trained on.
     """
     folder = Path(model_dir)
     if not is_adapter(folder):
         check_checkpoint(folder)
         return folder
     check_weights(folder, ADAPTER_WEIGHTS)
-    base = base_of(folder)
+    base = base_checkpoint(folder)
     check_checkpoint(base)
     check_base(folder, base)
     return base
 
 
-def merge_new_parts(adapted: PeftModel) -> UnifiedForCausalLM:
-    """The model inside `adapted` with rows and image embedding merged, and only low-rank updates left to compute."""
+def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
+    """The model inside `adapted` with token rows and image embedding merged, and only LoRA layers left unmerged."""
     model = adapted.get_base_model()
-    for name, part in list(model.named_modules()):
-        if isinstance(part, AuxiliaryTrainingWrapper):
-            whole = part.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-            model.set_submodule(name, whole)
-    return model  # type: ignore[return-value]  # PEFT knows it as some module
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            merged = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, merged)
+    return model  # type: ignore[return-value]  # PEFT types it as a Module
 
 
 def weights_digest(model_dir: str | os.PathLike) -> str:
-    """SHA-256 of the files with weights: a checkpoint's, or an adapter's and its base's."""
+    """SHA-256 of the safetensors files: a checkpoint's, or an adapter's and its base's."""
     folder, digest = Path(model_dir), hashlib.sha256()
-    folders = [folder, base_of(folder)] if is_adapter(folder) else [folder]
+    folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
     for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -94,7 +94,7 @@ def frozen_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raise ValueError unless `folder` holds a unified model, its weights and its processor."""
+    """Raise ValueError unless `folder` contains a unified model, its weights and its processor."""
     remedy = "give a folder written by `unified extend`, recipes/sft.py or `unified merge`"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; {remedy}")
@@ -103,7 +103,7 @@ def check_checkpoint(folder: Path) -> None:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != UnifiedConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}, not {UnifiedConfig.model_type!r}; {remedy}")
-    for needed in ("*.safetensors", "processor_config.json"):
-        if not any(folder.glob(needed)):
-            raise ValueError(f"{folder} has no {needed}; {remedy}")
+    for pattern in ("*.safetensors", "processor_config.json"):
+        if not any(folder.glob(pattern)):
+            raise ValueError(f"{folder} has no {pattern}; {remedy}")
     check_weights(folder)

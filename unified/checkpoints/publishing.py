@@ -1,4 +1,4 @@
-"""Checkpoints and adapters to new folders: saved whole, merged into one checkpoint, or small enough to ship."""
+"""Saving checkpoints and adapters to new folders: saved, merged into one checkpoint, or published."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from unified.checkpoints.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_RECORD,
+    adapter_positions,
     is_adapter,
-    make_record,
-    positions_of,
+    make_base_record,
     read_adapter_config,
 )
-from unified.checkpoints.loading import checkpoint_of, load
-from unified.files.atomic import check_free, new_folder
+from unified.checkpoints.loading import load, resolve_base_checkpoint
+from unified.files.atomic import check_not_exists, new_folder
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 
@@ -26,16 +26,16 @@ from unified.models.processing import UnifiedProcessor
 def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write the adapter `model_dir` and its base to `out` as one full checkpoint with its processor.
 
-    Raises ValueError where `model_dir` holds no adapter, or one that does not act everywhere, or `out` is in the way.
+    Raises ValueError if `model_dir` contains no adapter, or one with other `lora_positions` than all, or `out` exists.
     """
     check_adapter(model_dir)
-    positions = positions_of(Path(model_dir))
+    positions = adapter_positions(Path(model_dir))
     if positions != "all":
         raise ValueError(
             f"{model_dir} was trained with lora_positions {positions}: some text does not use its updates, so they "
             "cannot be merged into the weights; use the folder as it is, or train with lora_positions all"
         )
-    check_free(out)
+    check_not_exists(out)
     save(*load(model_dir, device="cpu"), out)
 
 
@@ -46,21 +46,21 @@ def publish(
     base: str | None = None,
     made_with: Sequence[str] = (),
 ) -> None:
-    """Write the adapter `model_dir` to the new folder `out`, small enough to ship, with processor and base's digest.
+    """Write the adapter `model_dir` to the new folder `out` in a small dtype, with processor and digest of its base.
 
     Args:
-        dtype: of the weights; training goes on in float32 from any.
-        base: where others find the base, relative to the folder they work in; by default what the adapter says.
-        made_with: the commands that make it, for those who do not have it.
+        dtype: of the weights; further training converts them to float32.
+        base: path of the base for users, relative to their working directory; by default the adapter's.
+        made_with: commands that make the base, for users without it.
 
-    Raises ValueError where `model_dir` holds no adapter, as `checkpoint_of`, where `out` is in the way, and where
-    `base` is another checkpoint here.
+    Raises ValueError if `model_dir` contains no adapter, as `resolve_base_checkpoint`, if `out` exists, and if `base`
+    is another checkpoint.
     """
     adapter = Path(model_dir)
     check_adapter(adapter)
-    check_free(out)
-    source = checkpoint_of(adapter)
-    record = make_record(adapter, source, base or str(source), made_with)
+    check_not_exists(out)
+    source = resolve_base_checkpoint(adapter)
+    record = make_base_record(adapter, source, base or str(source), made_with)
     config = read_adapter_config(adapter) | {"base_model_name_or_path": record["base"]}
     weights = {name: value.to(dtype) for name, value in load_file(adapter / ADAPTER_WEIGHTS).items()}
     with new_folder(out) as folder:
@@ -71,13 +71,13 @@ def publish(
 
 
 def check_adapter(folder: str | os.PathLike) -> None:
-    """Raise ValueError where `folder` holds no adapter."""
+    """Raise ValueError if `folder` contains no adapter."""
     if not is_adapter(folder):
         raise ValueError(f"{folder} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
 
 
 def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.PathLike) -> None:
-    """Write both to the new folder `out`, whole or not at all."""
+    """Write both to the new folder `out`, atomically."""
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

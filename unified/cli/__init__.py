@@ -1,4 +1,4 @@
-"""The `unified` command: thin, may import anything, nothing imports it.
+"""The `unified` command: thin, may import every package, no package imports it.
 
 main  the commands
 """

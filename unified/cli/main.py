@@ -1,6 +1,6 @@
-"""The `unified` command: extend, draw, chat, merge, publish, report. Thin: each command calls the package's rooms.
+"""The `unified` command: extend, draw, chat, merge, publish, report. Thin: each command calls other packages.
 
-Those rooms load torch, so each command imports them itself and `unified --help` answers at once.
+These import torch, so each command imports them itself and `unified --help` is fast.
 """
 
 import os
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """Turns bad input into `error: <one line>` and exit status 2; UNIFIED_DEBUG=1 shows the traceback instead."""
+    """Reports invalid input as `error: <one line>` with exit status 2; UNIFIED_DEBUG=1 shows the traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         set_wait_policy(args)  # before a command loads torch
-        return self.in_one_line(super().parse_args, ctx, args or ["--help"])
+        return self.with_one_line_errors(super().parse_args, ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
-        return self.in_one_line(super().invoke, ctx)
+        return self.with_one_line_errors(super().invoke, ctx)
 
-    def in_one_line(self, step: Any, *args: Any) -> Any:
-        """What `step` returns; its errors leave the program."""
+    def with_one_line_errors(self, step: Any, *args: Any) -> Any:
+        """Run `step`; its errors exit the program."""
         try:
             return step(*args)
-        except (typer.TyperException, ValueError, OSError) as error:  # the first is what flags are refused with
+        except (typer.TyperException, ValueError, OSError) as error:  # the first is raised for invalid flags
             if os.environ.get("UNIFIED_DEBUG") == "1":
                 raise
             typer.echo(f"error: {one_line(error)}", err=True)
@@ -43,7 +43,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="One model that reads text and images, writes text, and paints images scale by scale.",
+    help="One model that reads text and images, writes text, and generates images scale by scale.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,11 +51,11 @@ app = typer.Typer(
 main = app
 
 ModelDir = Annotated[Path, typer.Option("--model", help="folder of a checkpoint, or of a LoRA adapter")]
-Seed = Annotated[int, typer.Option(help="seed of the painted images")]
-Guidance = Annotated[float | None, typer.Option(min=0, help="weight of the prompt against no prompt; 1 is off")]
-Temperature = Annotated[float | None, typer.Option(min=0, help="of the image codes; 0 takes the likeliest")]
-TopK = Annotated[int | None, typer.Option(min=0, help="choose among so many codes; 0 is all")]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="choose among codes of this probability together")]
+Seed = Annotated[int, typer.Option(help="seed of the generated images")]
+GuidanceScale = Annotated[float | None, typer.Option(min=0, help="classifier-free guidance scale; 1 is off")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="sampling temperature of image codes; 0 is greedy")]
+TopK = Annotated[int | None, typer.Option(min=0, help="top-k sampling of image codes; 0 is off")]
+TopP = Annotated[float | None, typer.Option(min=0, max=1, help="top-p (nucleus) sampling of image codes; 1 is off")]
 
 
 @app.command()
@@ -67,34 +67,36 @@ def extend(
         Literal["scales", "raster"], typer.Option(help="scale by scale (VAR) or code by code (Liquid)")
     ] = "scales",
     image_positions: Annotated[
-        Literal["shared", "sequential"], typer.Option(help="RoPE positions of an image: one a scale or one a code")
+        Literal["shared", "sequential"], typer.Option(help="RoPE positions of an image: one per scale or one per code")
     ] = "shared",
 ) -> None:
-    """Join an LLM and an image tokenizer into one checkpoint that can be trained."""
+    """Combine an LLM and an image tokenizer into one checkpoint for training."""
     from unified.checkpoints.extension import extend as extend_llm
 
     model = extend_llm(llm, vq, out, image_order, image_positions)
     ids = model.config.vocabulary.image_ids
-    typer.echo(f"{out}: {ids.start} text ids and {len(ids)} image codes, {model.config.image_length} codes an image")
+    typer.echo(f"{out}: {ids.start} text ids and {len(ids)} image codes, {model.config.image_length} codes per image")
 
 
 @app.command()
 def draw(
-    prompt: Annotated[str, typer.Argument(help="what to paint")],
+    prompt: Annotated[str, typer.Argument(help="text prompt of the image")],
     model: ModelDir,
-    out: Annotated[Path, typer.Option(help="picture to write; several are OUT_0.png, OUT_1.png, ...")],
+    out: Annotated[Path, typer.Option(help="image file to write; several are OUT_0.png, OUT_1.png, ...")],
     seed: Seed = 0,
-    count: Annotated[int, typer.Option(min=1, help="pictures, with seeds SEED, SEED + 1, ...")] = 1,
-    guidance_scale: Guidance = None,
+    count: Annotated[int, typer.Option(min=1, help="number of images, with seeds SEED, SEED + 1, ...")] = 1,
+    guidance_scale: GuidanceScale = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
-    strip: Annotated[bool, typer.Option("--strip", help="also write OUT_scales.png, scale by scale")] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="also write OUT_scales.png, the image after each scale")
+    ] = False,
 ) -> None:
-    """Paint PROMPT; the same model, prompt and seed give the same picture."""
-    from unified.files.images import picture_format
+    """Generate an image of PROMPT; the same model, prompt and seed give the same image."""
+    from unified.files.images import image_format
 
-    picture_format(out)  # an error, before anything is loaded
+    image_format(out)  # raises an error before anything is loaded
     from unified.checkpoints.loading import load
     from unified.inference.chat import remaining_text_tokens
     from unified.inference.text_to_image import contact_sheet, draw_by_scale
@@ -102,7 +104,7 @@ def draw(
 
     unified_model, processor = load(model)
     if strip and unified_model.config.image_order == "raster":
-        raise ValueError(f"{model} paints code by code (image_order raster); --strip needs image_order scales")
+        raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
     remaining_text_tokens(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
     sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
     for index in range(count):
@@ -119,35 +121,35 @@ def draw(
 @app.command()
 def chat(
     model: ModelDir,
-    image: Annotated[list[Path] | None, typer.Option(help="picture for the first question; may be repeated")] = None,
-    out_dir: Annotated[Path, typer.Option(help="folder for painted pictures")] = Path("out/chat"),
+    image: Annotated[list[Path] | None, typer.Option(help="image for the first question; may be repeated")] = None,
+    out_dir: Annotated[Path, typer.Option(help="folder of generated images")] = Path("out/chat"),
     seed: Seed = 0,
-    max_images: Annotated[int, typer.Option(min=0, help="most pictures in one answer")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="most text tokens in one answer")] = 256,
-    first: Annotated[str, typer.Option(help="asked before your question where it comes with a picture")] = "",
-    guidance_scale: Guidance = None,
+    max_images: Annotated[int, typer.Option(min=0, help="maximum number of images per answer")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="maximum number of text tokens per answer")] = 256,
+    first: Annotated[str, typer.Option(help="question asked before each of yours that comes with an image")] = "",
+    guidance_scale: GuidanceScale = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
 ) -> None:
-    """Talk to a model: one question a line, from the terminal or piped.
+    """Chat with a model: one question per line, from the terminal or piped.
 
-    /image FILE puts a picture into the next question, /reset begins anew, /quit (or end of input) leaves. Painted
-    pictures are saved and their paths printed. Piped input stops at the first error, the terminal goes on.
+    /image FILE adds an image to the next question, /reset starts a new conversation, /quit (or end of input) exits.
+    Generated images are saved and their paths printed. Piped input stops at the first error, the terminal does not.
     """
     from unified.files.images import read_image
 
-    pictures = [read_image(path, str(path)) for path in image or []]
+    images = [read_image(path, str(path)) for path in image or []]
     from unified.checkpoints.loading import load
     from unified.inference.chat import Chat
 
     sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
-    talk = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
-    for picture in pictures:
-        talk.show(picture)
+    conversation = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
+    for input_image in images:
+        conversation.show(input_image)
     while (line := read_line()) not in (None, "/quit"):
         try:
-            take(talk, str(line), out_dir, first)
+            handle_line(conversation, str(line), out_dir, first)
         except ValueError as error:
             if not sys.stdin.isatty():
                 raise
@@ -170,17 +172,20 @@ def merge(
 def publish(
     model: Annotated[Path, typer.Option("--model", help="folder of a LoRA adapter")],
     out: Annotated[Path, typer.Option(help="new folder for the published adapter")],
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="of its weights")] = "bfloat16",
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of its weights")
+    ] = "bfloat16",
     base: Annotated[
-        str | None, typer.Option(help="where users have the base, seen from where they work; default: as now")
+        str | None,
+        typer.Option(help="path of the base for users, relative to where they work; default: as now"),
     ] = None,
     made_with: Annotated[
-        list[str] | None, typer.Option(help="command that makes the base, for those without it; may be repeated")
+        list[str] | None, typer.Option(help="command that makes the base, for users without it; may be repeated")
     ] = None,
 ) -> None:
-    """Write an adapter small enough for a repository, which knows its base: where it lies, how it is made, its digest.
+    """Write an adapter small enough for a repository, with path, build commands and digest of its base.
 
-    Whoever loads it or goes on training it with another base is told so. A relative path of the base starts at the
+    Loading it or training it further with another base is an error. A relative path of the base is relative to the
     current folder, for PEFT as for this package.
     """
     import torch
@@ -193,10 +198,10 @@ def publish(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="result JSONs, or folders that hold some")],
-    out: Annotated[Path, typer.Option(help="page to write: .html (with pictures) or .md")],
+    results: Annotated[list[Path], typer.Argument(help="result JSONs, or folders of them")],
+    out: Annotated[Path, typer.Option(help="page to write: .html (with images) or .md")],
 ) -> None:
-    """Put the scores of eval/ scripts into one page: models by metrics, and what each score is made of."""
+    """Write the scores of eval/ scripts to one page: models by metrics, with the details of each score."""
     from unified.reports.results_page import write_report
 
     count = write_report(results, out)
@@ -204,55 +209,55 @@ def report(
 
 
 def read_line() -> str | None:
-    """Next line of the user, None at the end; the prompt is shown to people only."""
+    """Next line of the user, None at the end of input; the prompt is shown on a terminal only."""
     try:
         return input("you> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
 
 
-def take(talk: "Chat", line: str, out_dir: Path, first: str = "") -> None:
-    """Do what one line of a chat says: a command, or a question, behind `first` where it comes with a picture."""
+def handle_line(conversation: "Chat", line: str, out_dir: Path, first: str = "") -> None:
+    """Handle one line of a chat: a command, or a question, after the question `first` if it comes with an image."""
     from unified.files.images import read_image
 
     command, _, rest = line.partition(" ")
     if command == "/image":
-        talk.show(read_image(rest.strip(), rest.strip()))
-        typer.echo(f"[{rest.strip()} goes with your next question]")
+        conversation.show(read_image(rest.strip(), rest.strip()))
+        typer.echo(f"[{rest.strip()} is part of your next question]")
     elif command == "/reset":
-        talk.reset()
+        conversation.reset()
         typer.echo("[a new conversation]")
     elif line.startswith("/"):
-        raise ValueError(f"unknown command {command!r}; there are /image FILE, /reset and /quit")
+        raise ValueError(f"unknown command {command!r}; choose from /image FILE, /reset and /quit")
     elif line:
-        for question in [first, line] if first and talk.pending_images else [line]:
-            put(talk, question, out_dir)
+        for question in [first, line] if first and conversation.pending_images else [line]:
+            ask_and_print(conversation, question, out_dir)
 
 
-def put(talk: "Chat", question: str, out_dir: Path) -> None:
-    """Ask, and print what is answered: text as it comes, pictures by the paths they are saved at."""
-    parts = talk.ask(question, lambda text: typer.echo(text, nl=False))
+def ask_and_print(conversation: "Chat", question: str, out_dir: Path) -> None:
+    """Ask, and print the answer: text as it is generated, images as the paths they are saved at."""
+    parts = conversation.ask(question, lambda text: typer.echo(text, nl=False))
     if any(part["type"] == "text" for part in parts):
         typer.echo()  # the end of the line that was streamed
     for part in parts:
         if part["type"] == "image":
-            typer.echo(f"[image: {save_painted(talk, part['codes'], out_dir)}]")
+            typer.echo(f"[image: {save_generated(conversation, part['codes'], out_dir)}]")
 
 
-def save_painted(talk: "Chat", codes: Any, out_dir: Path) -> Path:
-    """Write a painted picture under the folder's next free number; returns its path."""
+def save_generated(conversation: "Chat", codes: Any, out_dir: Path) -> Path:
+    """Write a generated image under the folder's next free number; returns its path."""
     from unified.inference.text_to_image import codes_to_images
 
     taken = [int(path.stem) for path in out_dir.glob("*.png") if path.stem.isdecimal()]
     path = out_dir / f"{max(taken, default=-1) + 1:03d}.png"
-    save(codes_to_images(talk.model, codes[None])[0], path, announce=False)
+    save(codes_to_images(conversation.model, codes[None])[0], path, announce=False)
     return path
 
 
 def image_sampling(
     guidance_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
 ) -> "ImageSampling":
-    """Sampling with what was given; the defaults of the rest are `ImageSampling`'s."""
+    """`ImageSampling` with the given values, and its defaults for None."""
     from unified.models.generation import ImageSampling
 
     options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -264,17 +269,17 @@ def suffixed(path: Path, word: str) -> Path:
     return path.with_stem(f"{path.stem}_{word}")
 
 
-def save(picture: "Image.Image", path: Path, announce: bool = True) -> None:
-    """Write `picture`, and say where."""
+def save(image: "Image.Image", path: Path, announce: bool = True) -> None:
+    """Write `image`, and print its path unless `announce` is False."""
     from unified.files.images import write_image
 
-    write_image(picture, path)
+    write_image(image, path)
     if announce:
         typer.echo(str(path))
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without its line breaks."""
+    """The message of an error, without line breaks."""
     if isinstance(error, typer.TyperException):
         return " ".join(f"{error.format_message().rstrip('.?')}; see --help".split())
     return " ".join(str(error).split())

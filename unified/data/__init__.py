@@ -2,9 +2,9 @@
 
 rows          chat rows on disk, before and after encoding
 chat_dataset  encoded rows -> ids and labels; collators
-packing       several examples in a row
-preferences   pairs of answers, for DPO
-mixtures      weights of a mixture as one flag
+packing       packing several examples into a row
+preferences   preference pairs for DPO
+mixtures      weighted mixtures in one flag
 """
 
 __all__ = ["chat_dataset", "mixtures", "packing", "preferences", "rows"]

@@ -1,6 +1,6 @@
-"""What a training row looks like: encoded rows from disk, the chat data set, collators for SFT and preference.
+"""Training data: encoded rows from disk, the chat dataset, collators for SFT and DPO.
 
-Legend: B rows, T positions, T' kept positions, N read images, L codes of one image.
+Legend: B rows, T positions, T' kept positions, N input images, L codes of one image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from unified.models.configuration import UnifiedConfig
 from unified.models.messages import is_output, is_text_to_image
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
-CAPTION_STREAM = 0  # of the random numbers of (seed, epoch, index); position dropping has another
+CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
 PART = {"type": Value("string"), "text": Value("string")}
 FEATURES = Features(
     {
@@ -37,14 +37,14 @@ FEATURES = Features(
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
 
-    Raises ValueError when a file holds codes of another tokenizer than `config.vq_fingerprint`, or unencoded images.
+    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint`, and for unencoded images.
     """
-    files = [file for path in paths for file in files_of(path)]
+    files = [file for path in paths for file in list_data_files(path)]
     return datasets.concatenate_datasets([_load_file(file, config.vq_fingerprint) for file in files])
 
 
-def files_of(path: str, what: str = "encoded rows") -> list[Path]:
-    """A file, or a folder's parquet shards; ValueError where there is none of `what`."""
+def list_data_files(path: str, what: str = "encoded rows") -> list[Path]:
+    """A file, or a folder's parquet shards; raises ValueError without any, naming them `what`."""
     place = Path(path)
     found = sorted(place.glob("*.parquet")) if place.is_dir() else [place] * place.is_file()
     if not found or any(file.suffix not in (".parquet", ".jsonl") for file in found):
@@ -58,7 +58,7 @@ def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset:
     found = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode()
     if found != vq_fingerprint and _has_codes(file):
         raise ValueError(
-            f"{file}: its codes are of tokenizer {found or '(not named)'} but the model speaks {vq_fingerprint}; "
+            f"{file}: its codes are of tokenizer {found or '(not recorded)'} but the model uses {vq_fingerprint}; "
             "encode the images again with data_prep/encode_images.py and this model's tokenizer"
         )
     return datasets.Dataset.from_parquet(str(file), columns=list(FEATURES), features=FEATURES)
@@ -70,7 +70,7 @@ def _has_codes(file: Path) -> bool:
 
 
 def _text_rows(file: Path) -> datasets.Dataset:
-    """Rows without codes in the form of encoded ones; an image among them is an error."""
+    """Text-only rows in the format of encoded ones; raises ValueError for a row with images."""
     encoded = []
     for row in read_rows(file):
         if row.images:
@@ -87,9 +87,9 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     Args:
         rows: from `load_encoded_rows`.
-        caption_dropout: share of drawn images whose prompt is replaced by the unconditional one. A row takes part
-            when its last user turn is text and its answer is one image; whether it is replaced depends on
-            `(seed, epoch, index)` alone, so a resumed run sees what an uninterrupted one sees.
+        caption_dropout: share of text-to-image rows whose prompt is replaced by the unconditional one: rows whose
+            last user turn is text and whose answer is one image. The choice is a function of `(seed, epoch, index)`,
+            so it is the same in a resumed run.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.caption_dropout, self.seed, self.epoch = caption_dropout, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that caption dropout and position dropping depend on."""
+        """Set the epoch on which caption dropout and position dropping depend."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -115,9 +115,9 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch}
 
     def check_lengths(self, max_length: int, last_scale_fraction: float = 1.0) -> list[int]:
-        """Positions every row takes in a pack, before training.
+        """Number of positions of every row after dropping, computed before training.
 
-        Raises ValueError naming a row that takes more than `max_length`, or has nothing to train on.
+        Raises ValueError naming a row with more than `max_length` positions, or without any trained label.
         """
         dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
         lengths = []
@@ -128,7 +128,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             if lengths[-1] > max_length:
                 raise ValueError(
                     f"row {index} (source {row['source']}) takes {lengths[-1]} positions, more than max_length "
-                    f"{max_length}; raise max_length or take the row out"
+                    f"{max_length}; raise max_length or remove the row"
                 )
         return lengths
 
@@ -139,14 +139,14 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"row {index} (source {row['source']}): {error}") from error
 
     def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
-        # a position scores the next one, so nothing scores the first label
+        # labels are shifted, so the first one is never used
         if any(label != IGNORE_INDEX for label in chat.labels[1:]):
             return
         answered = any(map(is_output, row["messages"]))
         why = "its assistant turns are empty" if answered else "it has no assistant turn"
         raise ValueError(
             f"row {index} (source {row['source']}): {why}, so nothing in it is trained (every label is "
-            f"{IGNORE_INDEX}); give it an answer in words or an image, or take the row out"
+            f"{IGNORE_INDEX}); give it an answer with text or an image, or remove the row"
         )
 
     def _drops_caption(self, index: int) -> bool:
@@ -159,12 +159,12 @@ class SFTCollator:
     """Packs examples of `ChatDataset` into rows.
 
     Args:
-        pack_length: positions a row may take, counted after dropping.
-        last_scale_fraction: share of the last scale's positions trained per step, drawn anew every epoch.
-        seed: of that draw. pack: False gives every example a row of its own.
+        pack_length: maximum positions of a row, after dropping.
+        last_scale_fraction: share of the last scale's positions trained per step, sampled in every epoch.
+        seed: of this sampling. pack: False puts every example into a separate row.
 
     Returns `input_ids`, `attention_mask`, `document_ids`, `labels` (B, T), with a fraction below 1 `keep_positions`
-    (B, T'), and with read images `image_codes` (N, L) in the order of their placeholders. Padding is on the right.
+    (B, T'), and with input images `image_codes` (N, L) in the order of their placeholders. Padding is on the right.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class SFTCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         documents = [self._document(example) for example in examples]
         lengths = [len(document.keep_positions) for document in documents]
-        alone = [PackedRow(length, [member]) for member, length in enumerate(lengths)]
-        rows = pack_tightly(lengths, self.pack_length) if self.pack else alone
+        unpacked = [PackedRow(length, [member]) for member, length in enumerate(lengths)]
+        rows = pack_tightly(lengths, self.pack_length) if self.pack else unpacked
         batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
         if self.dropping.fraction == 1:
             del batch["keep_positions"]
@@ -201,13 +201,13 @@ class SFTCollator:
 
 
 class PreferenceCollator:
-    """Pairs of answers for TRL's `DPOTrainer` (its layout for images: first every chosen answer, then every rejected).
+    """Preference pairs for TRL's `DPOTrainer` (all chosen answers first, then all rejected, as TRL expects).
 
-    Examples hold `messages` (the prompt), `chosen`, `rejected` (the assistant's messages) and, one list per image
+    Examples have `messages` (the prompt), `chosen`, `rejected` (the assistant's messages) and, one list per image
     part, `codes`, `chosen_codes`, `rejected_codes`. A column `images` (it may be empty lists) and
     `remove_unused_columns=False` keep the trainer from tokenizing by itself.
 
-    Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), padded on the right, and with read images
+    Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), padded on the right, and with input images
     `image_codes` (2N, L). The completion is the answer and the special token that ends its turn.
     """
 
@@ -228,14 +228,17 @@ class PreferenceCollator:
         return batch
 
     def _answer(self, example: Mapping[str, Any], kind: str) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """Ids and completion mask (T,) of the prompt with one of its answers, and the codes of its read images."""
+        """Ids and completion mask (T,) of the prompt with one of its answers, and the codes of its input images."""
         answer = [example[kind]] if isinstance(example[kind], Mapping) else list(example[kind])
         prompt = self.processor.prompt_ids(example["messages"], example["codes"])
         chat = self.processor.encode_chat(
             [*example["messages"], *answer], [*example["codes"], *example[f"{kind}_codes"]]
         )
         if chat.input_ids[: len(prompt)] != prompt:
-            raise ValueError("the chat template writes the prompt differently once it is answered; DPO needs a prefix")
+            raise ValueError(
+                "the chat template renders the prompt differently when it is answered, but DPO needs it as a prefix; "
+                "use another chat template"
+            )
         completion = torch.tensor(chat.labels) >= 0
         completion[: len(prompt)] = False
         stop = int(completion.nonzero().max()) + 1

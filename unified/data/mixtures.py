@@ -1,4 +1,4 @@
-"""Lists and mixtures as one flag: "cat, dog" and "draw:0.8,ask:0.2"."""
+"""Lists and weighted mixtures in one flag: "cat, dog" and "draw:0.8,ask:0.2"."""
 
 import difflib
 import math
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 
 def read_names(text: str) -> list[str]:
-    """ "cat, dog" -> ["cat", "dog"], each once."""
+    """ "cat, dog" -> ["cat", "dog"], without duplicates."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def read_weights(kind: str, text: str, known: Sequence[str]) -> dict[str, float]:
-    """ "draw:0.6,ask:0.3" -> {"draw": 0.667, "ask": 0.333}; a name without a weight weighs 1.
+    """ "draw:0.6,ask:0.3" -> {"draw": 0.667, "ask": 0.333}; a name without a weight has weight 1.
 
-    Raises ValueError for names that are not `known`, and for weights that make no shares; `kind` is what errors call
-    a name.
+    Raises ValueError for names that are not `known`, and for invalid weights; `kind` describes a name in error
+    messages.
     """
     weights = {}
     for entry in read_names(text):

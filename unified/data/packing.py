@@ -1,6 +1,6 @@
-"""Examples into rows: first-fit-decreasing packing and which positions of a written image are trained.
+"""Packing examples into rows (first-fit decreasing), and dropping positions of output images.
 
-Legend: B rows, T positions of a row, T' positions kept of it, L codes of one image.
+Legend: B rows, T positions of a row, T' kept positions of it, L codes of one image.
 """
 
 import math
@@ -15,21 +15,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unified.models.processing import IGNORE_INDEX, UnifiedProcessor
 
-DROPPING_STREAM = 1  # of the random numbers of (seed, epoch, index); caption dropout has another
-CAPACITIES_TRIED = 16  # row lengths between the longest example and pack_length; more gains under 1 %
+DROPPING_STREAM = 1  # random stream of (seed, epoch, index); caption dropout uses another
+CAPACITIES_TRIED = 16  # row lengths between the longest example and pack_length; more save under 1 %
 NO_DOCUMENT = -1  # document id and kept position of padding
 
 
 @dataclass
 class PackedRow:
-    """Examples that share a row: their places in the batch, and the positions they take after dropping."""
+    """Examples that share a row: their indices in the batch, and their total length after dropping."""
 
     length: int = 0
     members: list[int] = field(default_factory=list)
 
 
 def pack_first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
-    """Put every length, longest first, into the first row with room; raises ValueError if one exceeds `capacity`."""
+    """Assign each length, longest first, to the first row with space; ValueError if one exceeds `capacity`."""
     rows: list[PackedRow] = []
     for member in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[member]
@@ -44,24 +44,24 @@ def pack_first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[Pac
 
 
 def pack_tightly(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
-    """First-fit-decreasing rows of at most `capacity` that take the smallest rectangle, padding included.
+    """First-fit-decreasing rows of at most `capacity` with the smallest padded batch.
 
-    Of equal rectangles the one of shorter rows, as attention is quadratic in them. Raises ValueError as
-    `pack_first_fit_decreasing` does.
+    Among equal sizes the one with shorter rows, as attention is quadratic in their length. Raises ValueError as
+    `pack_first_fit_decreasing`.
     """
     shortest = max(lengths, default=0)
-    spread = max(capacity - shortest, 0)
-    tries = {shortest + spread * part // CAPACITIES_TRIED for part in range(CAPACITIES_TRIED)} | {capacity}
-    packed = [pack_first_fit_decreasing(lengths, tried) for tried in sorted(tries) if tried <= capacity]
+    span = max(capacity - shortest, 0)
+    capacities = {shortest + span * part // CAPACITIES_TRIED for part in range(CAPACITIES_TRIED)} | {capacity}
+    packed = [pack_first_fit_decreasing(lengths, tried) for tried in sorted(capacities) if tried <= capacity]
     return min(packed, key=lambda rows: len(rows) * max((row.length for row in rows), default=0))
 
 
 @dataclass(frozen=True)
 class LastScaleDropping:
-    """Keeps a random `fraction` of the last scale's positions of every written image (all of the scales before).
+    """Keeps a random `fraction` of the last scale's positions of every output image, and all earlier scales.
 
-    The very last position is always among them: it scores `eoi`. Which others is a function of `seed` and of the
-    example's epoch and index, so that a resumed run trains the same positions.
+    The very last position is always kept. The others are a function of `seed` and the example's epoch and index, so
+    that a resumed run trains the same positions.
     """
 
     image_length: int
@@ -71,27 +71,27 @@ class LastScaleDropping:
 
     @classmethod
     def of(cls, processor: UnifiedProcessor, fraction: float, seed: int) -> "LastScaleDropping":
-        """For a processor's pyramid; raises ValueError for a fraction outside (0, 1], or below 1 in raster order."""
+        """For a processor's scales; raises ValueError for a fraction outside (0, 1], or below 1 in raster order."""
         if not 0 < fraction <= 1:
             raise ValueError(f"last_scale_fraction {fraction} is not in (0, 1]; 1 trains every position")
         if fraction < 1 and processor.image_order == "raster":
             raise ValueError(
-                f"last_scale_fraction {fraction} with image_order raster: a code needs those before it; set it to 1"
+                f"last_scale_fraction {fraction} with image_order raster: a code depends on those before; set it to 1"
             )
         h, w = processor.patch_nums[-1]
         return cls(processor.image_length, h * w, fraction, seed)
 
     @property
     def kept_per_image(self) -> int:
-        """Positions of the last scale that stay."""
+        """Kept positions of the last scale."""
         return math.ceil(self.fraction * self.last_scale_length)
 
-    def kept_length(self, length: int, written_images: int) -> int:
-        """Positions left of an example of `length` positions."""
-        return length - written_images * (self.last_scale_length - self.kept_per_image)
+    def kept_length(self, length: int, output_images: int) -> int:
+        """Kept positions of an example with `length` positions."""
+        return length - output_images * (self.last_scale_length - self.kept_per_image)
 
     def keep_positions(self, is_image: Tensor, epoch: int, index: int) -> Tensor:
-        """Sorted positions (T',) that stay of an example whose image tokens are `is_image` (T,)."""
+        """Sorted kept positions (T',) of an example with image tokens where `is_image` (T,)."""
         if self.fraction == 1:
             return torch.arange(len(is_image))
         generator = np.random.default_rng((self.seed, epoch, index, DROPPING_STREAM))
@@ -105,7 +105,7 @@ class LastScaleDropping:
 
 @dataclass
 class Document:
-    """One example of a row: `input_ids`, `labels` (T,) and the positions (T',) that stay."""
+    """One example of a row: `input_ids`, `labels` (T,) and kept positions (T',)."""
 
     input_ids: Tensor
     labels: Tensor
@@ -113,7 +113,7 @@ class Document:
 
 
 def stack_rows(rows: Sequence[Sequence[Document]], pad_token_id: int) -> dict[str, Tensor]:
-    """Lay documents out as rows padded on the right.
+    """Concatenate documents to rows, padded on the right.
 
     Returns `input_ids`, `attention_mask`, `document_ids` (-1 at padding), `labels` (-100 at padding), all (B, T), and
     `keep_positions` (B, T'), -1 at padding.
@@ -135,5 +135,5 @@ def _kept_of_row(row: Sequence[Document]) -> list[Tensor]:
 
 
 def pad_right(rows: Sequence[Sequence[Tensor]], value: int) -> Tensor:
-    """Concatenate each row's tensors and fill up with `value`, (B, longest)."""
+    """Concatenate each row's tensors and pad with `value`, (B, longest)."""
     return pad_sequence([torch.cat(list(row)) for row in rows], batch_first=True, padding_value=value)

@@ -1,4 +1,4 @@
-"""Pairs of answers: what one is, how they lie on disk, which are refused, and how TRL's `DPOTrainer` gets them.
+"""Preference pairs: format, files, validation, and datasets and collator for TRL's `DPOTrainer`.
 
 A *pair* is `{messages, chosen, rejected, codes, chosen_codes, rejected_codes, score_chosen, score_rejected, seeds,
 metadata, source}`: a conversation up to the assistant's turn, two lists of the assistant's messages, and L codes for
@@ -19,7 +19,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.data.chat_dataset import PART, PreferenceCollator, files_of
+from unified.data.chat_dataset import PART, PreferenceCollator, list_data_files
 from unified.data.rows import write_parquet
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
@@ -45,7 +45,7 @@ PAIR_FEATURES = Features(
     }
 )
 MODALITIES = ("image", "mixed", "understanding", "text")
-SHOWN_ERRORS = 3  # bad pairs named in one message
+SHOWN_ERRORS = 3  # invalid pairs listed in one error message
 
 Pair = dict[str, Any]
 
@@ -68,9 +68,9 @@ def write_pairs(
     patch_nums: PatchNums,
     counts: Mapping[str, float] | None = None,
 ) -> None:
-    """Write pairs to one parquet file, whole or not at all, with the tokenizer's fingerprint and scales.
+    """Write pairs to one parquet file, atomically, with the tokenizer's fingerprint and scales.
 
-    `counts` are kept beside them, for `read_counts`.
+    `counts` are stored in its metadata, for `read_counts`.
     """
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
     metadata["counts"] = json.dumps(dict(counts or {}))
@@ -78,21 +78,21 @@ def write_pairs(
 
 
 def read_counts(path: str | Path) -> dict[str, float]:
-    """The `counts` a file of pairs was written with."""
+    """The `counts` that a file of pairs was written with."""
     return json.loads((pq.read_schema(path).metadata or {}).get(b"counts", b"{}"))
 
 
 def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     """Checked pairs (`PAIR_FEATURES`) of files and folders, of all modalities.
 
-    Beside our own parquet, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`), `chosen`
-    and `rejected` as conversations, without `prompt` where both answers hold the whole conversation, or as strings.
-    Raises ValueError naming file and row of bad pairs: see `check_pair`, and `as_pair` for their form.
+    Besides our parquet files, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`),
+    `chosen` and `rejected` as conversations, with implicit prompts (both answers contain the full conversation), or as
+    strings. Raises ValueError naming file and row of invalid pairs, see `check_pair` and `as_pair`.
     """
-    files = [file for path in paths for file in files_of(path, "pairs")]
+    files = [file for path in paths for file in list_data_files(path, "pairs")]
     pairs = datasets.concatenate_datasets([_load_file(file, config) for file in files])
     if not len(pairs):
-        raise ValueError(f"{', '.join(paths)}: not one pair; draw more samples, or score them otherwise")
+        raise ValueError(f"{', '.join(paths)}: not one pair; generate more samples, or score them otherwise")
     return pairs
 
 
@@ -110,9 +110,9 @@ def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
     if errors:
         more = f"; and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
         raise ValueError(f"{len(errors)} bad pairs: {'; '.join(errors[:SHOWN_ERRORS])}{more}")
-    if encoded and pairs:  # stays on disk
+    if encoded and pairs:  # memory-mapped
         return datasets.Dataset.from_parquet(str(file), columns=list(PAIR_FEATURES), features=PAIR_FEATURES)
-    columns = {name: [pair[name] for pair in pairs] for name in PAIR_FEATURES}  # also where there are no pairs
+    columns = {name: [pair[name] for pair in pairs] for name in PAIR_FEATURES}  # also without pairs
     return datasets.Dataset.from_dict(columns, features=PAIR_FEATURES)
 
 
@@ -127,7 +127,7 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def as_pair(record: Any, source: str = "") -> Pair:
-    """A pair in our form from one in ours or TRL's. Raises ValueError saying what is missing or does not fit."""
+    """Convert a pair in our or TRL's format to ours. Raises ValueError for missing or invalid columns."""
     if not isinstance(record, Mapping) or record.get("chosen") is None or record.get("rejected") is None:
         raise ValueError('not a pair; write {"prompt": [...], "chosen": [...], "rejected": [...]} as TRL does')
     prompt, chosen, rejected = _split_prompt(
@@ -150,7 +150,7 @@ def as_pair(record: Any, source: str = "") -> Pair:
 
 
 def _turns(value: Any, role: str) -> list[Pair]:
-    """Messages with lists of parts; a string is one message of `role`, nothing is none."""
+    """Messages with lists of parts; a string is one message of `role`, None is an empty list."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     messages = [value] if isinstance(value, Mapping) else list(value or [])
@@ -166,38 +166,38 @@ def _turns(value: Any, role: str) -> list[Pair]:
 def _split_prompt(
     prompt: list[Pair], chosen: list[Pair], rejected: list[Pair]
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Take the prompt off answers that repeat it, as TRL's implicit prompts do. ValueError where prompts differ."""
+    """Extract the prompt from answers that repeat it (TRL's implicit prompts). ValueError if prompts differ."""
     heads = []
     for answer in (chosen, rejected):
-        others = [place for place, turn in enumerate(answer) if turn["role"] != "assistant"]
+        others = [index for index, turn in enumerate(answer) if turn["role"] != "assistant"]
         heads.append(answer[: others[-1] + 1] if others else [])
     if heads[0] != heads[1]:
         raise ValueError("chosen and rejected answer different prompts; a pair has one prompt")
     head = heads[0]
-    if prompt and head and prompt != head[-len(prompt) :]:  # it may leave out the turns before
+    if prompt and head and prompt != head[-len(prompt) :]:  # the prompt may omit earlier turns
         raise ValueError("the answers repeat another prompt than the pair's own; leave it out or make them equal")
     return head or prompt, chosen[len(head) :], rejected[len(head) :]
 
 
 def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None:
-    """Raise ValueError for a pair that DPO cannot learn from with a model of `config`.
+    """Raise ValueError for a pair that a model of `config` cannot be trained on with DPO.
 
-    Refused are prompts that do not end before the assistant's turn, answers that are empty, not the assistant's or the
-    same twice, images without codes, with codes of another tokenizer than `config`'s (`fingerprint` says whose they
-    are) or of another number, and scores that prefer the rejected answer.
+    Invalid are prompts that end with an assistant turn, answers that are empty, not by the assistant or equal, images
+    without codes, codes of another tokenizer than `config`'s (`fingerprint` is that of the pair's) or of another
+    length, and scores that prefer the rejected answer.
     """
     if not pair["messages"] or pair["messages"][-1]["role"] == "assistant":
-        raise ValueError("the prompt does not end with a turn to answer; give it one")
+        raise ValueError("the prompt does not end with a turn to answer; add a user turn")
     for kind in ("chosen", "rejected"):
         parts = [part for turn in pair[kind] for part in turn["content"]]
         if any(turn["role"] != "assistant" for turn in pair[kind]):
-            raise ValueError(f"the {kind} answer has turns that are not the assistant's; put them into the prompt")
+            raise ValueError(f"the {kind} answer has turns that are not the assistant's; move them into the prompt")
         if not any(part["type"] == "image" or part["text"].strip() for part in parts):
-            raise ValueError(f"the {kind} answer is empty; take the pair out")
+            raise ValueError(f"the {kind} answer is empty; remove the pair")
     _check_codes(pair, config, fingerprint)
     if pair["chosen"] == pair["rejected"] and pair["chosen_codes"] == pair["rejected_codes"]:
         what = "image" if pair["chosen_codes"] else "answer"
-        raise ValueError(f"chosen and rejected are the same {what}; take the pair out")
+        raise ValueError(f"chosen and rejected are the same {what}; remove the pair")
     scores = pair["score_chosen"], pair["score_rejected"]
     if None not in scores and not scores[0] > scores[1]:
         raise ValueError(f"the chosen answer scores {scores[0]}, the rejected one {scores[1]}; swap them")
@@ -211,8 +211,8 @@ def _check_codes(pair: Pair, config: UnifiedConfig, fingerprint: str) -> None:
             raise ValueError(f"{images} image parts in {kind} but {name} of {len(pair[name])}; give L codes for each")
         if images and fingerprint != config.vq_fingerprint:
             raise ValueError(
-                f"its codes are of tokenizer {fingerprint[:12] or '(not named)'} but the model speaks "
-                f"{config.vq_fingerprint[:12]}; build the pairs anew with data_prep/build_preferences.py"
+                f"its codes are of tokenizer {fingerprint[:12] or '(not recorded)'} but the model uses "
+                f"{config.vq_fingerprint[:12]}; build the pairs again with data_prep/build_preferences.py"
             )
         for codes in pair[name]:
             if len(codes) != length or not 0 <= min(codes) <= max(codes) < size:
@@ -226,36 +226,36 @@ def _check_codes(pair: Pair, config: UnifiedConfig, fingerprint: str) -> None:
 
 
 def split_held_out(pairs: datasets.Dataset, share: float) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Pairs to train on, and about `share` of the prompts' pairs held out (None without any).
+    """Training pairs, and held-out pairs of about `share` of the prompts (None for 0).
 
-    A prompt's pairs stay together, and whether it is held out depends on the prompt alone.
-    Raises ValueError for a share outside [0, 1) and one that leaves nothing to train on or nothing held out.
+    The split is by prompt, and a function of the prompt only.
+    Raises ValueError for a share outside [0, 1), and if either split would be empty.
     """
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share {share} is not in [0, 1); 0.05 is usual")
     if not share:
         return pairs, None
     names = [json.dumps([pair["messages"], pair["codes"]]) for pair in pairs.select_columns(["messages", "codes"])]
-    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names]
-    out = [index for index, draw in enumerate(draws) if draw < share]
-    kept = [index for index, draw in enumerate(draws) if draw >= share]
+    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names]
+    out = [index for index, value in enumerate(hashes) if value < share]
+    kept = [index for index, value in enumerate(hashes) if value >= share]
     if not out or not kept:
         raise ValueError(f"held_out_share {share} of {len(pairs)} pairs leaves {len(kept)} to train on; change it")
     return pairs.select(kept), pairs.select(out)
 
 
 def by_modality(pairs: datasets.Dataset) -> dict[str, datasets.Dataset]:
-    """The pairs of every modality there is: as `eval_dataset`, TRL then reports each apart."""
+    """The pairs by modality: as `eval_dataset`, for which TRL reports separate metrics."""
     kinds = [modality(pair) for pair in pairs]
-    places = {kind: [index for index, found in enumerate(kinds) if found == kind] for kind in MODALITIES}
-    return {kind: pairs.select(indices) for kind, indices in places.items() if indices}
+    by_kind = {kind: [index for index, found in enumerate(kinds) if found == kind] for kind in MODALITIES}
+    return {kind: pairs.select(indices) for kind, indices in by_kind.items() if indices}
 
 
 def for_trl(pairs: datasets.Dataset, precompute: bool = False) -> datasets.Dataset:
-    """The pairs with the columns by which stock `DPOTrainer` leaves their tokenization to `PairCollator`.
+    """The pairs with columns that make an unmodified `DPOTrainer` leave tokenization to `PairCollator`.
 
     A column `images` makes TRL skip its own tokenization, but then it refuses to precompute reference log-probs. So to
-    `precompute`, TRL gets a tokenizer and one short chat to use it on, over and over; the answers go by other names.
+    `precompute`, TRL tokenizes a short dummy chat in every row; the answers' columns are renamed.
     """
     if not precompute:
         return pairs.add_column("images", [[]] * len(pairs))
@@ -269,16 +269,16 @@ class PairCollator:
     """`PreferenceCollator` for the rows of `for_trl`, with precomputed reference log-probs where they hold them.
 
     Args:
-        max_length: positions of prompt and answer; a longer pair is a ValueError.
-        num_scales: count the codes of so many scales, coarse to fine, in the answers' log-probs; None is all. As
-            scales are written coarse to fine, that is the log-prob of the coarse picture. TRL sums log-probs with
+        max_length: maximum positions of prompt and answer; a longer pair is a ValueError.
+        num_scales: number of scales, coarse to fine, whose codes count in the answers' log-probs; None is all. As
+            images are generated coarse to fine, that is the log-prob of the coarse image. TRL sums log-probs with
             weights 0 and 1 only.
     """
 
     def __init__(self, processor: UnifiedProcessor, max_length: int, num_scales: int | None = None) -> None:
         scales = len(processor.patch_nums)
         if num_scales is not None and not 1 <= num_scales <= scales:
-            raise ValueError(f"num_scales {num_scales} of a pyramid with {scales}; give 1 to {scales}")
+            raise ValueError(f"num_scales {num_scales} of an image with {scales} scales; set it to 1 to {scales}")
         self.collate, self.vocabulary = PreferenceCollator(processor, max_length), processor.vocabulary
         self.counted = scale_ids(processor.patch_nums) < (scales if num_scales is None else num_scales)
 
@@ -287,8 +287,8 @@ class PairCollator:
         pairs = [{**example, "chosen": example[names[0]], "rejected": example[names[1]]} for example in examples]
         batch = self.collate(pairs)
         is_image = self.vocabulary.is_image(batch["input_ids"])
-        places = (torch.cumsum(is_image, dim=1) - 1).clamp(min=0) % len(self.counted)
-        batch["completion_mask"] *= (self.counted[places] | ~is_image).long()
+        index = (torch.cumsum(is_image, dim=1) - 1).clamp(min=0) % len(self.counted)
+        batch["completion_mask"] *= (self.counted[index] | ~is_image).long()
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
@@ -296,7 +296,7 @@ class PairCollator:
 
 
 def check_lengths(pairs: datasets.Dataset, collator: PairCollator) -> None:
-    """Encode every pair, before training. Raises ValueError naming the first that is too long or cannot be encoded."""
+    """Encode every pair before training. Raises ValueError naming the first that is too long or cannot be encoded."""
     for number, pair in enumerate(tqdm(pairs, desc="check pairs", unit="pair", mininterval=1)):
         try:
             collator([pair])

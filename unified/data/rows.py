@@ -1,4 +1,4 @@
-"""Rows on disk: a chat with its pictures (JSONL or parquet) going in, the same chat with codes coming out.
+"""Rows on disk: chats with images (JSONL or parquet), and encoded chats with codes instead.
 
 A *row* is `{"messages", "images", "metadata", "source"}`; an *encoded row* has `codes` in place of `images`. In both,
 every `{"type": "image"}` part of the messages stands for the next image, in order. L: codes of one image.
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unified.files.atomic import whole, write_text
+from unified.files.atomic import atomic_path, write_text
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 
@@ -43,20 +43,20 @@ _BATCH_ROWS = 256  # rows of parquet held in memory at once, images included
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A picture not yet read: its name for messages to people, and its bytes or the file that has them."""
+    """An image that is not read yet: its name for error messages, and its bytes or file."""
 
     name: str
     data: bytes | None = None
     file: Path | None = None
 
     def read(self) -> bytes:
-        """Bytes of the encoded picture; raises OSError when its file cannot be read."""
+        """Bytes of the image file; raises OSError when it cannot be read."""
         return self.data if self.data is not None else Path(self.file or self.name).read_bytes()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One checked row; `messages` have lists of parts as content, `where` is `file:number` counted from 1."""
+    """One validated row; `messages` have lists of parts as content, `where` is `file:number` counted from 1."""
 
     messages: list[dict[str, Any]]
     images: list[ImageRef]
@@ -66,9 +66,9 @@ class Row:
 
 
 def count_rows(path: str | Path) -> int:
-    """Rows of a `.jsonl` or `.parquet` file.
+    """Number of rows of a `.jsonl` or `.parquet` file.
 
-    JSONL is checked on the way, so that a mistake in its last line is found before hours of work on the others.
+    JSONL is validated, so that an error in its last line is found before hours of work on the others.
     Raises ValueError as `read_rows` does.
     """
     return pq.read_metadata(path).num_rows if _kind(path) == ".parquet" else sum(1 for _ in read_rows(path))
@@ -78,8 +78,8 @@ def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iter
     """Rows `start` to `stop` (half-open, blank lines not counted) of a `.jsonl` or `.parquet` file.
 
     In JSONL a content may be a plain string, images are paths relative to the file, `metadata` may be an object, and
-    `metadata` and `source` (the file's stem) may be missing. Keys beside these four are not read.
-    Raises ValueError naming file and row when a row is malformed or has not one image per image part.
+    `metadata` and `source` (default: the file's stem) may be missing. Other keys are ignored.
+    Raises ValueError naming file and row when a row is malformed or does not have one image per image part.
     """
     path = Path(path)
     records = _parquet_records if _kind(path) == ".parquet" else read_lines
@@ -90,10 +90,10 @@ def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iter
 def write_encoded_shard(
     path: str | Path, rows: Iterable[dict[str, Any]], fingerprint: str, patch_nums: PatchNums
 ) -> None:
-    """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, whole or not at all.
+    """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, atomically.
 
-    `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, which fit every tokenizer.
-    Raises ValueError when a list of codes has not L entries.
+    `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, valid for every tokenizer.
+    Raises ValueError when a list of codes does not have L entries.
     """
     rows, length = list(rows), image_length(patch_nums) if patch_nums else 0
     for codes in (codes for row in rows for codes in row["codes"]):
@@ -105,12 +105,12 @@ def write_encoded_shard(
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Write a table, whole or not at all."""
-    with whole(path) as partial:
+    """Write a table atomically."""
+    with atomic_path(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
-def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
+def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
     """`(vq_fingerprint, patch_nums)` an encoded shard was written with.
 
     Raises ValueError when the file is not an encoded shard.
@@ -122,12 +122,12 @@ def read_encoded_stamp(path: str | Path) -> tuple[str, tuple[tuple[int, int], ..
     return metadata[b"vq_fingerprint"].decode(), scales
 
 
-def shared_stamp(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The `read_encoded_stamp` that all shards have, which `flag` named; ValueError where there are several."""
-    stamps = {read_encoded_stamp(path) for path in paths}
-    if len(stamps) != 1:
-        raise ValueError(f"{flag} are of {len(stamps)} image tokenizers; give files of one")
-    return stamps.pop()
+def shared_metadata(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The common `read_encoded_metadata` of shards given as `flag`; raises ValueError if they differ."""
+    found = {read_encoded_metadata(path) for path in paths}
+    if len(found) != 1:
+        raise ValueError(f"{flag} are of {len(found)} image tokenizers; give files of one")
+    return found.pop()
 
 
 def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -135,17 +135,17 @@ def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
     return pq.read_table(path, columns=ENCODED_SCHEMA.names).to_pylist()
 
 
-def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
-    """Make `folder` the output of a job with these `settings`, or check that it is: `settings.json` says which.
+def init_output_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
+    """Create the output folder of a job and its `settings.json`, or check that an existing one has these `settings`.
 
-    Safe to call from several processes at once. Raises ValueError naming what differs from the settings found there,
-    or where there are shards that no settings tell of.
+    Safe to call from several processes at once. Raises ValueError naming a setting that differs, and for parquet
+    files without a `settings.json`.
     """
-    folder, wanted = Path(folder), json.dumps(settings, indent=2) + "\n"
+    folder, text = Path(folder), json.dumps(settings, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    stamp, has_shards = folder / "settings.json", any(folder.glob("*.parquet"))  # shards come behind their stamp
-    if stamp.exists():
-        found, settings = json.loads(stamp.read_text()), json.loads(wanted)
+    path, has_shards = folder / "settings.json", any(folder.glob("*.parquet"))  # shards are written after it
+    if path.exists():
+        found, settings = json.loads(path.read_text()), json.loads(text)
         changed = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
         if changed:
             key = changed[0]
@@ -154,7 +154,7 @@ def claim_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
         return folder
     if has_shards:
         raise ValueError(f"{folder} holds parquet files without a settings.json; give another --out")
-    write_text(stamp, wanted)
+    write_text(path, text)
     return folder
 
 
@@ -178,8 +178,8 @@ def _parquet_records(path: Path, start: int, stop: int | None) -> Iterator[tuple
             row = after
             continue
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-            wanted = batch.slice(max(start - row, 0), max(min(stop, row + len(batch)) - max(start, row), 0))
-            yield from enumerate(wanted.to_pylist(), start=max(start, row) + 1)
+            selected = batch.slice(max(start - row, 0), max(min(stop, row + len(batch)) - max(start, row), 0))
+            yield from enumerate(selected.to_pylist(), start=max(start, row) + 1)
             row += len(batch)
 
 
@@ -200,7 +200,7 @@ def _checked(record: dict[str, Any], path: Path, where: str) -> Row:
 
 def _checked_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise ValueError(f"{where}: message {_short(message)} has not both `role` and `content`; give both")
+        raise ValueError(f"{where}: message {_short(message)} lacks `role` or `content`; give both")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise ValueError(f"{where}: role {_short(role)}; choose from {', '.join(ROLES)}")

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from unified.files.images import image_to_pixels
-from unified.files.weights import WholeModel
+from unified.files.weights import StrictPreTrainedModel
 from unified.image_tokenizer.layers import ChannelNorm, ResnetBlock
 
 STRIDE = 8
@@ -88,7 +88,7 @@ def place_of(box: Sequence[float]) -> tuple[int, int]:
     return round((y1 + y2) / 2 / STRIDE), round((x1 + x2) / 2 / STRIDE)
 
 
-class SceneDetector(WholeModel):
+class SceneDetector(StrictPreTrainedModel):
     """Small convolutional detector; pixel values are in [-1, 1]."""
 
     config: DetectorConfig

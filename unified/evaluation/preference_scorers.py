@@ -19,7 +19,7 @@ from unified.data.preferences import Pair, as_pair
 from unified.evaluation.detections import Detections, Detector
 from unified.evaluation.metrics import GENEVAL_COLOURS, GenevalRules, check_geneval_metadata, geneval_verdict
 from unified.files.jsonl import read_lines
-from unified.files.weights import load_whole
+from unified.files.weights import load_strict
 from unified.models.messages import content_parts, count_images
 
 Metadata = Mapping[str, Any]
@@ -109,7 +109,7 @@ class ClipScorer:
         kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "clip":
             raise ValueError(f"--clip {folder} holds a model of type {kind!r}; give one of type 'clip'")
-        clip = load_whole(CLIPModel, folder, dtype=torch.float32).eval()
+        clip = load_strict(CLIPModel, folder, dtype=torch.float32).eval()
         self.clip = clip.to(device)  # type: ignore[arg-type]  # HF wraps nn.Module.to
         self.tokenizer, self.view = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
         self.batch_size = batch_size

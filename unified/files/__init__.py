@@ -1,10 +1,10 @@
-"""Files on disk: written whole or not at all, read with mistakes named by file and line.
+"""Files: atomic writes, and reads whose errors name file and line.
 
-atomic   writing a file or a folder so that it appears whole
+atomic   atomic writes of files and folders
 jsonl    one JSON object a line
-images   opening, squaring and writing images; PIL images <-> pixel values
-results  the JSON that every evaluation leaves
-weights  whether safetensors are whole, and models that load whole or not at all
+images   reading, cropping and writing images; PIL images <-> pixel values
+results  the result JSON of every evaluation
+weights  integrity of safetensors files, and models that refuse incomplete weights
 """
 
 __all__ = ["atomic", "images", "jsonl", "results", "weights"]

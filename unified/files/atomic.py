@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the only module that gives what was written its name."""
+"""Atomic writes of files and folders: the only module that renames what was written."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from uuid import uuid4
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A neighbour of `path` to write to, which takes its name when the block ends well, and goes when it does not.
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Temporary path beside `path`, renamed to it when the block succeeds and deleted when it fails.
 
-    Folders are made. Processes of several machines may write one path at once: the last one's file stays.
+    Parent folders are created. Processes of several machines may write one path at once: the last one's file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,43 +26,43 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file."""
-    with whole(path) as partial:
+    """Write a text file atomically."""
+    with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def new_folder(out: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
-    """An empty neighbour of `out` to fill, which takes its name when the block ends well, and goes when it does not.
+    """Temporary folder beside `out`, renamed to it when the block succeeds and deleted when it fails.
 
-    With `replace` a folder that is there already gives way at the end.
+    With `replace` an existing folder is replaced at the end.
     """
     partial = Path(f"{out}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
-        put_folder(partial, out) if replace else os.replace(partial, out)
+        replace_folder(partial, out) if replace else os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def put_folder(partial: str | os.PathLike, out: str | os.PathLike) -> None:
-    """Give a finished folder the name `out`, in place of one that is there."""
+def replace_folder(partial: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Rename a finished folder to `out`, replacing an existing one."""
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
 
 
 @contextmanager
 def new_files(folder: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill whose files move into `folder`, which may hold others, when the block ends well."""
+    """Temporary folder whose files are moved into `folder`, which may contain others, when the block succeeds."""
     with TemporaryDirectory(prefix="unfinished-", dir=folder) as partial:
         yield Path(partial)
         for path in Path(partial).iterdir():
             os.replace(path, Path(folder, path.name))
 
 
-def check_free(out: str | os.PathLike) -> None:
-    """Raise ValueError where `out` exists: before the work whose result is to go there."""
+def check_not_exists(out: str | os.PathLike) -> None:
+    """Raise ValueError if `out` exists; called before its content is computed."""
     if Path(out).exists():
         raise ValueError(f"{out} exists already; give --out a new folder or remove it")

@@ -1,4 +1,4 @@
-"""Pictures as files, as PIL images, as uint8 arrays and as pixel values: reading, cropping to a square, and back.
+"""Images as files, PIL images, uint8 arrays and pixel values: reading, cropping to a square, and back.
 
 Legend: B batch, H W pixels, S side of a square image. Pixel values are floats in [-1, 1].
 """
@@ -11,16 +11,16 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from unified.files.atomic import whole
+from unified.files.atomic import atomic_path
 
-# what Pillow raises on a file that is missing, foreign, cut off, damaged, or large enough to fill the memory
+# raised by Pillow for files that are missing, of unknown format, truncated, damaged, or a decompression bomb
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_image(source: str | Path | bytes, name: str) -> Image.Image:
-    """RGB picture of a file, or of the bytes of one.
+    """RGB image of a file, or of its bytes.
 
-    Raises ValueError that begins with `name` where it cannot be read to its end.
+    Raises ValueError starting with `name` if it cannot be read completely.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -30,40 +30,40 @@ def read_image(source: str | Path | bytes, name: str) -> Image.Image:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Write a picture in the format that the name ends with, whole or not at all; folders are made."""
-    with whole(path) as partial:
-        image.save(partial, picture_format(path))
+    """Write an image atomically in the format of the path's suffix; parent folders are created."""
+    with atomic_path(path) as partial:
+        image.save(partial, image_format(path))
 
 
-def picture_format(path: Path) -> str:
-    """Pillow's name of the format that `path` ends with; ValueError for one that Pillow cannot write."""
+def image_format(path: Path) -> str:
+    """Pillow's name of the format of the path's suffix; ValueError for one that Pillow cannot write."""
     name = Image.registered_extensions().get(path.suffix.lower(), "")
     if name not in Image.SAVE:
-        raise ValueError(f"{path} has no picture format Pillow writes; end it with .png")
+        raise ValueError(f"{path} has no image format that Pillow writes; use the suffix .png")
     return name
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-    return ValueError(f"{name} cannot be read ({reason}); give a whole PNG, JPEG or WebP file, or take it out")
+    reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else error
+    return ValueError(f"{name} cannot be read ({reason}); give a complete PNG, JPEG or WebP file, or remove it")
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """RGB picture of `side` x `side`: scaled to cover the square and cropped to its centre.
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """RGB image of `side` x `side`: resized to cover the square and center-cropped.
 
-    Raises ValueError naming the file of a picture that Pillow has opened and cannot read to its end.
+    Raises ValueError naming the file of an image that Pillow has opened but cannot read completely.
     """
     try:
         image = image.convert("RGB")
     except UNREADABLE as error:
         file = str(image.filename) if isinstance(image, ImageFile.ImageFile) else ""
-        raise _unreadable(file or "the picture", error) from None
+        raise _unreadable(file or "the image", error) from None
     return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def image_to_uint8(image: Image.Image, side: int) -> Tensor:
-    """`square(image, side)` as uint8 (S, S, 3)."""
-    return torch.from_numpy(np.array(square(image, side)))
+    """`center_crop(image, side)` as uint8 (S, S, 3)."""
+    return torch.from_numpy(np.array(center_crop(image, side)))
 
 
 def to_pixel_values(images: Tensor) -> Tensor:
@@ -77,10 +77,10 @@ def to_uint8(pixel_values: Tensor) -> Tensor:
 
 
 def image_to_pixels(image: Image.Image, side: int) -> Tensor:
-    """Pixel values (3, S, S) of `square(image, side)`."""
+    """Pixel values (3, S, S) of `center_crop(image, side)`."""
     return to_pixel_values(image_to_uint8(image, side)[None])[0]
 
 
 def pixels_to_image(pixel_values: Tensor) -> Image.Image:
-    """Picture of `pixel_values` (3, H, W), clipped and rounded; the inverse of `image_to_pixels`."""
+    """Image of `pixel_values` (3, H, W), clipped and rounded; the inverse of `image_to_pixels`."""
     return Image.fromarray(to_uint8(pixel_values[None])[0].cpu().numpy())

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, read so that a mistake is named by file and line."""
+"""JSONL files; errors name file and line."""
 
 import json
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from typing import Any
 
 
 def read_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects `start` to `stop` (half-open) of a file with the numbers of their lines, which count from 1.
+    """Objects `start` to `stop` (half-open) of a file with their line numbers, counted from 1.
 
-    Blank lines are no objects, but count as lines. Raises ValueError for a line that `parse_object` refuses.
+    Blank lines are skipped, but count as lines. Raises ValueError for invalid lines, as `parse_object`.
     """
-    place = -1
+    index = -1
     with open(path, "rb") as file:  # bytes: text would end lines at U+2028 too, which JSON allows inside of strings
         for number, line in enumerate(file, start=1):
-            place += bool(line.strip())
-            if stop is not None and place >= stop:
+            index += bool(line.strip())
+            if stop is not None and index >= stop:
                 return
-            if place >= start and line.strip():
+            if index >= start and line.strip():
                 yield number, parse_object(line, f"{path}:{number}")
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` spells; ValueError that begins with `where` for what is not UTF-8, not JSON, or none."""
+    """JSON object in `data`; ValueError starting with `where` if it is not UTF-8, not JSON, or not an object."""
     try:
         value = json.loads(parse_text(data, where))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); write one object a line") from None
+        raise ValueError(f"{where}: not JSON ({error}); write one object per line") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: not an object but a {type(value).__name__}; write one object a line")
+        raise ValueError(f"{where}: not an object but a {type(value).__name__}; write one object per line")
     return value
 
 
 def parse_text(data: bytes, where: str) -> str:
-    """The text that `data` spells; ValueError that begins with `where` for what is not UTF-8."""
+    """Text of UTF-8 `data`; ValueError starting with `where` if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one JSON that says what was measured, on what, how, and with which code."""
+"""Result JSON of an evaluation: what was measured, on which data, with which settings and code."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from typing import Any
 
 from unified.files.atomic import write_text
 
-# whose releases change figures
+# packages whose releases may change results
 PACKAGES = ("torch", "transformers", "peft", "pillow")
 
 
 def code_version() -> str | None:
-    """`git describe` of the checkout this package lies in, with `-dirty` where it was changed; None outside of one."""
+    """`git describe` of this package's checkout, with `-dirty` if it was modified; None outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -25,17 +25,17 @@ def code_version() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that change figures."""
+    """Versions of Python and `PACKAGES`."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def prompts_digest(prompts: Iterable[str]) -> str:
-    """SHA-256 of the JSONL whose lines these are: for eval/write_prompts.py's prompts that of the file."""
+    """SHA-256 of a JSONL file with these lines, as eval/write_prompts.py writes it."""
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode()).hexdigest()
 
 
 def share_stderr(share: float, n: int) -> float:
-    """Standard error of a share of `n` that are not correlated."""
+    """Standard error of a share of `n` independent samples."""
     return (share * (1 - share) / n) ** 0.5
 
 
@@ -54,15 +54,15 @@ def write_result(
     seconds: float,
     **details: Any,
 ) -> dict[str, Any]:
-    """The record of these, of `commit` and `versions`, and of all `details`; with a `path`, written whole.
+    """The result with these fields, `commit`, `versions` and all `details`; with a `path`, written atomically.
 
     Args:
-        value: the headline, of `n` samples; `stderr` is its standard error, `details` what it is made of.
-        config: every setting that changes the value.
-        tokenizer: fingerprint of the image tokenizer that the model paints or reads with.
-        prompts_sha256: of what was asked, see `prompts_digest`. seed: of what was drawn. seconds: of wall time.
+        value: the metric over `n` samples; `stderr` is its standard error, `details` are further figures.
+        config: all settings that change the value.
+        tokenizer: fingerprint of the model's image tokenizer.
+        prompts_sha256: digest of the prompts, see `prompts_digest`. seed: of the samples. seconds: wall time.
 
-    What has no meaning for a metric is None, and said so by the caller.
+    Fields that do not apply to a metric are explicitly None.
     """
     record = {"metric": metric, "value": value, "n": n, "stderr": stderr, "model": model, "tokenizer": tokenizer}
     record |= {"config": config, "prompts_sha256": prompts_sha256, "seed": seed, "commit": code_version()}

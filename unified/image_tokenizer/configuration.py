@@ -1,4 +1,4 @@
-"""`VQConfig`: the shape of an image tokenizer."""
+"""`VQConfig`: architecture of an image tokenizer."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ class VQConfig(PreTrainedConfig):
         image_size: side of the square images in pixels.
         channels: width of every resolution, fine to coarse; each step halves the sides.
         num_res_blocks: residual blocks per resolution in the encoder; the decoder has one more.
-        codebook_size, code_dim: entries of the codebook and their width.
+        codebook_size, code_dim: number and dimension of the codebook's vectors.
         patch_nums: sides of the scales; the last is the latent grid, `image_size / downsampling`.
         phi_count, phi_ratio, cosine, beta: see `MultiScaleQuantizer`.
     """

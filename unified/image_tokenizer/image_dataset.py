@@ -1,4 +1,4 @@
-"""Images for the tokenizer's training: read from parquet or a folder, cached in memory when they fit.
+"""Training images of the tokenizer: read from parquet or a folder, cached in memory if they fit.
 
 Legend: N images, B batch, H W the square training size.
 """
@@ -31,7 +31,7 @@ class FolderImages:
         return self.paths[index].read_bytes()
 
     def name(self, index: int) -> str:
-        """What an error calls an image."""
+        """Name of an image in error messages."""
         return str(self.paths[index])
 
 
@@ -39,7 +39,7 @@ class ParquetImages:
     """Every image of the `images` column (list of {bytes, path}) of a folder's parquet shards, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        from datasets import Image, List, load_dataset  # slow to import, and folders of png do without
+        from datasets import Image, List, load_dataset  # slow to import, and not needed for image files
 
         self.folder = folder
         files = [str(path) for path in sorted(folder.glob("*.parquet"))]
@@ -59,7 +59,7 @@ class ParquetImages:
         return record["bytes"] or Path(record["path"]).read_bytes()
 
     def name(self, index: int) -> str:
-        """What an error calls an image."""
+        """Name of an image in error messages."""
         return f"image {index} of {self.folder}"
 
 
@@ -74,15 +74,15 @@ def open_images(data_dir: str) -> FolderImages | ParquetImages:
     return images
 
 
-def decoded(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
-    """Image as uint8 (H, W, 3), scaled to cover the square and cropped to its centre; ValueError names a bad one."""
+def decode_image(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
+    """Image as uint8 (H, W, 3), resized and center-cropped; raises ValueError naming an unreadable one."""
     return image_to_uint8(read_image(source.read(index), source.name(index)), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):
-    """uint8 images (H, W, 3) of a source, decoded once when `cache_gb` holds all of them.
+    """uint8 images (H, W, 3) of a source, decoded once and cached if all fit into `cache_gb`.
 
-    Batches are fetched whole with `__getitems__`, (B, H, W, 3); give the DataLoader `collate_fn=stack`.
+    `__getitems__` returns whole batches, (B, H, W, 3); use `collate_fn=stack` in the DataLoader.
     """
 
     def __init__(self, source: FolderImages | ParquetImages, image_size: int, cache_gb: float) -> None:
@@ -91,7 +91,7 @@ class PixelDataset(Dataset[Tensor]):
         if len(source) * image_size**2 * 3 <= cache_gb * 1e9:
             self.cache = torch.empty(len(source), image_size, image_size, 3, dtype=torch.uint8)
             for index in tqdm(range(len(source)), desc="decode", unit="image", mininterval=1):
-                self.cache[index] = decoded(source, index, image_size)
+                self.cache[index] = decode_image(source, index, image_size)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -102,19 +102,19 @@ class PixelDataset(Dataset[Tensor]):
     def __getitems__(self, indices: list[int]) -> Tensor:
         if self.cache is not None:
             return self.cache[torch.as_tensor(indices)]
-        return torch.stack([decoded(self.source, index, self.image_size) for index in indices])
+        return torch.stack([decode_image(self.source, index, self.image_size) for index in indices])
 
 
 def stack(batch: Tensor) -> Tensor:
-    """The batch `PixelDataset.__getitems__` already stacked, (B, H, W, 3)."""
+    """The batch as `PixelDataset.__getitems__` returns it, (B, H, W, 3)."""
     return batch
 
 
 class StepSampler(Sampler[list[int]]):
     """Batches of `indices` for steps `first_step` to `last_step`, shuffled anew every epoch.
 
-    Which images step s gets depends on `seed` and s alone, so a resumed run sees what an uninterrupted one sees.
-    `rank` of `world_size` processes takes its slice of every global batch.
+    The images of step s are a function of `seed` and s, so a resumed run gets those of an uninterrupted one.
+    `rank` of `world_size` processes gets its slice of every global batch.
     """
 
     def __init__(
@@ -139,15 +139,15 @@ class StepSampler(Sampler[list[int]]):
             yield [self._at(position) for position in range(start, start + self.batch_size)]
 
     def _at(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.indices))
+        epoch, index = divmod(position, len(self.indices))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, self.indices[torch.randperm(len(self.indices), generator=generator)]
-        return int(self._order[place])
+        return int(self._order[index])
 
 
 def held_out_split(count: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers `(train, held_out)` of `count` images; raises ValueError when nothing is left to train on."""
+    """Indices `(train, held_out)` of `count` images; raises ValueError if no image is left to train on."""
     if not 0 < held_out < count:
         raise ValueError(f"eval_images {held_out} of {count} images; hold out at least 1 and fewer than all")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

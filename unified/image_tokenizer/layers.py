@@ -1,6 +1,6 @@
-"""Encoders and decoders of the image tokenizer: VAR's family and the small one of the embedded default.
+"""Encoders and decoders of the image tokenizer: VAR's architecture and the small default one.
 
-Module names and shapes of the VAR family are those of its published checkpoints (vae_ch160v4096z32.pth).
+Module names and shapes of the VAR architecture are those of its published checkpoints (vae_ch160v4096z32.pth).
 """
 
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from unified.image_tokenizer.configuration import SMALL_STEM_STRIDE, VQConfig
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, h, w): unlike group norm, one place never depends on another."""
+    """Layer norm over the channels of (B, C, h, w): unlike group norm, positions do not depend on one another."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -23,7 +23,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Two 3x3 convolutions behind norm and SiLU, with a shortcut; (B, in, h, w) -> (B, out, h, w)."""
+    """Two 3x3 convolutions, each after norm and SiLU, with a shortcut; (B, in, h, w) -> (B, out, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: type[nn.Module] | None = None) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all places, with a residual."""
+    """Single-head self-attention over all positions, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample2x(nn.Module):
-    """Halves the sides by a strided convolution, padded on the right and below only."""
+    """Downsamples by 2 with a strided convolution, padded on the right and bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Downsample2x(nn.Module):
 
 
 class Upsample2x(nn.Module):
-    """Doubles the sides by repetition and a convolution."""
+    """Upsamples by 2 with nearest neighbour and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class VarEncoder(nn.Module):
 
 
 class VarDecoder(nn.Module):
-    """VAR's decoder, the encoder's mirror with one more block a resolution."""
+    """VAR's decoder: the encoder mirrored, with one more block per resolution."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class VarDecoder(nn.Module):
 
 
 class SmallEncoder(nn.Sequential):
-    """Patches of 4 pixels, then blocks and halvings; small receptive field, so that an object's codes repeat."""
+    """4x4 patches, then blocks and 2x downsampling; a small receptive field, so that an object's codes repeat."""
 
     def __init__(self, config: VQConfig) -> None:
         channels = list(config.channels)
@@ -169,7 +169,7 @@ class SmallEncoder(nn.Sequential):
 
 
 class SmallDecoder(nn.Sequential):
-    """The small encoder's mirror: doublings and the last step to pixels by pixel shuffle."""
+    """The small encoder mirrored, with pixel shuffle for upsampling and for the output pixels."""
 
     def __init__(self, config: VQConfig) -> None:
         channels = list(config.channels)[::-1]
@@ -189,5 +189,5 @@ def build_coders(config: VQConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def quant_conv(config: VQConfig) -> nn.Conv2d:
-    """The 3x3 convolution VAR puts before and behind its quantizer."""
+    """VAR's 3x3 convolution before and after the quantizer."""
     return nn.Conv2d(config.code_dim, config.code_dim, 3, padding=1)

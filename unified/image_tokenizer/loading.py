@@ -1,4 +1,4 @@
-"""A folder to an image tokenizer that is ready to use."""
+"""Loading an image tokenizer from a folder."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from unified.image_tokenizer.model import VQModel
 
 
 def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None) -> VQModel:
-    """Image tokenizer alone, in float32, on the best device by default; ValueError where there is none."""
+    """Image tokenizer in eval mode and float32, on the best device by default; ValueError if `folder` has none."""
     config = Path(folder, "config.json")
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
     if kind != VQConfig.model_type:

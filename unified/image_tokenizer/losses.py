@@ -1,4 +1,4 @@
-"""What the image tokenizer's training needs beside the model: adversarial losses and the care of the codebook.
+"""Losses of the image tokenizer's training (GAN, LPIPS), and codebook usage and revival.
 
 Legend: B batch, C code dim, V codebook size, K scales, L positions of an image (all scales), h w a grid.
 """
@@ -16,8 +16,8 @@ from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scal
 class PatchDiscriminator(nn.Module):
     """Scores overlapping patches of an image as real or fake (Isola et al. 2017, arXiv 1611.07004, section 3.2.2).
 
-    (B, 3, H, W) -> (B, 1, H / 2**depth, W / 2**depth). GroupNorm instead of BatchNorm: real and fake batches go
-    through apart, and their statistics would give them away.
+    (B, 3, H, W) -> (B, 1, H / 2**depth, W / 2**depth). GroupNorm instead of BatchNorm: real and fake images are
+    separate batches, whose statistics would give them away.
     """
 
     def __init__(self, base_channels: int = 32, depth: int = 3) -> None:
@@ -51,9 +51,9 @@ def adaptive_weight(reconstruction_loss: Tensor, gan_loss: Tensor, last_layer: T
 
 
 def drop_scales(batch: int, num_scales: int, share: float, generator: torch.Generator) -> Tensor:
-    """How many scales each image is decoded from, (B,) in 1..K: about `share` of them lose their finer ones.
+    """Number of scales each image is decoded from, (B,) in 1..K: about `share` of images lose their finer ones.
 
-    Which scale comes last is uniform over 1..K-1 (quantizer dropout, arXiv 2107.03312, section III.C).
+    The number of kept scales is then uniform in 1..K-1 (quantizer dropout, arXiv 2107.03312, section III.C).
     """
     if num_scales == 1:
         return torch.ones(batch, dtype=torch.long)
@@ -62,9 +62,9 @@ def drop_scales(batch: int, num_scales: int, share: float, generator: torch.Gene
 
 
 class CodeUsage(nn.Module):
-    """Counts which codes every scale used since the last `reset`, and how many steps each code has been idle.
+    """Counts the codes used by every scale since the last `reset`, and the steps each code has been unused.
 
-    Its buffers are part of a checkpoint. `update` never waits for the device.
+    Its buffers are part of a checkpoint. `update` does not synchronize the device.
     """
 
     counts: Tensor
@@ -95,14 +95,14 @@ class CodeUsage(nn.Module):
         return torch.special.entr(p).sum(dim=1).exp()
 
     def reset(self) -> None:
-        """Start a new counting window; idle steps go on."""
+        """Start a new counting window; idle steps are kept."""
         self.counts.zero_()
 
 
 def residuals(features: Tensor, next_scale_inputs: Tensor, patch_nums: PatchNums) -> Tensor:
-    """What each position still had to explain when its code was chosen, (B * L, C).
+    """Residual of each position when its code was chosen, (B * L, C).
 
-    `features` (B, C, h_K, w_K) and `next_scale_inputs` (B, L - h_1*w_1, C) as the quantizer gives them. Area
+    `features` (B, C, h_K, w_K) and `next_scale_inputs` (B, L - h_1*w_1, C) are the quantizer's. Area
     resizing is linear, so resized(f - f_hat) is resized(f) - resized(f_hat).
     """
     sides = normalize_patch_nums(patch_nums)
@@ -114,15 +114,15 @@ def residuals(features: Tensor, next_scale_inputs: Tensor, patch_nums: PatchNums
 
 @torch.no_grad()
 def revive_dead_codes(embedding: Tensor, dead: Tensor, features: Tensor, generator: torch.Generator) -> Tensor:
-    """Overwrite in place the `dead` (V,) bool rows of `embedding` (V, C) by random rows of `features` (N, C).
+    """Overwrite in place the `dead` (V,) bool rows of `embedding` (V, C) with random rows of `features` (N, C).
 
-    A little noise (1% of the features' spread) keeps twins apart. Returns the revived row numbers.
-    Raises ValueError when there is no feature to draw from.
+    Noise (1% of the features' standard deviation) makes repeated rows differ. Returns the indices of revived rows.
+    Raises ValueError when `features` is empty.
     """
     if len(features) == 0:
-        raise ValueError("revive_dead_codes: features is empty; give at least one row to draw codes from")
+        raise ValueError("revive_dead_codes: features is empty; give at least one row to sample codes from")
     rows = dead.nonzero().flatten()
-    # Drawn on the CPU, where the generator lives, so a run is the same on every device.
+    # sampled on the CPU with its generator, so a run is the same on every device
     chosen = torch.randint(len(features), (len(rows),), generator=generator)
     noise = torch.randn(len(rows), embedding.shape[1], generator=generator).to(features)
     fresh = features[chosen.to(features.device)] + 0.01 * features.std() * noise
@@ -136,7 +136,7 @@ class LPIPS(nn.Module):
     Module names are those of `lpips.LPIPS(net="vgg").state_dict()`, whose weights `load` reads. Images in [-1, 1].
     """
 
-    # (index of the convolution in VGG-16's feature list, width in, width out) for each of the five slices
+    # (index of the convolution in VGG-16's feature list, channels in, channels out) for each of the five slices
     SLICES = (
         ((0, 3, 64), (2, 64, 64)),
         ((5, 64, 128), (7, 128, 128)),
@@ -159,7 +159,7 @@ class LPIPS(nn.Module):
             self.net[f"slice{number}"] = nn.Sequential(OrderedDict(layers))
             head = nn.Conv2d(convolutions[-1][2], 1, kernel_size=1, bias=False)
             self.lins.append(nn.Sequential(OrderedDict(model=nn.Sequential(OrderedDict({"1": head})))))
-        # ImageNet's mean and spread, moved from [0, 1] to [-1, 1]
+        # ImageNet's mean and standard deviation, converted from [0, 1] to [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import ModelOutput
 
-from unified.files.weights import WholeModel
+from unified.files.weights import StrictPreTrainedModel
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.layers import build_coders, quant_conv
 from unified.image_tokenizer.quantizer import MultiScaleQuantizer
@@ -28,13 +28,13 @@ class VQOutput(ModelOutput):
     commitment_loss: Tensor | None = None
 
 
-class VQModel(WholeModel):
+class VQModel(StrictPreTrainedModel):
     """Multi-scale VQ autoencoder (VAR, arXiv 2404.02905); pixel values are in [-1, 1]."""
 
     config: VQConfig
     config_class = VQConfig
     main_input_name = "pixel_values"
-    _supports_sdpa = True  # nothing here depends on it, but the model around it may switch attention
+    _supports_sdpa = True  # unused here, but required to set the attention implementation of a model that contains it
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
@@ -52,7 +52,7 @@ class VQModel(WholeModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own start, but for the codebook: uniform in 1/V as VQ-VAE (arXiv 1711.00937) has it."""
+        """PyTorch's default initialization, but for the codebook: uniform in 1/V as in VQ-VAE (arXiv 1711.00937)."""
         if isinstance(module, nn.Embedding):
             bound = 1 / module.num_embeddings
             nn.init.uniform_(module.weight, -bound, bound)
@@ -60,17 +60,17 @@ class VQModel(WholeModel):
             module.reset_parameters()
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """What is quantized: (B, 3, H, W) -> (B, C, h_K, w_K)."""
+        """Encoder features before quantization: (B, 3, H, W) -> (B, C, h_K, w_K)."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; give (B, 3, H, W) in [-1, 1]")
         return self.quant_conv(self.encoder(pixel_values))
 
     def f_hat_to_pixels(self, f_hat: Tensor) -> Tensor:
-        """Picture of a feature map: (B, C, h_K, w_K) -> (B, 3, H, W), not clamped."""
+        """Decoder: (B, C, h_K, w_K) -> (B, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(f_hat))
 
     def forward(self, pixel_values: Tensor, kept_scales: Tensor | None = None) -> VQOutput:
-        """Reconstruct with gradients: what training the tokenizer needs.
+        """Reconstruct with gradients, for training.
 
         `kept_scales` (B,) in 1..K: image b is decoded from its first `kept_scales[b]` scales only; None is all.
         """
@@ -96,7 +96,7 @@ class VQModel(WholeModel):
         return [self.f_hat_to_pixels(self.quantizer.partial_f_hat(codes[:, :stop])).clamp(-1, 1) for stop in stops]
 
     def fingerprint(self) -> str:
-        """SHA-256 over scales and weights: two tokenizers whose codes mean the same pictures have the same one."""
+        """SHA-256 over scales and weights: equal for tokenizers whose codes decode to the same images."""
         settings = [self.quantizer.patch_nums, self.config.cosine, self.config.phi_ratio]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -104,13 +104,13 @@ class VQModel(WholeModel):
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def check_fingerprint(self, wanted: str) -> None:
-        """Raise ValueError unless this is the tokenizer whose fingerprint a checkpoint has."""
+    def check_fingerprint(self, expected: str) -> None:
+        """Raise ValueError unless this tokenizer has the `expected` fingerprint of a checkpoint."""
         found = self.fingerprint()
-        if found != wanted:
+        if found != expected:
             raise ValueError(
-                f"the image tokenizer's fingerprint is {found[:12]} but the checkpoint was made with {wanted[:12]}; "
-                "put the tokenizer's weights back, or make a new checkpoint with `unified extend`"
+                f"the image tokenizer's fingerprint is {found[:12]} but the checkpoint was made with {expected[:12]}; "
+                "restore the tokenizer's weights, or make a new checkpoint with `unified extend`"
             )
 
 

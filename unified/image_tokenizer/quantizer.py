@@ -24,7 +24,7 @@ class QuantizerOutput:
 
 
 class Phi(nn.Conv2d):
-    """phi(h) = (1 - r) h + r conv3x3(h): repairs what up-sampling blurs. Shape (B, C, h, w) is kept."""
+    """phi(h) = (1 - r) h + r conv3x3(h), applied after upsampling. The shape (B, C, h, w) is kept."""
 
     def __init__(self, code_dim: int, ratio: float) -> None:
         super().__init__(code_dim, code_dim, kernel_size=3, padding=1)
@@ -35,18 +35,18 @@ class Phi(nn.Conv2d):
 
 
 class SharedPhis(nn.Module):
-    """`count` Phis spread over K scales by nearest tick, as VAR's partially shared ones."""
+    """`count` Phis for K scales, each scale using the nearest one, as VAR's PhiPartiallyShared."""
 
     def __init__(self, count: int, num_scales: int, code_dim: int, ratio: float) -> None:
         super().__init__()
         self.qresi_ls = nn.ModuleList([Phi(code_dim, ratio) for _ in range(count)])
-        # VAR's own ticks: a third of a step from the ends for four Phis, half a step otherwise
+        # VAR's `ticks`: a third of a step from the ends for four Phis, half a step otherwise
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        ticks = np.linspace(margin, 1 - margin, count)
-        places = np.arange(num_scales) / max(num_scales - 1, 1)
-        self.phi_of_scale = [int(np.abs(ticks - place).argmin()) for place in places]
-        for spare in set(range(count)) - set(self.phi_of_scale):  # with few scales; DDP waits for gradients of all
-            self.qresi_ls[spare].requires_grad_(False)
+        centres = np.linspace(margin, 1 - margin, count)
+        positions = np.arange(num_scales) / max(num_scales - 1, 1)
+        self.phi_of_scale = [int(np.abs(centres - position).argmin()) for position in positions]
+        for unused in set(range(count)) - set(self.phi_of_scale):  # with few scales; DDP waits for gradients of all
+            self.qresi_ls[unused].requires_grad_(False)
 
     def forward(self, h: Tensor, scale: int) -> Tensor:
         return self.qresi_ls[self.phi_of_scale[scale]](h)
@@ -58,9 +58,9 @@ class MultiScaleQuantizer(nn.Module):
     Args:
         codebook_size, code_dim: V and C.
         patch_nums: sides of the scales; the last one is the latent grid.
-        phi_count: how many convolutions the scales share (4 in VAR).
+        phi_count: number of Phis shared by the scales (4 in VAR).
         phi_ratio: r of `Phi`.
-        cosine: nearest by cosine instead of Euclidean distance (VAR's `using_znorm`).
+        cosine: nearest code by cosine instead of Euclidean distance (VAR's `using_znorm`).
         beta: weight of the commitment term.
     """
 
@@ -82,7 +82,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Side of the latent, (h_K, w_K)."""
+        """Latent grid, (h_K, w_K)."""
         return self.patch_nums[-1]
 
     def nearest(self, features: Tensor) -> Tensor:
@@ -90,52 +90,53 @@ class MultiScaleQuantizer(nn.Module):
         codebook = self.embedding.weight.detach()
         if self.cosine:
             return (F.normalize(features, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
-        # |x - e|^2 without |x|^2, which is the same for every e
+        # |x - e|^2 without |x|^2, which is constant over e
         return (codebook.square().sum(dim=1) - 2 * features @ codebook.T).argmin(dim=-1)
 
     def contribution(self, codes: Tensor, scale: int) -> Tensor:
-        """What `codes` (B, h_k*w_k) of one scale add to f_hat: phi_k(up(lookup(codes))), (B, C, h_K, w_K)."""
+        """Summand of f_hat from one scale's `codes` (B, h_k*w_k): phi_k(up(lookup(codes))), (B, C, h_K, w_K)."""
         h, w = self.patch_nums[scale]
         z = rearrange(self.embedding(codes), "b (h w) c -> b c h w", h=h, w=w)
         if scale < len(self.patch_nums) - 1:
             z = F.interpolate(z, size=self.grid, mode="bicubic")
         return self.quant_resi(z, scale)
 
-    def scale_codes(self, rest: Tensor, scale: int) -> Tensor:
-        """Codes of the residual `rest` (B, C, h_K, w_K) seen at one scale, (B, h_k*w_k)."""
+    def scale_codes(self, residual: Tensor, scale: int) -> Tensor:
+        """Codes of `residual` (B, C, h_K, w_K) at one scale, (B, h_k*w_k)."""
         if scale < len(self.patch_nums) - 1:
-            rest = F.interpolate(rest, size=self.patch_nums[scale], mode="area")
+            residual = F.interpolate(residual, size=self.patch_nums[scale], mode="area")
         h, w = self.patch_nums[scale]
-        return rearrange(self.nearest(rearrange(rest, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w)
+        return rearrange(self.nearest(rearrange(residual, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w)
 
     def forward(self, features: Tensor, kept_scales: Tensor | None = None) -> QuantizerOutput:
         """Quantize `features` (B, C, h_K, w_K) with the VQ loss.
 
-        Gradients reach the codebook through the loss and the encoder straight through `f_hat`. `kept_scales` (B,)
-        in 1..K leaves the finer scales of an image out of its `f_hat`, as SoundStream's quantizer dropout does
-        (arXiv 2107.03312, section III.C), so that the coarse ones learn to say what the picture is; codes and VQ
-        loss cover all scales either way.
+        The codebook gets gradients from the loss, the encoder straight-through from `f_hat`. `kept_scales` (B,) in
+        1..K omits the finer scales of an image from its `f_hat`, as SoundStream's quantizer dropout (arXiv
+        2107.03312, section III.C), so that coarse codes carry more of the image; codes and VQ loss always cover all
+        scales.
         """
         self.check_grid(features)
         target = features.detach()
-        rest, f_hat = target.clone(), torch.zeros_like(target)
-        shown, seen = f_hat, features
+        residual, f_hat = target.clone(), torch.zeros_like(target)
+        kept_f_hat, kept_features = f_hat, features
         vq_loss, codes = features.new_zeros(()), []
         for scale in range(len(self.patch_nums)):
-            codes.append(self.scale_codes(rest, scale))
+            codes.append(self.scale_codes(residual, scale))
             z = self.contribution(codes[-1], scale)
             f_hat = f_hat + z
-            rest = rest - z.detach()
+            residual = residual - z.detach()
             vq_loss = vq_loss + self.beta * F.mse_loss(f_hat.detach(), features) + F.mse_loss(f_hat, target)
             if kept_scales is not None:
                 last = (kept_scales == scale + 1)[:, None, None, None]
-                shown, seen = torch.where(last, f_hat, shown), torch.where(last, self.blurred(features, scale), seen)
-        shown = f_hat if kept_scales is None else shown
-        straight_through = seen + (shown - seen).detach()
+                kept_f_hat = torch.where(last, f_hat, kept_f_hat)
+                kept_features = torch.where(last, self.resample_through_scale(features, scale), kept_features)
+        kept_f_hat = f_hat if kept_scales is None else kept_f_hat
+        straight_through = kept_features + (kept_f_hat - kept_features).detach()
         return QuantizerOutput(straight_through, torch.cat(codes, dim=1), vq_loss / len(self.patch_nums))
 
-    def blurred(self, features: Tensor, scale: int) -> Tensor:
-        """What one scale can see of `features` (B, C, h_K, w_K), the shape kept: down by area, up as codes are."""
+    def resample_through_scale(self, features: Tensor, scale: int) -> Tensor:
+        """`features` (B, C, h_K, w_K) downsampled to one scale by area and upsampled like codes, in the same shape."""
         if scale == len(self.patch_nums) - 1:
             return features
         return F.interpolate(
@@ -146,10 +147,10 @@ class MultiScaleQuantizer(nn.Module):
     def quantize(self, features: Tensor) -> Tensor:
         """Codes (B, L) of `features` (B, C, h_K, w_K): algorithm 1."""
         self.check_grid(features)
-        rest, codes = features, []
+        residual, codes = features, []
         for scale in range(len(self.patch_nums)):
-            codes.append(self.scale_codes(rest, scale))
-            rest = rest - self.contribution(codes[-1], scale)
+            codes.append(self.scale_codes(residual, scale))
+            residual = residual - self.contribution(codes[-1], scale)
         return torch.cat(codes, dim=1)
 
     def codes_to_f_hat(self, codes: Tensor) -> Tensor:
@@ -163,9 +164,9 @@ class MultiScaleQuantizer(nn.Module):
         return torch.stack([self.contribution(codes[:, a:b], k) for k, a, b in spans]).sum(dim=0)
 
     def next_scale_inputs(self, codes: Tensor) -> Tensor:
-        """What each scale after the first is predicted from: f_hat of the scales before it, resized to its grid.
+        """Inputs from which each scale after the first is predicted: f_hat of earlier scales, resized to its grid.
 
-        `codes` (B, L), of which the last scale's are not looked at -> (B, L - h_1*w_1, C).
+        `codes` (B, L), of which the last scale's are not used -> (B, L - h_1*w_1, C).
         """
         self.check_codes(codes)
         f_hat = self.embedding.weight.new_zeros(codes.shape[0], self.embedding.embedding_dim, *self.grid)
@@ -184,7 +185,7 @@ class MultiScaleQuantizer(nn.Module):
         if tuple(features.shape[-2:]) != self.grid:
             raise ValueError(
                 f"features are {tuple(features.shape[-2:])} but the last of patch_nums is {self.grid}; "
-                "let patch_nums end at image_size / downsampling, or give images of the tokenizer's size"
+                "let patch_nums end at image_size / downsampling, or pass images of the tokenizer's size"
             )
 
     def check_codes(self, codes: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Pure functions of `patch_nums`, the sides of an image's scales from coarse to fine.
+"""Pure functions of `patch_nums`, the grid sizes of an image's scales from coarse to fine.
 
 `patch_nums` is `(1, 2, 4, 8)` for squares or `((1, 1), (2, 4), ...)` for `(height, width)`; every function takes
 either form. Legend: K scales, L = sum of h*w positions, all scales concatenated coarse to fine, row-major in a scale.
@@ -13,7 +13,7 @@ PatchNums = Sequence[int | Sequence[int]]
 
 
 def normalize_patch_nums(patch_nums: PatchNums) -> tuple[tuple[int, int], ...]:
-    """Give every scale as `(height, width)`; raises ValueError unless both sides are positive and never shrink."""
+    """Every scale as `(height, width)`; raises ValueError unless sides are positive and non-decreasing."""
     scales: list[tuple[int, int]] = []
     for side in patch_nums:
         h, w = (side, side) if isinstance(side, int) else tuple(side)
@@ -48,7 +48,7 @@ def scale_ids(patch_nums: PatchNums) -> Tensor:
 
 
 def grid_centres(patch_nums: PatchNums) -> Tensor:
-    """Centre of every position's cell as `(row, column)` in (0, 1), `(L, 2)`: a place has one value at all scales."""
+    """Centre of every position's cell as `(row, column)` in (0, 1), `(L, 2)`, in the same units at all scales."""
     grids = []
     for h, w in normalize_patch_nums(patch_nums):
         rows, columns = (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Dyn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unified.files.weights import WholeModel
+from unified.files.weights import StrictPreTrainedModel
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_ids, scale_spans
 from unified.models.attention import prepare_mask
@@ -26,7 +26,7 @@ from unified.models.sequence_layout import Layout, block_attention_mask, read_la
 from unified.models.trainable_token_rows import look_up, split_rows
 
 
-class UnifiedPreTrainedModel(WholeModel):
+class UnifiedPreTrainedModel(StrictPreTrainedModel):
     """Shared by base model and head: weight initialization and supported attention implementations."""
 
     config: UnifiedConfig

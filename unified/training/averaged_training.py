@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unified.files.atomic import new_files, put_folder
+from unified.files.atomic import new_files, replace_folder
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
@@ -132,7 +132,7 @@ class AveragedRun(ABC):
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            put_folder(partial, final)
+            replace_folder(partial, final)
             for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()

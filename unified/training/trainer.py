@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
-from unified.checkpoints.adapters import is_adapter, positions_of
+from unified.checkpoints.adapters import adapter_positions, is_adapter
 from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.files.images import write_image
 from unified.files.weights import check_weights
@@ -40,7 +40,7 @@ def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.M
     folder = complete[max(complete)]
     check_weights(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
-        requested, trained = getattr(model.peft_config["default"], "positions", "all"), positions_of(folder)
+        requested, trained = getattr(model.peft_config["default"], "positions", "all"), adapter_positions(folder)
         if requested != trained:
             raise ValueError(
                 f"{folder} was trained with lora_positions {trained} and this run has {requested}; "

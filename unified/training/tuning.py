@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from unified.checkpoints.adapters import attach, is_adapter, positions_of, read_adapter_config
-from unified.checkpoints.loading import checkpoint_of
+from unified.checkpoints.adapters import adapter_positions, attach, is_adapter, read_adapter_config
+from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
@@ -114,8 +114,8 @@ def trainable_to_float32(adapted: PeftModel) -> PeftModel:
 def resolve_checkpoint(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
     """The checkpoint that a run from `model` loads: `model` itself, or an adapter's base.
 
-    Raises ValueError as `checkpoint_of`, for an adapter that `args` cannot train further, and for LoRA settings
-    without `tuning` lora.
+    Raises ValueError as `resolve_base_checkpoint`, for an adapter that `args` cannot train further, and for LoRA
+    settings without `tuning` lora.
     """
     if is_adapter(model):
         check_continuing(Path(model), args)
@@ -124,12 +124,12 @@ def resolve_checkpoint(model: str, args: UnifiedTrainingArguments | DpoArguments
         raise ValueError(
             f"{', '.join(given)} given, but tuning is {args.tuning}; set tuning to lora or leave these out"
         )
-    return checkpoint_of(model)
+    return resolve_base_checkpoint(model)
 
 
 def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:
     """Raise ValueError unless a run with `args` can train `adapter` further; `continue_lora` checks its layers."""
-    config, positions = read_adapter_config(adapter), positions_of(adapter)
+    config, positions = read_adapter_config(adapter), adapter_positions(adapter)
     if args.tuning != "lora":
         remedy = "`unified merge` it first, or set tuning to lora"
         if positions != "all":
@@ -160,7 +160,7 @@ def continue_lora(
     """
     config = PeftConfig.from_pretrained(str(adapter))
     config.lora_dropout = args.lora_dropout
-    if upgraded := (positions_of(adapter), args.lora_positions) in POSITION_UPGRADES:
+    if upgraded := (adapter_positions(adapter), args.lora_positions) in POSITION_UPGRADES:
         config.positions = args.lora_positions
     suffixes = args.lora_target_modules
     requested = None if suffixes is None else set(backbone_layers(model, suffixes))
