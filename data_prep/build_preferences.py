@@ -58,9 +58,9 @@ from unified.evaluation.preference_scorers import (
 )
 from unified.files.images import write_image
 from unified.hardware.device import best_device
+from unified.inference.arguments import SamplingArguments
 from unified.inference.samples_per_prompt import generate_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
-from unified.models.generation import ImageSampling
 
 SAMPLES = pa.schema(
     [("metadata", pa.string()), ("seeds", pa.list_(pa.int64())), ("codes", pa.list_(pa.list_(pa.int32())))]
@@ -68,7 +68,7 @@ SAMPLES = pa.schema(
 
 
 @dataclass
-class BuildArguments:
+class BuildArguments(SamplingArguments):
     """What is generated, how, and which scorer ranks it."""
 
     out: str = field(metadata={"help": "folder for the pairs"})
@@ -82,30 +82,20 @@ class BuildArguments:
     choices: str | None = field(default=None, metadata={"help": "human: JSONL of choices; None: draw sheets"})
     max_pairs: int = field(default=1, metadata={"help": "pairs of a prompt; each picture is in one at most"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
-    guidance_scale: float = field(
-        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
-    )
-    temperature: float = field(default=ImageSampling.temperature, metadata={"help": "lower is less varied"})
-    top_k: int = field(default=ImageSampling.top_k, metadata={"help": "choose among so many codes; 0 is all"})
-    top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once; memory grows with it"})
     shard_size: int = field(default=32, metadata={"help": "prompts per shard; what a stopped run loses at most"})
     seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
-        check_minimum(self, samples=2, max_pairs=1, min_gap=0, guidance_scale=0, batch_size=1, shard_size=1)
+        super().__post_init__()
+        check_minimum(self, samples=2, max_pairs=1, min_gap=0, batch_size=1, shard_size=1)
         if self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}; give more than 0, or all pictures are the same")
         if bool(self.questions) == bool(self.prompts) or bool(self.prompts) != bool(self.model):
             raise ValueError("give --model and --prompts, or --questions alone")
         if (self.scorer == "clip") != bool(self.clip) or (self.choices and self.scorer != "human"):
             raise ValueError(f"--scorer {self.scorer}: --clip belongs to clip, which needs it, and --choices to human")
-
-    @property
-    def sampling(self) -> ImageSampling:
-        """As `generate_samples` takes it."""
-        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -144,8 +134,10 @@ def digest(*paths: str) -> str:
 
 def sample_settings(args: BuildArguments, model: UnifiedForCausalLM) -> dict[str, Any]:
     """What the samples depend on."""
-    names = ("samples", "guidance_scale", "temperature", "top_k", "top_p", "seed", "shard_size")
-    return {name: getattr(args, name) for name in names} | {
+    return args.sampling_settings() | {
+        "samples": args.samples,
+        "seed": args.seed,
+        "shard_size": args.shard_size,
         "model": str(Path(args.model).resolve()),
         "weights": weights_digest(args.model),
         "vq_fingerprint": model.config.vq_fingerprint,
@@ -181,7 +173,7 @@ def draw_shard(shard: Shard, model: UnifiedForCausalLM, processor: UnifiedProces
         places = range(shard.start + first, shard.start + first + len(batch))
         seeds = [[image_seed(args.seed, place, sample) for sample in range(args.samples)] for place in places]
         codes = generate_samples(
-            model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling
+            model, processor, [prompt["prompt"] for prompt in batch], seeds, args.sampling()
         ).tolist()
         told = [json.dumps(prompt) for prompt in batch]
         rows += [{"metadata": m, "seeds": s, "codes": c} for m, s, c in zip(told, seeds, codes, strict=True)]

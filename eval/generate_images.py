@@ -40,14 +40,14 @@ from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
 from unified.files.results import write_result
 from unified.hardware.device import best_device
+from unified.inference.arguments import SamplingArguments
 from unified.inference.chat import remaining_text_tokens
 from unified.inference.samples_per_prompt import image_seed
 from unified.inference.text_to_image import codes_to_images, generate_codes
-from unified.models.generation import ImageSampling
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(SamplingArguments):
     """What is drawn, and how."""
 
     model: str = field(metadata={"help": "checkpoint or adapter"})
@@ -55,25 +55,13 @@ class GenerateArguments:
     out: str = field(metadata={"help": "folder for the pictures"})
     samples: int = field(default=4, metadata={"help": "pictures for each prompt"})
     batch_size: int = field(default=16, metadata={"help": "pictures drawn at once; memory grows with it"})
-    guidance_scale: float = field(
-        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
-    )
-    temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
-    top_k: int = field(default=ImageSampling.top_k, metadata={"help": "choose among so many codes; 0 is all"})
-    top_p: float = field(default=ImageSampling.top_p, metadata={"help": "choose among codes of this probability"})
     seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
 
     def __post_init__(self) -> None:
-        check_minimum(self, samples=1, batch_size=1, guidance_scale=0, temperature=0, top_k=0, seed=0)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p {self.top_p}; give more than 0 and at most 1")
-
-    @property
-    def sampling(self) -> ImageSampling:
-        """As `generate_codes` takes it."""
-        return ImageSampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
+        super().__post_init__()
+        check_minimum(self, samples=1, batch_size=1, seed=0)
 
 
 @dataclass(frozen=True)
@@ -118,8 +106,8 @@ def prompts_sha256(args: GenerateArguments) -> str:
 
 def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, first: bool) -> None:
     """Make --out the folder of this run, or check that it is; the `first` process writes its prompts there."""
-    names = ("samples", "batch_size", "guidance_scale", "temperature", "top_k", "top_p", "seed")
-    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    settings: dict[str, Any] = {"samples": args.samples, "batch_size": args.batch_size, "seed": args.seed}
+    settings |= args.sampling_settings()
     settings |= {"model": str(Path(args.model)), "model_sha256": weights_digest(args.model)}
     settings |= {"vq_fingerprint": model.config.vq_fingerprint, "dtype": str(model.dtype).removeprefix("torch.")}
     settings |= {"prompts": prompts, "prompts_sha256": prompts_sha256(args)}
@@ -143,7 +131,7 @@ def draw_group(
     for start in range(0, len(jobs), args.batch_size):
         texts, seeds = zip(*jobs[start : start + args.batch_size], strict=True)
         generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
-        images += codes_to_images(model, generate_codes(model, processor, texts, args.sampling, generators))
+        images += codes_to_images(model, generate_codes(model, processor, texts, args.sampling(), generators))
         bar.update(len(seeds))
     for number, prompt in enumerate(group):
         if not prompt.is_done():

@@ -25,7 +25,8 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import prompts_digest, write_result
 from unified.inference.text_to_image import generate_codes
-from unified.models.generation import AllowedIds, ImageSampling
+from unified.models.generation import AllowedIds
+from unified.models.image_sampling import ImageSampling
 
 
 @dataclass

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
+from unified.inference.arguments import SamplingArguments
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import draw_by_scale
-from unified.models.generation import ImageSampling
 from unified.reports.demo_transcript import DemoTranscript, Drawing, Query, about_objects, converse
 
 
 @dataclass
-class ShowArguments:
+class ShowArguments(SamplingArguments):
     """Who is asked, and what."""
 
     model: str = field(metadata={"help": "checkpoint or adapter"})
@@ -31,21 +31,18 @@ class ShowArguments:
     question: str = field(default="What is the capital of France?", metadata={"help": "asked without a picture"})
     pictures: list[str] = field(default_factory=list, metadata={"help": "objects shown: star, 'purple umbrella'"})
     picture_questions: list[str] = field(default_factory=list, metadata={"help": "a question about each of them"})
-    guidance_scale: float = field(
-        default=ImageSampling.guidance_scale, metadata={"help": "classifier-free guidance; 1 is none"}
-    )
-    temperature: float = field(default=ImageSampling.temperature, metadata={"help": "0 takes the likeliest codes"})
     seed: int = field(default=0, metadata={"help": "of the first picture"})
 
     def __post_init__(self) -> None:
-        check_minimum(self, guidance_scale=0, temperature=0, seed=0)
+        super().__post_init__()
+        check_minimum(self, seed=0)
 
 
 def main() -> None:
     (args,) = parse((ShowArguments,))
     asked = [Query(args.question), *about_objects(args.pictures, args.picture_questions)]
     model, processor = load(args.model)
-    sampling = ImageSampling(args.temperature, guidance_scale=args.guidance_scale)
+    sampling = args.sampling()
     chat = converse(Chat(model, processor, sampling, seed=args.seed), asked)
     pictures = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     numbered = enumerate(zip(args.prompts, pictures, strict=True), start=args.seed)

@@ -22,6 +22,7 @@ from typing import Any
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
+from unified.inference.arguments import GuidedSamplingArguments
 from unified.reports.steps import run_step
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.log_history import read_logs
@@ -36,8 +37,8 @@ COLUMNS = {
 
 
 @dataclass
-class CompareArguments:
-    """What is compared, for how long, and by what."""
+class CompareArguments(GuidedSamplingArguments):
+    """What is compared, for how long, and by what; the sampling is that of Scenes-GenEval's pictures."""
 
     run: str = field(metadata={"help": "YAML of recipes/sft.py that all trials share"})
     out: str = field(metadata={"help": "folder for the trials and the table"})
@@ -46,8 +47,6 @@ class CompareArguments:
     minutes: float = field(default=6.0, metadata={"help": "training time of every trial"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "every trial runs with each"})
     prompts: int = field(default=0, metadata={"help": "prompts of Scenes-GenEval; 0: losses only"})
-    guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures for it"})
-    temperature: float = field(default=0.7, metadata={"help": "of the pictures for it"})
     keep_weights: bool = field(default=False, metadata={"help": "keep what was trained: 0.6 GB a trial of SmolLM2"})
     launch: str = field(
         default="recipes/accelerate_configs/cpu_bf16.yaml", metadata={"help": "accelerate's file for training"}
@@ -75,7 +74,7 @@ def score(args: CompareArguments, folder: Path, trained: Path) -> float:
     command = ["eval/write_prompts.py", "--split", "heldout", "--count", str(args.prompts), "--out", str(prompts)]
     run_step(folder / "done" / "prompts", folder.name, command)
     command = ["eval/generate_images.py", "--model", str(trained), "--prompts", str(prompts), "--out", str(images)]
-    command += ["--samples", "1", "--guidance_scale", str(args.guidance_scale), "--temperature", str(args.temperature)]
+    command += ["--samples", "1", *args.sampling_flags()]
     run_step(folder / "done" / "draw", folder.name, command)
     command = ["eval/geneval.py", "--images", str(images), "--detector", "scenes", "--out", str(result)]
     run_step(folder / "done" / "score", folder.name, command)

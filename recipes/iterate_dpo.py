@@ -27,9 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
+from unified.inference.arguments import GuidedSamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
 from unified.reports.steps import run_step
 from unified.scenes.prompts import sample_prompts
@@ -39,8 +41,8 @@ from unified.training.tuning import resolve_checkpoint
 
 
 @dataclass
-class IterateArguments:
-    """What the rounds draw, train and measure."""
+class IterateArguments(GuidedSamplingArguments):
+    """What the rounds generate, train on and measure; the sampling is that of the pictures in pairs."""
 
     model: str = field(metadata={"help": "checkpoint or adapter to start from"})
     out: str = field(metadata={"help": "folder for everything"})
@@ -57,16 +59,12 @@ class IterateArguments:
     scorer: Literal["verdict", "margin"] = field(default="margin", metadata={"help": "see build_preferences.py"})
     max_pairs: int = field(default=2, metadata={"help": "pairs of a prompt"})
     min_gap: float = field(default=0.0, metadata={"help": "pairs whose scores differ by no more are dropped"})
-    guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures in pairs"})
-    temperature: float = field(
-        default=0.7, metadata={"help": "of the pictures in pairs; DPO distils it into the model"}
-    )
     extra: list[str] = field(default_factory=list, metadata={"help": "further files of pairs for every round"})
     heldout: str | None = field(default=None, metadata={"help": "prompts to measure on; None: written"})
     heldout_prompts: int = field(default=240, metadata={"help": "how many are written"})
     heldout_samples: int = field(default=4, metadata={"help": "pictures for each of them"})
-    heldout_guidance_scale: float = field(default=3.0, metadata={"help": "of the pictures that are measured"})
-    heldout_temperature: float = field(default=0.7, metadata={"help": "of the pictures that are measured"})
+    heldout_guidance_scale: float = arg_of(GuidedSamplingArguments, "guidance_scale", prefix="measured pictures: ")
+    heldout_temperature: float = arg_of(GuidedSamplingArguments, "temperature", prefix="measured pictures: ")
     detector: str = field(default="scenes", metadata={"help": "as for eval/geneval.py"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once"})
     launch: str = field(
@@ -75,6 +73,8 @@ class IterateArguments:
     seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        sampling_of(self, "heldout_")
         check_minimum(self, rounds=1)
         for kind, names, known in (
             ("task", self.tags, tags_of("train")),
@@ -130,7 +130,7 @@ def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -
     command = ["data_prep/build_preferences.py", "--model", model, "--prompts", str(prompts)]
     command += ["--out", str(folder / "pairs"), "--samples", str(args.samples), "--scorer", args.scorer]
     command += ["--max_pairs", str(args.max_pairs), "--min_gap", str(args.min_gap), "--detector", args.detector]
-    command += ["--guidance_scale", str(args.guidance_scale), "--temperature", str(args.temperature)]
+    command += args.sampling_flags()
     command += ["--batch_size", str(args.batch_size), "--seed", str(args.seed + number)]
     step(folder, "pairs", command)
     return folder / "pairs"

@@ -14,7 +14,6 @@ from unified.files.atomic import write_text
 from unified.files.images import write_image
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import contact_sheet, draw_by_scale
-from unified.models.generation import ImageSampling
 from unified.reports.demo_transcript import Query, about_scene, converse
 from unified.reports.page import ModelPage
 from unified.reports.scratch_arguments import ScratchArguments
@@ -38,7 +37,7 @@ def main() -> None:
     args, model_args = parse((ScratchArguments, ModelArguments))
     job = Job(args.out_dir)
     model, processor = load(model_args.model)
-    sampling = ImageSampling(temperature=args.temperature, top_k=args.top_k, guidance_scale=args.guidance_scale)
+    sampling = args.sampling()
     chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
     drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     images = [steps[-1] for steps in drawn]

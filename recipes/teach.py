@@ -37,6 +37,7 @@ from unified.files.jsonl import read_lines
 from unified.files.weights import check_weights
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.scales import normalize_patch_nums
+from unified.inference.arguments import GuidedSamplingArguments
 from unified.reports.demo_transcript import DemoTranscript, about_objects
 from unified.reports.fine_tuning_page import FineTuningPage, Pair, Score, scores
 from unified.reports.steps import REPLAY, Job, encode, fine_tune, render_and_encode
@@ -50,7 +51,7 @@ TRAINING = (ModelArguments, DataArguments, UnifiedTrainingArguments)
 
 
 @dataclass
-class TeachArguments:
+class TeachArguments(GuidedSamplingArguments):
     """What is taught to whom, and what is asked before and after."""
 
     start: str = field(default="weights/scenes-smollm2", metadata={"help": "LoRA adapter that goes on learning"})
@@ -69,13 +70,12 @@ class TeachArguments:
     question: str = field(default="What is the capital of France?", metadata={"help": "asked without a picture"})
     pictures: list[str] = field(default_factory=list, metadata={"help": "objects that are shown, 'purple umbrella'"})
     picture_questions: list[str] = field(default_factory=list, metadata={"help": "a question about each of them"})
-    guidance_scale: float = field(default=3.0, metadata={"help": "classifier-free guidance of all pictures"})
-    temperature: float = field(default=0.7, metadata={"help": "of all pictures"})
     seed: int = field(default=0, metadata={"help": "of scenes, training and pictures"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_minimum(self, max_minutes=0, repeat=1, replay_scenes=1, heldout_prompts=4)
-        check_minimum(self, guidance_scale=0, temperature=0, seed=0)
+        check_minimum(self, seed=0)
         for name in ("new_prompts", "known_prompts"):
             if not vars(self)[name]:
                 raise ValueError(f"{name} is empty; name what the page is to show before and after")
@@ -87,8 +87,7 @@ class TeachArguments:
 
     def drawing_flags(self) -> list[str]:
         """How all pictures are drawn."""
-        flags = {"guidance_scale": self.guidance_scale, "temperature": self.temperature, "seed": self.seed}
-        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return [*self.sampling_flags(), "--seed", str(self.seed)]
 
 
 def claim(args: TeachArguments) -> Job:

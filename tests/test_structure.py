@@ -33,7 +33,7 @@ ARROWS = {
     "models": "files hardware image_tokenizer",
     "checkpoints": "files hardware image_tokenizer models",
     "data": "files image_tokenizer models",
-    "inference": "files models",
+    "inference": "arguments files models",
     "training": "arguments checkpoints data files image_tokenizer inference models",
     "evaluation": "checkpoints data files hardware image_tokenizer inference models",
     "scenes": "arguments evaluation files image_tokenizer training",

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from unified.inference.chat import Chat
     from unified.inference.text_to_image import draw
     from unified.models.configuration import UnifiedConfig
-    from unified.models.generation import ImageSampling
+    from unified.models.image_sampling import ImageSampling
     from unified.models.modeling import UnifiedForCausalLM, UnifiedModel
     from unified.models.processing import UnifiedProcessor
 
 _MODULES = {
     "Chat": "inference.chat",
-    "ImageSampling": "models.generation",
+    "ImageSampling": "models.image_sampling",
     "UnifiedConfig": "models.configuration",
     "UnifiedForCausalLM": "models.modeling",
     "UnifiedModel": "models.modeling",

@@ -18,7 +18,7 @@ from unified.data.preferences import load_pairs, modality
 from unified.data.rows import write_encoded_shard
 from unified.evaluation.preference_scorers import VerdictScorer
 from unified.inference.text_to_image import generate_codes
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 
 SCRIPT = "data_prep/build_preferences.py"
 Build = Callable[..., dict[str, Any]]

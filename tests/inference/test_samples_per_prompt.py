@@ -9,7 +9,7 @@ from toy_models import make_lively
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.inference.samples_per_prompt import generate_samples, image_seed
 from unified.inference.text_to_image import generate_codes
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 
 PROMPTS = ["a cat", "a photo of two green books"]  # of different lengths: one is padded
 SEEDS = [[1, 2, 3], [4, 5, 6]]

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from unified import UnifiedForCausalLM, UnifiedProcessor, VQModel
 from unified.checkpoints.extension import join
 from unified.inference.text_to_image import codes_to_images, contact_sheet, draw, draw_by_scale, generate_codes
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 
 PROMPTS = ["a red apple", "a photo of two green books", "cats"]
 SAMPLING = ImageSampling(temperature=1.5, top_k=20, guidance_scale=2.0)

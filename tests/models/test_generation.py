@@ -10,7 +10,7 @@ from toy_models import BOI, EOI, EOS, IMAGE_PAD, OFFSET, input_image, output_ima
 
 from unified import UnifiedForCausalLM
 from unified.image_tokenizer.scales import scale_spans
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 from unified.models.sampling import ramped_guidance_scale
 
 MODES = [

@@ -7,7 +7,7 @@ from toy_models import BOI, EOS, IMAGE_PAD, OFFSET, input_image, random_codes, t
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 
 GREEDY = {"do_sample": False, "image_sampling": ImageSampling(temperature=0)}
 Follow = dict[int, int]  # token -> the one that follows it

@@ -160,7 +160,7 @@ def test_another_job_in_the_folder_and_bad_settings_are_refused(
     short = tmp_path / "short.yaml"
     short.write_text("max_length: 7\n")
     for changes, words in (
-        (["--guidance_scale", 2], "was made with guidance 3.0, not 2.0"),
+        (["--guidance_scale", 2], "was made with guidance_scale 3.0, not 2.0"),
         (["--run", bad], "betta"),
         (["--rounds", 0], "at least 1"),
         (["--run", short], "max_length 7 of --run has no room for a picture"),

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.data.chat_dataset import PreferenceCollator
 from unified.inference.text_to_image import generate_codes
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 
 IMAGE = {"type": "image", "text": None}
 PAIRS = 4

@@ -12,12 +12,34 @@ import typer
 from typer.core import TyperGroup
 
 from unified.hardware.waiting import set_wait_policy
+from unified.inference.arguments import SamplingArguments
+from unified.models.image_sampling import ImageSampling
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from unified.inference.chat import Chat
-    from unified.models.generation import ImageSampling
+
+
+def dashed(words: list[str]) -> list[str]:
+    """A command line whose flags may have underscores, as scripts and YAML have them, with dashes; not behind `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    parts = [word.partition("=") for word in words[:end]]
+    flags = [name.replace("_", "-") if name.startswith("--") else name for name, _, _ in parts]
+    return [flag + equals + value for flag, (_, equals, value) in zip(flags, parts, strict=True)] + words[end:]
+
+
+def sampling_option(name: str) -> Any:
+    """The flag of a field of `SamplingArguments`, whose help and check it has."""
+
+    def check(value: Any) -> Any:
+        try:
+            ImageSampling(**{name: value})
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return typer.Option(help=SamplingArguments.__dataclass_fields__[name].metadata["help"], callback=check)
 
 
 class Commands(TyperGroup):
@@ -25,7 +47,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         set_wait_policy(args)  # before a command loads torch
-        return self.with_one_line_errors(super().parse_args, ctx, args or ["--help"])
+        return self.with_one_line_errors(super().parse_args, ctx, dashed(args) or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         return self.with_one_line_errors(super().invoke, ctx)
@@ -52,10 +74,10 @@ main = app
 
 ModelDir = Annotated[Path, typer.Option("--model", help="folder of a checkpoint, or of a LoRA adapter")]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
-GuidanceScale = Annotated[float | None, typer.Option(min=0, help="classifier-free guidance scale; 1 is off")]
-Temperature = Annotated[float | None, typer.Option(min=0, help="sampling temperature of image codes; 0 is greedy")]
-TopK = Annotated[int | None, typer.Option(min=0, help="top-k sampling of image codes; 0 is off")]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="top-p (nucleus) sampling of image codes; 1 is off")]
+GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
+Temperature = Annotated[float, sampling_option("temperature")]
+TopK = Annotated[int, sampling_option("top_k")]
+TopP = Annotated[float, sampling_option("top_p")]
 
 
 @app.command()
@@ -85,10 +107,10 @@ def draw(
     out: Annotated[Path, typer.Option(help="image file to write; several are OUT_0.png, OUT_1.png, ...")],
     seed: Seed = 0,
     count: Annotated[int, typer.Option(min=1, help="number of images, with seeds SEED, SEED + 1, ...")] = 1,
-    guidance_scale: GuidanceScale = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
+    guidance_scale: GuidanceScale = SamplingArguments.guidance_scale,
+    temperature: Temperature = SamplingArguments.temperature,
+    top_k: TopK = SamplingArguments.top_k,
+    top_p: TopP = SamplingArguments.top_p,
     strip: Annotated[
         bool, typer.Option("--strip", help="also write OUT_scales.png, the image after each scale")
     ] = False,
@@ -106,7 +128,7 @@ def draw(
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
     remaining_text_tokens(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
-    sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
+    sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
     for index in range(count):
         path = out if count == 1 else suffixed(out, str(index))
         if strip:
@@ -127,10 +149,10 @@ def chat(
     max_images: Annotated[int, typer.Option(min=0, help="maximum number of images per answer")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="maximum number of text tokens per answer")] = 256,
     first: Annotated[str, typer.Option(help="question asked before each of yours that comes with an image")] = "",
-    guidance_scale: GuidanceScale = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
+    guidance_scale: GuidanceScale = SamplingArguments.guidance_scale,
+    temperature: Temperature = SamplingArguments.temperature,
+    top_k: TopK = SamplingArguments.top_k,
+    top_p: TopP = SamplingArguments.top_p,
 ) -> None:
     """Chat with a model: one question per line, from the terminal or piped.
 
@@ -143,7 +165,7 @@ def chat(
     from unified.checkpoints.loading import load
     from unified.inference.chat import Chat
 
-    sampling = image_sampling(guidance_scale, temperature, top_k, top_p)
+    sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
     conversation = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
     for input_image in images:
         conversation.show(input_image)
@@ -252,16 +274,6 @@ def save_generated(conversation: "Chat", codes: Any, out_dir: Path) -> Path:
     path = out_dir / f"{max(taken, default=-1) + 1:03d}.png"
     save(codes_to_images(conversation.model, codes[None])[0], path, announce=False)
     return path
-
-
-def image_sampling(
-    guidance_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
-) -> "ImageSampling":
-    """`ImageSampling` with the given values, and its defaults for None."""
-    from unified.models.generation import ImageSampling
-
-    options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return ImageSampling(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
 
 def suffixed(path: Path, word: str) -> Path:

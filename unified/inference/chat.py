@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, TextStreamer
 
 from unified.files.images import image_to_pixels
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor

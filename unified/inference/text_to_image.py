@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from unified.files.images import pixels_to_image
-from unified.models.generation import ImageSampling
+from unified.models.image_sampling import ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.models.sampling import Generators

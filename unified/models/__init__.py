@@ -10,6 +10,7 @@ attention             attention with a block mask, fast on CPUs
 format_version        translates values that earlier versions stored
 losses                cross-entropy over text and codes without holding the logits; weights per modality and scale
 modeling              UnifiedModel, UnifiedForCausalLM
+image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
 generation            generate(): text token by token, images scale by scale
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
@@ -23,6 +24,7 @@ __all__ = [
     "format_version",
     "generation",
     "image_embedding",
+    "image_sampling",
     "losses",
     "messages",
     "modeling",

@@ -3,7 +3,7 @@
 Legend: B batch, T sequence so far, P positions in the cache, K scales, L codes of an image, C code dim.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,24 +15,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.image_tokenizer.scales import scale_spans
 from unified.models.configuration import UnifiedConfig
+from unified.models.image_sampling import ImageSampling
 from unified.models.losses import soft_cap
 from unified.models.sampling import Generators, apply_guidance, ramped_guidance_scale, sample
 from unified.models.sequence_layout import Layout, read_layout, remaining_context, rope_positions
-
-
-@dataclass(frozen=True)
-class ImageSampling:
-    """Sampling settings of image codes.
-
-    temperature 0 is greedy; top_k 0 and top_p 1 are off; guidance_scale 1 needs no second pass. `on_scale(scale,
-    codes)` is called after every scale with the codes (B, <= L) generated so far.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance_scale: float = 1.0
-    on_scale: Callable[[int, Tensor], None] | None = None
 
 
 class AllowedIds(LogitsProcessor):

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified.arguments.fields import arg
+from unified.inference.arguments import GuidedSamplingArguments
 
 
 @dataclass
-class ScratchArguments:
+class ScratchArguments(GuidedSamplingArguments):
     """One run of recipes/scratch.py: which scenes are rendered, how they are trained on, what is asked at the end."""
 
     out_dir: str = arg("out/demo-scratch", "folder for everything; a second run continues where the first stopped")
@@ -25,7 +26,4 @@ class ScratchArguments:
     question: str = arg("What is the capital of France?", "text question asked at the end")
     image_question: str = arg("What color is the apple?", "question about a picture that is rendered for it")
     prompts: list[str] = arg([], "prompts drawn at the end")
-    guidance_scale: float = arg(3.0, "classifier-free guidance of these pictures")
-    temperature: float = arg(0.7, "temperature of these pictures")
-    top_k: int = arg(0, "of how many codes they choose; 0: all")
     seed: int = arg(0, "seed of scenes and pictures")

@@ -7,7 +7,9 @@ import torch
 from transformers import TrainingArguments
 from trl import DPOConfig
 
-from unified.arguments.fields import arg
+from unified.arguments.fields import arg, arg_of
+from unified.inference.arguments import SamplingArguments, sampling_of
+from unified.models.image_sampling import ImageSampling
 
 
 @dataclass
@@ -63,13 +65,17 @@ class TuningArguments:
     lora_dropout: float = arg(0.0, "LoRA dropout; also of an adapter that is trained further")
     resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start if there is none")
     sample_prompts: list[str] = arg([], "prompts of images generated at every evaluation")
-    sample_temperature: float = arg(1.0, "temperature of these images")
-    sample_top_k: int = arg(0, "top-k of these images; 0: off")
-    sample_guidance_scale: float = arg(3.0, "guidance_scale of these images; 1: no guidance")
+    sample_temperature: float = arg_of(SamplingArguments, "temperature", prefix="these images: ")
+    sample_top_k: int = arg_of(SamplingArguments, "top_k", prefix="these images: ")
+    sample_guidance_scale: float = arg_of(SamplingArguments, "guidance_scale", 3.0, prefix="these images: ")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
     dataloader_pin_memory: bool = arg(
         torch.accelerator.is_available(), "HF's; without an accelerator torch would warn"
     )
+
+    def sampling(self) -> ImageSampling:
+        """How the pictures of `sample_prompts` are sampled; ValueError for values that have no meaning."""
+        return sampling_of(self, "sample_")
 
 
 @dataclass

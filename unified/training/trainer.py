@@ -19,7 +19,6 @@ from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.files.images import write_image
 from unified.files.weights import check_weights
 from unified.inference.text_to_image import contact_sheet, draw
-from unified.models.generation import ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
@@ -89,10 +88,9 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
     """
     args, training = trainer.args, core.training
     path = Path(args.output_dir) / "samples" / f"{trainer.state.global_step:06d}.png"
-    sampling = ImageSampling(args.sample_temperature, args.sample_top_k, guidance_scale=args.sample_guidance_scale)
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
         core.eval()
-        images = draw(core, processor, args.sample_prompts, sampling, seed=args.seed)
+        images = draw(core, processor, args.sample_prompts, args.sampling(), seed=args.seed)
         core.train(training)
     if args.activation_checkpointing:  # TRL disables it to generate, and enables it again without its options
         options = dict(args.activation_checkpointing_kwargs or {})
