@@ -1,6 +1,8 @@
 """The command line on a toy checkpoint: extend -> draw -> chat -> merge, and bad input is one line and status 2."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
