@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for: floors and ceilings around the versions that are tested, and DeepSpeed on Linux alone."""
+"""Requirements of pyproject.toml: floors, ceilings around the tested versions, and DeepSpeed on Linux alone."""
 
 import os
 import subprocess

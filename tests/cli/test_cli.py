@@ -25,7 +25,7 @@ def model_dir(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> Path:
     """Checkpoint made by the command itself."""
     result = run("extend", "--llm", tiny_llm_dir, "--vq", vq_dir, "--out", tmp_path / "model")
     assert result.exit_code == 0, result.output
-    assert "32 image codes, 5 codes an image" in result.stdout
+    assert "32 image codes, 5 codes per image" in result.stdout
     return tmp_path / "model"
 
 
