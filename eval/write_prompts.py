@@ -11,7 +11,6 @@ two of a set ask for the same objects; more than there are is an error. --render
 prompts of a set that Scenes can show. Prints one JSON: the number of prompts of every task and the file's SHA-256.
 """
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,8 +19,7 @@ from typing import Any, Literal
 
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.geneval_files import read_prompts
-from unified.files.atomic import write_text
-from unified.scenes.prompts import renderable_prompts, sample_prompts
+from unified.scenes.prompts import renderable_prompts, sample_prompts, write_prompts
 from unified.scenes.rendering import CLASSES, COLOURS
 
 
@@ -48,10 +46,8 @@ class PromptArguments:
 def main() -> None:
     (args,) = parse((PromptArguments,))
     prompts = sampled(args) if args.renderable is None else kept(args)
-    text = "".join(json.dumps(metadata) + "\n" for metadata in prompts)
-    write_text(Path(args.out), text)
+    digest = write_prompts(Path(args.out), prompts)
     tasks = Counter(metadata["tag"] for metadata in prompts)
-    digest = hashlib.sha256(text.encode()).hexdigest()
     print(json.dumps({"out": args.out, "prompts": len(prompts), "tasks": tasks, "sha256": digest}))
 
 

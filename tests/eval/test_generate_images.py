@@ -11,6 +11,8 @@ import pytest
 from conftest import load_script
 from PIL import Image
 
+from unified.evaluation.image_folder import GenerateArguments, read_prompts
+
 SCRIPT = "eval/generate_images.py"
 OFFICIAL = Path(__file__).parents[3] / "shared" / "geneval" / "evaluation_metadata.jsonl"
 TEXTS = ["a photo of a cat", "red apple above a very long blue dog on a light background", "cats", "two books", "a"]
@@ -170,7 +172,6 @@ def test_impossible_arguments_are_refused(draw: Draw, flag: str, capsys: pytest.
 
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="the official prompts are not part of the project")
 def test_the_official_prompts_can_be_read() -> None:
-    script = load_script(SCRIPT)
-    read = script.read_prompts(script.GenerateArguments(model="", prompts=str(OFFICIAL), out="out"))
+    read = read_prompts(GenerateArguments(model="", prompts=str(OFFICIAL), out="out"))
     assert len(read) == 553 and len({seed for prompt in read for seed in prompt.seeds}) >= 4 * 553 - 1
     assert read[552].folder == Path("out/00552") and set(read[0].metadata) == {"tag", "include", "prompt"}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load_script
+from conftest import ROOT
 from PIL import Image
 
 from unified.image_tokenizer.loading import load_vq
+from unified.scenes import nearest_object_score
 from unified.scenes.detector_ceilings import reconstructions
 from unified.scenes.nearest_object import (
     STEPS,
@@ -150,7 +151,7 @@ def test_only_prompts_that_can_be_scored_are_taken() -> None:
 @pytest.fixture
 def folders(run_script, reconstruct: Reconstruct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`objects` as rendered without pairs, and `drawn`: four prompts with a right and a wrong picture each."""
-    monkeypatch.setattr(load_script(SCRIPT), "CLASSES", {name: CLASSES[name] for name in FEW[:4]})
+    monkeypatch.setattr(nearest_object_score, "CLASSES", {name: CLASSES[name] for name in FEW[:4]})
     flags = ("--no_pairs", "--colours", "red", "--prompts", tmp_path / "prompts.jsonl")
     assert run_script("data_prep/render_objects.py", "--out", tmp_path / "objects", *flags) == 0
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()

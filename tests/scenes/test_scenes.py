@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import load_script
 from PIL import Image
 
 from unified.evaluation.coco_detector import CLASS_NAMES
+from unified.scenes import dataset
 from unified.scenes.glyphs import GLYPH_SIZE
 from unified.scenes.rendering import (
     BACKGROUND,
@@ -46,16 +46,10 @@ def scenes(tag, count=PER_TAG, seed=0, **kwargs):
     return [sample_scene(tag, rng, **kwargs) for _ in range(count)]
 
 
-@pytest.fixture
-def script():
-    return load_script("data_prep/render_scenes.py")
-
-
-def render(script, out, **settings):
-    plan = script.make_plan(script.SceneArguments(out=str(out), **settings))
-    script.init_output_folder(out, script.settings(plan))
-    script.render_shards(out, plan)
-    return plan
+def render(out, **settings):
+    args = dataset.SceneArguments(out=str(out), **settings)
+    dataset.render(args)
+    return dataset.make_plan(args)
 
 
 def digests(folder):
@@ -215,22 +209,22 @@ def test_drawn_ink_fills_the_boxes_and_nothing_else():
         assert not inked.any()
 
 
-def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bytes(script, tmp_path):
-    render(script, tmp_path / "whole", count=25, shard_size=10, seed=3)
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bytes(tmp_path):
+    render(tmp_path / "whole", count=25, shard_size=10, seed=3)
     stopped = tmp_path / "stopped"
-    render(script, stopped, count=25, shard_size=10, seed=3)
+    render(stopped, count=25, shard_size=10, seed=3)
     whole = digests(tmp_path / "whole")
     assert list(whole) == ["00000.parquet", "00001.parquet", "00002.parquet"]
     (stopped / "00001.parquet").unlink()
     kept = (stopped / "00000.parquet").stat().st_mtime_ns
-    render(script, stopped, count=25, shard_size=10, seed=3)
+    render(stopped, count=25, shard_size=10, seed=3)
     assert digests(stopped) == whole
     assert (stopped / "00000.parquet").stat().st_mtime_ns == kept
     assert not list(stopped.glob("*.tmp"))
 
 
-def test_shards_hold_the_rows_that_training_reads(script, tmp_path):
-    render(script, tmp_path, count=30, shard_size=30, kinds="draw,ask,describe")
+def test_shards_hold_the_rows_that_training_reads(tmp_path):
+    render(tmp_path, count=30, shard_size=30, kinds="draw,ask,describe")
     table = pq.read_table(tmp_path / "00000.parquet")
     assert table.schema.names == ["messages", "images", "metadata", "source"]
     for row in table.to_pylist():
@@ -242,13 +236,13 @@ def test_shards_hold_the_rows_that_training_reads(script, tmp_path):
         assert set(metadata["objects"][0]) == {"class", "color", "box"}
 
 
-def test_another_data_set_in_the_folder_is_refused(script, tmp_path):
-    render(script, tmp_path, count=5)
+def test_another_data_set_in_the_folder_is_refused(tmp_path):
+    render(tmp_path, count=5)
     with pytest.raises(ValueError, match="was made with seed 0, not 1; give another --out"):
-        render(script, tmp_path, count=5, seed=1)
+        render(tmp_path, count=5, seed=1)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="without a settings.json"):
-        render(script, tmp_path, count=5)
+        render(tmp_path, count=5)
 
 
 @pytest.mark.parametrize(
@@ -265,23 +259,23 @@ def test_another_data_set_in_the_folder_is_refused(script, tmp_path):
         ({"question_first": 1.5}, "0 to 1"),
     ],
 )
-def test_bad_settings_are_refused(script, settings, words):
+def test_bad_settings_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
-        script.make_plan(script.SceneArguments(out="unused", **settings))
+        dataset.make_plan(dataset.SceneArguments(out="unused", **settings))
 
 
-def test_weights_and_subsets_are_kept(script):
+def test_weights_and_subsets_are_kept():
     settings = {"classes": "cat, dog,cat", "tags": "colors:3,counting:1", "kinds": "draw:0.5,ask:0.5"}
-    plan = script.make_plan(script.SceneArguments(out="unused", **settings))
+    plan = dataset.make_plan(dataset.SceneArguments(out="unused", **settings))
     assert plan.classes == ["cat", "dog"] and plan.tags == {"colors": 0.75, "counting": 0.25}
-    tags = [scene.tag for scene, _ in script.conversations(plan, 0, 400)]
+    tags = [scene.tag for scene, _ in dataset.conversations(plan, 0, 400)]
     assert 0.65 < tags.count("colors") / 400 < 0.85 and set(tags) == {"colors", "counting"}
     assert json.loads(json.dumps(dataclasses.asdict(plan))) == dataclasses.asdict(plan)
 
 
-def test_questions_come_first_where_the_plan_says_so(script):
-    plan = script.make_plan(script.SceneArguments(out="unused", kinds="ask,describe", question_first=1))
-    parts = [messages[0]["content"][0]["type"] for _, messages in script.conversations(plan, 0, 20)]
+def test_questions_come_first_where_the_plan_says_so():
+    plan = dataset.make_plan(dataset.SceneArguments(out="unused", kinds="ask,describe", question_first=1))
+    parts = [messages[0]["content"][0]["type"] for _, messages in dataset.conversations(plan, 0, 20)]
     assert parts == ["text"] * 20
 
 

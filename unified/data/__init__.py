@@ -2,9 +2,11 @@
 
 rows          chat rows on disk, before and after encoding
 chat_dataset  encoded rows -> ids and labels; collators
+captions      images with captions -> chat rows
+encoding      rows with images -> rows with codes
 packing       packing several examples into a row
 preferences   preference pairs for DPO
 mixtures      weighted mixtures in one flag
 """
 
-__all__ = ["chat_dataset", "mixtures", "packing", "preferences", "rows"]
+__all__ = ["captions", "chat_dataset", "encoding", "mixtures", "packing", "preferences", "rows"]

@@ -2,6 +2,8 @@
 
 metrics             pure functions: GenEval's rules, POPE, PSNR, Frechet distance
 geneval_files       GenEval's prompt sets and image folders
+geneval             GenEval's score of a folder
+image_folder        prompts -> a folder of generated images
 detections          what every detector answers; loading one
 detector            a small detector of classes, colours and boxes
 coco_detector       GenEval's own: Mask2Former and CLIP
@@ -17,7 +19,9 @@ __all__ = [
     "detections",
     "detector",
     "diversity",
+    "geneval",
     "geneval_files",
+    "image_folder",
     "inception",
     "lmms_plugin",
     "metrics",

@@ -4,12 +4,15 @@ A prompt's metadata is GenEval's `{tag, include, [exclude], prompt}`, as `sample
 """
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unified.files.atomic import write_text
 from unified.scenes.rendering import (
     CLASSES,
     COLOURS,
@@ -32,6 +35,13 @@ OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "be
 PATIENCE = 50  # draws without a new prompt, for every prompt found, before there are taken to be no more
 
 Metadata = dict[str, Any]
+
+
+def write_prompts(path: Path, prompts: Sequence[Metadata]) -> str:
+    """Write a prompt set, a prompt's metadata a line; returns the file's SHA-256."""
+    text = "".join(json.dumps(metadata) + "\n" for metadata in prompts)
+    write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prompt_tags(split: str) -> tuple[str, ...]:

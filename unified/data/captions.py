@@ -1,0 +1,225 @@
+"""Pictures with captions, in the forms in which people have them, as chats: a picture is asked for, or described."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified.arguments.parser import check_minimum, nearest
+from unified.data.mixtures import read_weights
+from unified.files.atomic import write_text
+from unified.files.jsonl import read_lines
+from unified.image_tokenizer.image_dataset import IMAGE_SUFFIXES
+
+KINDS = ("draw", "describe")
+REQUESTS = ("Describe the picture.", "What is in the picture?", "What do you see?", "Please write a caption.")
+METADATA = ("metadata.jsonl", "metadata.csv")
+FILE_NAME = "file_name"
+
+
+@dataclass
+class CaptionArguments:
+    """Arguments of convert_captions.py."""
+
+    images: str = field(metadata={"help": "folder of pictures with captions"})
+    out: str = field(metadata={"help": "JSONL for the rows, overwritten"})
+    caption_column: str = field(default="text", metadata={"help": "column of metadata.jsonl or metadata.csv"})
+    kinds: str = field(default="draw:0.8,describe:0.2", metadata={"help": "kinds of conversation and their weights"})
+    wordings: list[str] = field(
+        default_factory=lambda: ["{}", "Draw {}.", "a picture of {}"],
+        metadata={"help": "how a picture is asked for; the caption takes the place of {}"},
+    )
+    repeat: int = field(default=1, metadata={"help": "conversations for each picture"})
+    seed: int = field(default=0, metadata={"help": "what kinds, captions and wordings are chosen by"})
+
+    def __post_init__(self) -> None:
+        check_minimum(self, repeat=1, seed=0)
+        if not self.out.endswith(".jsonl"):
+            raise ValueError(f"--out {self.out} is no .jsonl, which data_prep/encode_images.py reads; let it end so")
+        for wording in self.wordings:
+            if wording.count("{}") != 1:
+                raise ValueError(f"--wordings {wording!r} has not one {{}} for the caption; write 'Draw {{}}.'")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture, what is written below it, and where that was read (`file:line`, or the file)."""
+
+    path: Path
+    captions: list[str]
+    where: str
+
+
+def write_conversations(args: CaptionArguments) -> dict[str, Any]:
+    """Write the rows of a folder to `args.out`, whole or not at all; returns how many pictures, rows and kinds.
+
+    Raises ValueError as `read_folder`, and for kinds that are none.
+    """
+    weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
+    pictures = read_folder(Path(args.images), args.caption_column)
+    rows = list(conversations(pictures, weights, args))
+    write_text(Path(args.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    made = [row["metadata"]["kind"] for row in rows]
+    counts = {kind: made.count(kind) for kind in KINDS}
+    return {"out": args.out, "pictures": len(pictures), "rows": len(rows)} | counts
+
+
+# --- reading
+
+
+def read_folder(folder: Path, column: str) -> list[Captioned]:
+    """Every picture of the folder, by the order of its metadata, or of the names where captions are .txt.
+
+    Raises ValueError naming file and line of whatever does not fit.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")
+    visible = (path for path in folder.rglob("*") if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix()))
+    files = sorted(path for path in visible if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    texts = [path for path in files if path.suffix.lower() == ".txt"]
+    tables = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(tables) + bool(texts) > 1:
+        found = ", ".join(path.name for path in [*tables, *texts[:1]])
+        raise ValueError(f"{folder} has captions in more than one form ({found}); keep one of them")
+    if not pictures:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); put them there, or give another")
+    if not tables and not texts:
+        raise ValueError(f"{folder} has no captions: {no_captions(files)}")
+    captioned = from_table(tables[0], column) if tables else from_texts(pictures, texts)
+    check_all_captioned(pictures, captioned, tables[0].name if tables else "a .txt beside it")
+    return captioned
+
+
+def no_captions(files: list[Path]) -> str:
+    """What to do about a folder without captions."""
+    inner = [path for path in files if path.name in METADATA]
+    if inner:
+        return f"{inner[0]} lies deeper; give --images {inner[0].parent}"
+    return f"write {METADATA[0]}, {METADATA[1]}, or a .txt beside each picture"
+
+
+def from_table(table: Path, column: str) -> list[Captioned]:
+    """Pictures of a metadata.jsonl or metadata.csv, whose file names are relative to it."""
+    seen: dict[Path, str] = {}
+    captioned = []
+    for number, record in read_lines(table) if table.suffix == ".jsonl" else csv_lines(table):
+        where = f"{table}:{number}"
+        for name in (FILE_NAME, column):
+            if name not in record:
+                remedy = " (--caption_column names the captions')" if name == column else ""
+                raise ValueError(f"{where}: no column {name!r}; {nearest(name, record)}{remedy}")
+        path = picture_at(table, record[FILE_NAME], where)
+        if path in seen:
+            raise ValueError(f"{where}: {path.name} was named in {seen[path]}; write all its captions in one line")
+        seen[path] = where
+        captioned.append(Captioned(path, checked_captions(record[column], column, where), where))
+    return captioned
+
+
+def picture_at(table: Path, name: Any, where: str) -> Path:
+    """The file that `file_name` names."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{where}: {FILE_NAME} {name!r} names no file; write the picture's path in the folder")
+    path = Path(os.path.normpath(table.parent / name))
+    if not path.is_file():
+        raise ValueError(f"{where}: there is no picture {path}; put it there, or take the line out")
+    return path
+
+
+def csv_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records of a CSV with a header, and the number of the line each one ends on."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for record in reader:
+                if None in record or None in record.values():
+                    raise ValueError(
+                        f"{table}:{reader.line_num}: not {len(reader.fieldnames or ())} columns as in the first line; "
+                        "put captions with a comma into double quotes"
+                    )
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise ValueError(f"{table}:{reader.reader.line_num}: not CSV ({error}); mend the line") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def checked_captions(value: Any, column: str, where: str) -> list[str]:
+    """One caption or a list of them, without surrounding blanks."""
+    captions = value if isinstance(value, list) else [value]
+    if not captions:
+        raise ValueError(f"{where}: {column} is an empty list; write a caption")
+    for caption in captions:
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{where}: {column} {caption!r} is no caption; write some words")
+    return [caption.strip() for caption in captions]
+
+
+def from_texts(pictures: list[Path], texts: list[Path]) -> list[Captioned]:
+    """Pictures with a `.txt` of the same name beside them, a caption a line."""
+    stems: dict[Path, Path] = {}
+    for path in pictures:
+        other = stems.setdefault(path.with_suffix(""), path)
+        if other != path:
+            raise ValueError(f"{path} and {other.name} would share their .txt; rename one of them")
+    captioned = []
+    for text in texts:
+        picture = stems.get(text.with_suffix(""))
+        if picture is None:
+            raise ValueError(f"{text}: no picture of that name ({', '.join(IMAGE_SUFFIXES)}); add it, or move this")
+        try:
+            lines = text.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{text}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        captions = [line.strip() for line in lines if line.strip()]
+        if not captions:
+            raise ValueError(f"{text}:1: no caption; write some words")
+        captioned.append(Captioned(picture, captions, str(text)))
+    return captioned
+
+
+def check_all_captioned(pictures: list[Path], captioned: list[Captioned], place: str) -> None:
+    """Raise ValueError for the first picture of the folder that has no caption."""
+    known = {item.path for item in captioned}
+    for path in pictures:
+        if Path(os.path.normpath(path)) not in known:
+            raise ValueError(f"{path} has no caption; write one into {place}, or take the picture out")
+
+
+# --- writing
+
+
+def conversations(
+    pictures: list[Captioned], weights: dict[str, float], args: CaptionArguments
+) -> Iterator[dict[str, Any]]:
+    """--repeat rows for every picture; all pictures come once before one comes again."""
+    rng = np.random.default_rng(args.seed)
+    for _ in range(args.repeat):
+        for item in pictures:
+            kind = str(rng.choice(list(weights), p=list(weights.values())))
+            caption, wording, request = (str(rng.choice(words)) for words in (item.captions, args.wordings, REQUESTS))
+            text = wording.replace("{}", caption) if kind == "draw" else request
+            yield row(kind, relative(item.path, args.out), text, caption)
+
+
+def row(kind: str, picture: str, text: str, caption: str) -> dict[str, Any]:
+    """One conversation as `unified.data.rows` has it: the image in the answer (draw) or in the question (describe)."""
+    image, asked, told = {"type": "image"}, {"type": "text", "text": text}, {"type": "text", "text": caption}
+    question, answer = ([asked], [image]) if kind == "draw" else ([image, asked], [told])
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        "images": [picture],
+        "metadata": {"kind": kind, "caption": caption},
+    }
+
+
+def relative(path: Path, out: str) -> str:
+    """The path as seen from the folder of `out`."""
+    return Path(os.path.relpath(path, Path(out).parent)).as_posix()
