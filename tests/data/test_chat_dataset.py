@@ -78,7 +78,7 @@ def test_parquet_folders_and_jsonl_become_one_data_set(
 
 def test_codes_of_another_tokenizer_are_refused(shard: Callable[..., str], config: UnifiedConfig) -> None:
     path = shard(mixed_rows(1), fingerprint="beef")
-    with pytest.raises(ValueError, match=r"00000\.parquet: its codes are of tokenizer beef .* speaks feed"):
+    with pytest.raises(ValueError, match=r"00000\.parquet: its codes are of tokenizer beef .* uses feed"):
         load_encoded_rows([path], config)
 
 

@@ -174,7 +174,7 @@ def test_codes_of_another_tokenizer_are_refused_by_row(write: Callable[..., str]
                 "rejected": "No.",
                 "chosen_codes": [[1] * 5],
             },
-            "tokenizer \\(not named\\)",
+            "tokenizer \\(not recorded\\)",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def test_parquet_images_are_bytes_or_a_file(tmp_path):
     ("bad", "says"),
     [
         ({"images": []}, "no `messages`"),
-        ({"messages": [{"role": "user"}]}, "not both `role` and `content`"),
+        ({"messages": [{"role": "user"}]}, "lacks `role` or `content`"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
         ({"messages": [{"role": "user", "content": 3}]}, "content 3"),
         (row([], [{"type": "image", "image": "cat.png"}]), "its file goes into `images`"),
