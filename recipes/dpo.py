@@ -35,7 +35,6 @@ from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.integrations import gather_params_ctx
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -45,9 +44,7 @@ from trl.trainer.utils import use_adapter
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter
-from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
-from unified.files.atomic import atomic_path
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
 from unified.training.shutdown import shut_down
@@ -108,31 +105,15 @@ def reference_adapter(model: PeftModel) -> AbstractContextManager[None]:
     return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 
 
-def complete(folder: Path, source: Path, processor: UnifiedProcessor) -> None:
-    """Make what a trainer saved in `folder` a whole checkpoint.
+class SaveProcessor(TrainerCallback):
+    """Saves the processor beside every checkpoint, to which TRL leaves it out of some."""
 
-    The image tokenizer's weights are put back from the checkpoint `source`: DeepSpeed in bf16 rounds all weights, and
-    other weights make other codes. The processor is saved beside them.
-    """
-    frozen = frozen_weights(source)
-    for path in sorted(folder.glob("*.safetensors")):
-        weights = load_file(path)
-        if any(name.startswith(FROZEN) for name in weights):
-            merged = {name: frozen.get(name, value) for name, value in weights.items()}
-            with atomic_path(path) as partial:
-                save_file(merged, partial, {"format": "pt"})
-    processor.save_pretrained(folder)
-
-
-class Complete(TrainerCallback):
-    """`complete` for every checkpoint."""
-
-    def __init__(self, source: Path, processor: UnifiedProcessor) -> None:
-        self.source, self.processor = source, processor
+    def __init__(self, processor: UnifiedProcessor) -> None:
+        self.processor = processor
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if state.is_world_process_zero:
-            complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.source, self.processor)
+            self.processor.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def check(args: DpoArguments) -> Path:
@@ -175,7 +156,7 @@ def build_trainer(
     else:
         model = prepare_full(model, args.train_text_rows)
         given["ref_model"] = None if args.precompute_ref_log_probs else load()
-    trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, Complete(checkpoint, processor)])
+    trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
     report.trainer = trainer
     return trainer
 
@@ -239,7 +220,7 @@ def main() -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        complete(Path(args.output_dir), checkpoint, processor)
+        processor.save_pretrained(args.output_dir)
         shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
     shut_down(trainer.accelerator)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import load_script
 from pairs import toy_pairs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.checkpoints.loading import load
@@ -202,18 +202,6 @@ def test_precomputed_log_probs_of_an_adapter_are_those_of_its_copy(dpo: Dpo, ima
     steps = ["--tuning", "lora", "--model", image_adapter, "--train_sampling_strategy", "sequential"]
     computed, before = (dpo("imut", *steps, "--precompute_ref_log_probs", flag) for flag in (False, True))
     assert reference(before) == pytest.approx(reference(computed), rel=1e-5, abs=1e-4)
-
-
-def test_a_rounded_tokenizer_is_put_back(toy_checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copytree(toy_checkpoint, tmp_path / "saved")
-    path = tmp_path / "saved/model.safetensors"
-    save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="fingerprint"):
-        UnifiedForCausalLM.from_pretrained(tmp_path / "saved")
-    processor = UnifiedProcessor.from_pretrained(toy_checkpoint)
-    load_script("recipes/dpo.py").complete(tmp_path / "saved", toy_checkpoint, processor)
-    model = UnifiedForCausalLM.from_pretrained(tmp_path / "saved", dtype="bfloat16")
-    assert model.lm_head.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

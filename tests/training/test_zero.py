@@ -4,25 +4,22 @@ Tolerance: losses within 1e-4 of each other (relative), over two epochs.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_ranks import CONFIG, assert_tokenizer_unchanged, train, zero
 
 from unified.checkpoints.loading import load
 from unified.inference.text_to_image import draw
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "recipes/configs/tiny.yaml"
 # Read in order and in batches of 2 x 2: one process, then the other, then both have no image at all in a step.
 # So it is in evaluation, whose first batch gives the second process text alone.
 TRAIN, EVAL = "dattttdatttt", "dattttad"
 SETTINGS = ["--max_steps", 6, "--eval_strategy", "steps", "--eval_steps", 3, "--sample_prompts", "two cats"]
+SETTINGS += ["--weight_decay", 0.5]  # which would show in whatever DeepSpeed takes for trained
 LOSSES = ("loss", "grad_norm", "text_loss", "image_loss", "scale_1_loss", "scale_2_loss", "images_seen")
 
 
@@ -42,14 +39,8 @@ def one_process(
 
 
 def two_processes(stage: int, out: Path, *arguments: object) -> Path:
-    """Train with two processes of batches of 2, launched as the manual says; returns the output folder."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [f"recipes/accelerate_configs/cpu_zero{stage}.yaml", "recipes/sft.py", "--config", str(CONFIG)]
-    command += ["--ddp_backend", "gloo", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2"]
-    command += ["--output_dir", str(out), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
+    """Train with two processes; returns the output folder."""
+    train(zero(stage), out, *arguments)
     assert list(out.glob("checkpoint-6/global_step6/*optim_states.pt")), "DeepSpeed was not used"
     return out
 
@@ -85,5 +76,10 @@ def test_two_processes_train_as_one(
     assert weights.keys() - {"lm_head.weight"} == expected.keys()  # DeepSpeed writes a tied matrix twice
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert_tokenizer_unchanged(two, toy_checkpoint)
+    states = [torch.load(path, weights_only=False) for path in two.glob("checkpoint-6/global_step6/*model_states.pt")]
+    trained = {name for state in states for group in state["param_shapes"] for name in group}
+    assert "model.image_embedding.start.weight" in trained
+    assert not [name for name in trained if "vq_model" in name]
     model, processor = load(two, device="cpu")
     assert draw(model, processor, ["two cats"], seed=1)[0].size == (16, 16)

@@ -27,6 +27,7 @@ from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, check_layer_types
+from unified.models.frozen_tokenizer import FrozenImageTokenizer
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
@@ -121,7 +122,7 @@ def join(
         model = UnifiedForCausalLM(config)
     model.model.set_backbone(backbone.base_model)
     model.lm_head = backbone.get_output_embeddings()
-    model.model.vq_model = vq_model.requires_grad_(False)
+    model.model.vq_model = FrozenImageTokenizer.of(vq_model)
     model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)
     model.generation_config = backbone.generation_config
     return model.eval()

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
-from safetensors import safe_open
 
 from unified.checkpoints.adapters import (
     ADAPTER_WEIGHTS,
@@ -23,8 +22,6 @@ from unified.hardware.device import best_device
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
-
-FROZEN = "model.vq_model."
 
 
 def load(
@@ -82,15 +79,6 @@ def weights_digest(model_dir: str | os.PathLike) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def frozen_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The image tokenizer's weights in a checkpoint, by their names there."""
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            weights |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(FROZEN)}
-    return weights
 
 
 def check_checkpoint(folder: Path) -> None:

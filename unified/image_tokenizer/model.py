@@ -81,8 +81,9 @@ class VQModel(StrictPreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Codes (B, L) int64 of `pixel_values` (B, 3, H, W) in [-1, 1]."""
-        return self.quantizer.quantize(self.features(pixel_values))
+        """Codes (B, L) int64 of `pixel_values` (B, 3, H, W) in [-1, 1], the same under autocast as without."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return self.quantizer.quantize(self.features(pixel_values))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

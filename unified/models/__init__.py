@@ -5,6 +5,7 @@ vocabulary            codes <-> ids; the only offset arithmetic
 messages              conversations: roles, text and image parts
 processing            UnifiedProcessor: chat template, chats -> ids, ids -> text and images
 sequence_layout       images, scales, RoPE positions and attention mask, derived from input_ids
+frozen_tokenizer      the image tokenizer inside a model: buffers, float32
 image_embedding       input states of image positions
 attention             attention with a block mask, fast on CPUs
 format_version        translates values that earlier versions stored
@@ -22,6 +23,7 @@ __all__ = [
     "attention",
     "configuration",
     "format_version",
+    "frozen_tokenizer",
     "generation",
     "image_embedding",
     "image_sampling",

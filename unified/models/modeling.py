@@ -14,10 +14,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.files.weights import StrictPreTrainedModel
-from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_ids, scale_spans
 from unified.models.attention import prepare_mask
 from unified.models.configuration import UnifiedConfig, check_layer_types
+from unified.models.frozen_tokenizer import FrozenImageTokenizer, frozen_names
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
@@ -43,6 +43,11 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
         return next(self.base_model.get_submodule("language_model").parameters()).dtype
 
     @property
+    def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
+        """Read by DDP, which would otherwise send the tokenizer to all ranks before every forward pass."""
+        return frozen_names(self)
+
+    @property
     def is_gradient_checkpointing(self) -> bool:
         """HF's deprecated name, which PEFT 0.21 and TRL 1.16 use; HF's property warns every time."""
         return self.is_activation_checkpointing
@@ -60,10 +65,9 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__(config)
-        self.vq_model = VQModel(config.vq_config)
+        self.vq_model = FrozenImageTokenizer(config.vq_config)
         self.image_embedding = ImageEmbedding(config)
         self.set_backbone(AutoModel.from_config(config.text_config))
-        self.vq_model.requires_grad_(False)
         self.post_init()
 
     def set_backbone(self, backbone: PreTrainedModel) -> None:
@@ -76,12 +80,6 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
-
-    def train(self, mode: bool = True) -> "UnifiedModel":
-        """Set training mode, except for the frozen tokenizer."""
-        super().train(mode)
-        self.vq_model.eval()
-        return self
 
     @torch.no_grad()
     def image_features(self, codes: Tensor, input_image_codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +257,9 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         """Load a checkpoint; ValueError where its tokenizer is not the one its codes were made with."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if is_deepspeed_zero3_enabled():  # the weights are partitioned; one process has checked them before
+        if is_deepspeed_zero3_enabled():
             model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
-        else:
-            model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
+        model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
         return loaded
 
     def loss_weights(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

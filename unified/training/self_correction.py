@@ -6,15 +6,12 @@ of later scales are quantized again, from the residual of the corrupted image.
 Legend: B batch, T sequence, N images, L codes of an image.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unified.checkpoints.loading import FROZEN, frozen_weights
-from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.quantizer import MultiScaleQuantizer
 from unified.image_tokenizer.scales import scale_spans
 from unified.models.configuration import UnifiedConfig
@@ -57,17 +54,12 @@ def check_code_noise(config: UnifiedConfig, max_share: float) -> None:
 class SelfCorrection:
     """Corrupts the images of training steps, up to `max_share` of their codes before the last scale.
 
-    Keeps a copy of the image tokenizer, from the checkpoint of `core`: ZeRO-3 partitions the model's own, and bf16
-    training rounds it. Raises ValueError as `check_code_noise`.
+    Raises ValueError as `check_code_noise`.
     """
 
     def __init__(self, core: UnifiedForCausalLM, max_share: float) -> None:
         check_code_noise(core.config, max_share)
         self.core, self.max_share = core, max_share
-        tokenizer = VQModel(core.config.vq_config)
-        weights = frozen_weights(Path(str(core.name_or_path)))
-        tokenizer.load_state_dict({name.removeprefix(FROZEN): weight for name, weight in weights.items()})
-        self.quantizer = tokenizer.quantizer.float().eval().requires_grad_(False)
 
     def __call__(self, inputs: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
         """`inputs` of training step `step` with corrupted `input_ids` (B, T) and their targets in `labels` (B, T).
@@ -83,7 +75,7 @@ class SelfCorrection:
         entropy = np.random.SeedSequence([seed, step, int(ids.sum())]).generate_state(1)
         generator = torch.Generator().manual_seed(int(entropy[0]))
         with torch.autocast(ids.device.type, enabled=False):
-            corrupted = corrupt_codes(self.quantizer.to(ids.device), codes, self.max_share, generator)
+            corrupted = corrupt_codes(self.core.model.vq_model.quantizer, codes, self.max_share, generator)
         input_codes, targets = map(vocabulary.codes_to_ids, corrupted)
         trained = is_output & (labels != -100)
         labels = torch.where(trained, labels.masked_scatter(is_output, targets), labels)

@@ -15,10 +15,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
 from unified.checkpoints.adapters import adapter_positions, is_adapter
-from unified.checkpoints.loading import FROZEN, frozen_weights
 from unified.files.images import write_image
 from unified.files.weights import check_weights
 from unified.inference.text_to_image import contact_sheet, draw
+from unified.models.frozen_tokenizer import check_frozen
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
@@ -128,6 +128,7 @@ class UnifiedTrainer(Trainer):
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
+        check_frozen(self.core.model.vq_model)
         noise = self.args.code_noise
         self.self_correction = SelfCorrection(self.core, noise) if noise else None
         groups = 1 + len(self.core.config.patch_nums)
@@ -186,12 +187,6 @@ class UnifiedTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         seen = [entry["images_seen"] for entry in self.state.log_history if "images_seen" in entry]
         self.images_seen = seen[-1] if checkpoint and seen else 0.0
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As HF's, with the image tokenizer of the base: DeepSpeed in bf16 rounds all weights, which changes codes."""
-        if state_dict is not None and any(name.startswith(FROZEN) for name in state_dict):
-            state_dict = state_dict | frozen_weights(Path(str(self.core.name_or_path)))
-        super()._save(output_dir, state_dict)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a separate learning rate for the new modules."""
