@@ -263,16 +263,14 @@ def ask_and_print(conversation: "Chat", question: str, out_dir: Path) -> None:
         typer.echo()  # the end of the line that was streamed
     for part in parts:
         if part["type"] == "image":
-            typer.echo(f"[image: {save_generated(conversation, part['codes'], out_dir)}]")
+            typer.echo(f"[image: {save_numbered(part['image'], out_dir)}]")
 
 
-def save_generated(conversation: "Chat", codes: Any, out_dir: Path) -> Path:
-    """Write a generated image under the folder's next free number; returns its path."""
-    from unified.inference.text_to_image import codes_to_images
-
+def save_numbered(image: Any, out_dir: Path) -> Path:
+    """Write a generated image (PIL) under the folder's next free number; returns its path."""
     taken = [int(path.stem) for path in out_dir.glob("*.png") if path.stem.isdecimal()]
     path = out_dir / f"{max(taken, default=-1) + 1:03d}.png"
-    save(codes_to_images(conversation.model, codes[None])[0], path, announce=False)
+    save(image, path, announce=False)
     return path
 
 

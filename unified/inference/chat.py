@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, TextStreamer
 
 from unified.files.images import image_to_pixels
+from unified.inference.text_to_image import codes_to_images
 from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
 from unified.models.modeling import UnifiedForCausalLM
@@ -72,8 +73,9 @@ class Chat:
             self.pending_images.append(self.model.model.vq_model.encode(pixels)[0].cpu())
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-        """The model's answer as parts `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`.
+        """The model's answer as parts `{"type": "text", "text"}` and `{"type": "image", "image", "codes": (L,)}`.
 
+        `image` is a PIL image, decoded from `codes`.
         `on_text` is called with each word as it is generated. Raises ValueError when the conversation no longer fits
         the model's context; the question is then not added to it.
         """
@@ -104,4 +106,8 @@ class Chat:
             do_sample=False,
             streamer=on_text and Streamer(self.processor, on_text),
         )
-        return self.processor.decode_parts(ids[0, inputs["input_ids"].shape[1] :])
+        parts = self.processor.decode_parts(ids[0, inputs["input_ids"].shape[1] :])
+        for part in parts:
+            if part["type"] == "image":
+                (part["image"],) = codes_to_images(self.model, part["codes"][None])
+        return parts
