@@ -73,7 +73,11 @@ def test_parquet_images_are_bytes_or_a_file(tmp_path):
     [
         ({"images": []}, "no `messages`"),
         ({"messages": [{"role": "user"}]}, "lacks `role` or `content`"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        (
+            {"messages": [{"role": "developer", "content": "x"}]},
+            "role 'developer'; choose from system, user, assistant, tool",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "has keys ['content', 'name', 'role']"),
         ({"messages": [{"role": "user", "content": 3}]}, "content 3"),
         (row([], [{"type": "image", "image": "cat.png"}]), "its file goes into `images`"),
         (row([], [{"type": "text"}]), "part {'type': 'text'}"),

@@ -24,7 +24,7 @@ from unified.data.rows import write_parquet
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import content_parts, count_images
+from unified.models.messages import content_parts, count_images, shorten
 from unified.models.processing import UnifiedProcessor
 
 MESSAGES = List({"role": Value("string"), "content": List(PART)})
@@ -155,12 +155,9 @@ def _turns(value: Any, role: str) -> list[Pair]:
         value = [{"role": role, "content": value}]
     messages = [value] if isinstance(value, Mapping) else list(value or [])
     if not all(isinstance(message, Mapping) for message in messages):
-        raise ValueError(f"{str(value)[:60]!r} is no conversation; give messages with role and content")
-    turns = []
-    for message in messages:
-        parts = [{"type": part["type"], "text": part.get("text")} for part in content_parts(message)]
-        turns.append({"role": message["role"], "content": parts})
-    return turns
+        raise ValueError(f"{shorten(value)} is no conversation; give messages with role and content")
+    beside = "codes of images go into `codes`, `chosen_codes` and `rejected_codes`"
+    return [{"role": message["role"], "content": content_parts(message, beside=beside)} for message in messages]
 
 
 def _split_prompt(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from unified.files.atomic import atomic_path, write_text
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
+from unified.models.messages import content_parts, count_images, shorten
 
 _MESSAGES = pa.list_(
     pa.struct(
@@ -37,7 +38,6 @@ ENCODED_SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
-ROLES = ("system", "user", "assistant")
 _BATCH_ROWS = 256  # rows of parquet held in memory at once, images included
 
 
@@ -149,7 +149,7 @@ def init_output_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
         changed = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
         if changed:
             key = changed[0]
-            values = f"{_short(found.get(key))}, not {_short(settings.get(key))}"
+            values = f"{shorten(found.get(key))}, not {shorten(settings.get(key))}"
             raise ValueError(f"{folder} was made with {key} {values}; give another --out or delete the folder")
         return folder
     if has_shards:
@@ -187,39 +187,16 @@ def _checked(record: dict[str, Any], path: Path, where: str) -> Row:
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: no `messages`; give a list of {{role, content}} as Hugging Face chats have")
-    messages = [_checked_message(message, where) for message in messages]
+    parts = [content_parts(message, where, "its file goes into `images`") for message in messages]
+    messages = [{"role": m["role"], "content": content} for m, content in zip(messages, parts, strict=True)]
     images = [_image_ref(image, path, where) for image in record.get("images") or []]
-    parts = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if parts != len(images):
-        raise ValueError(f"{where}: {parts} image parts in `messages` but {len(images)} `images`; give one each")
+    count = count_images(messages)
+    if count != len(images):
+        raise ValueError(f"{where}: {count} image parts in `messages` but {len(images)} `images`; give one each")
     metadata = record.get("metadata")
     if not isinstance(metadata, str):
         metadata = json.dumps(metadata or {})
     return Row(messages, images, metadata, str(record.get("source") or path.stem), where)
-
-
-def _checked_message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise ValueError(f"{where}: message {_short(message)} lacks `role` or `content`; give both")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ValueError(f"{where}: role {_short(role)}; choose from {', '.join(ROLES)}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise ValueError(f"{where}: content {_short(content)} of role {role}; give a string or a list of parts")
-    return {"role": role, "content": [_checked_part(part, where) for part in content]}
-
-
-def _checked_part(part: Any, where: str) -> dict[str, str | None]:
-    if isinstance(part, dict):
-        given = {key for key, value in part.items() if value is not None}
-        if part.get("type") == "text" and given == {"type", "text"} and isinstance(part["text"], str):
-            return {"type": "text", "text": part["text"]}
-        if part.get("type") == "image" and given == {"type"}:
-            return {"type": "image", "text": None}
-    text, image = '{"type": "text", "text": "..."}', '{"type": "image"}'
-    raise ValueError(f"{where}: part {_short(part)}; write {text} or {image} (its file goes into `images`)")
 
 
 def _image_ref(image: Any, path: Path, where: str) -> ImageRef:
@@ -229,9 +206,4 @@ def _image_ref(image: Any, path: Path, where: str) -> ImageRef:
         return ImageRef(image.get("path") or where, data=image["bytes"])
     if isinstance(image, dict) and image.get("path"):
         return ImageRef(image["path"], file=path.parent / image["path"])
-    raise ValueError(f"{where}: image {_short(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    raise ValueError(f"{where}: image {shorten(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")

@@ -36,23 +36,49 @@ def continue_conversation(messages: Sequence[Message], following: Sequence[Messa
     return [*messages, *(message for message in following if message["role"] != "system")]
 
 
-def content_parts(message: Message) -> list[dict[str, Any]]:
-    """Content parts of a message; a plain string is one text part.
+def content_parts(message: Any, where: str = "", beside: str = "") -> list[dict[str, Any]]:
+    """Content parts of a message; a plain string is one text part. Null values count as missing.
+
+    Args:
+        where: `file:line` of the message, which errors begin with.
+        beside: for messages on disk: says where their images lie. Parts may then have no keys but `type` and `text`,
+            and are returned with both.
 
     Raises ValueError for unknown keys, roles (templates would render them between special tokens) or parts.
     """
-    if set(message) != {"role", "content"}:
-        raise ValueError(f"a message has keys {sorted(message)}; it takes 'role' and 'content' only")
-    if message["role"] not in ROLES:
-        raise ValueError(f"a message has role {message['role']!r}; choose from {', '.join(ROLES)}")
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    for part in parts:
-        if part["type"] not in ("text", "image"):
-            raise ValueError(f"a content part has type {part['type']!r}; parts are of type 'text' or 'image'")
-        if part["type"] == "text" and not isinstance(part["text"], str):
-            raise ValueError(f"a text part holds {part['text']!r}; give it a string")
-    return parts
+    start = f"{where}: " if where else ""
+    keys = {key for key, value in message.items() if value is not None} if isinstance(message, Mapping) else set()
+    if keys != {"role", "content"}:
+        wrong = f"has keys {sorted(keys)}" if keys > {"role", "content"} else "lacks `role` or `content`"
+        raise ValueError(f"{start}message {shorten(message)} {wrong}; it takes 'role' and 'content' only")
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise ValueError(f"{start}role {shorten(role)}; choose from {', '.join(ROLES)}")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise ValueError(f"{start}content {shorten(content)} of role {role}; give a string or a list of parts")
+    for part in content:
+        if not _is_part(part, only_text=bool(beside)):
+            text, image = '{"type": "text", "text": "..."}', '{"type": "image"}'
+            raise ValueError(f"{start}part {shorten(part)}; write {text} or {image}{beside and f' ({beside})'}")
+    return [{"type": part["type"], "text": part.get("text")} for part in content] if beside else list(content)
+
+
+def _is_part(part: Any, only_text: bool) -> bool:
+    keys = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
+    if "type" not in keys or part["type"] not in ("text", "image"):
+        return False
+    expected = {"type", "text"} if part["type"] == "text" else {"type"}
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        return False
+    return keys == expected or not only_text
+
+
+def shorten(value: Any, width: int = 80) -> str:
+    """`repr` of a value for an error message, cut off after `width` characters."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def is_output(message: Message) -> bool:
