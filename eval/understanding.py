@@ -40,7 +40,16 @@ from unified.inference.batched_answers import AnswerLog, answer, follow_up, imag
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, draw_scene
-from unified.scenes.understanding import PARTS, WORDINGS, Domain, Judgement, Question, judge, questions, summary
+from unified.scenes.understanding import (
+    PARTS,
+    WORDINGS,
+    Domain,
+    Question,
+    ScoredAnswer,
+    questions,
+    score_answer,
+    summary,
+)
 
 
 @dataclass
@@ -84,10 +93,10 @@ def main() -> None:
     model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
     config = settings(args)
     log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
-    judged = ask(model, processor, asked, log, args)
-    log.write(judgement.record() for judgement in judged)  # old answers as they are parsed today
+    scored = ask(model, processor, asked, log, args)
+    log.write(answer.record() for answer in scored)  # old answers as they are parsed today
     made = {"tokenizer": model.config.vq_fingerprint, "prompts_sha256": digest(asked), "seconds": time.time() - start}
-    report(summary(judged) | made, config, args)
+    report(summary(scored) | made, config, args)
 
 
 def settings(args: UnderstandingArguments) -> dict[str, Any]:
@@ -102,19 +111,19 @@ def ask(
     asked: list[Question],
     log: AnswerLog,
     args: UnderstandingArguments,
-) -> list[Judgement]:
-    """Answers to all questions, judged; those of the log are not asked again."""
+) -> list[ScoredAnswer]:
+    """Answers to all questions, scored; those of the log are not asked again."""
     old = zip(asked, log.records, strict=False)
-    judged = [judge(question, record["answer"]) for question, record in old]
-    with tqdm(total=len(asked), initial=len(judged), unit="question") as bar:
-        for start in range(len(judged), len(asked), args.batch_size):
+    scored = [score_answer(question, record["answer"]) for question, record in old]
+    with tqdm(total=len(asked), initial=len(scored), unit="question") as bar:
+        for start in range(len(scored), len(asked), args.batch_size):
             batch = asked[start : start + args.batch_size]
             answers = put(model, processor, batch, args)
-            new = [judge(question, text) for question, text in zip(batch, answers, strict=True)]
-            log.add(judgement.record() for judgement in new)
-            judged += new
+            new = [score_answer(question, text) for question, text in zip(batch, answers, strict=True)]
+            log.add(answer.record() for answer in new)
+            scored += new
             bar.update(len(batch))
-    return judged
+    return scored
 
 
 def put(

@@ -15,7 +15,7 @@ from unified.arguments.parser import parse
 from unified.evaluation.metrics import GenevalRules, geneval_objects, geneval_verdict
 
 CLASSES = ("cat", "dog", "bus", "cup", "tv remote")
-TRUE = GenevalRules(score_threshold=0.42, counting_threshold=0.71)  # what the images below were judged by
+TRUE = GenevalRules(score_threshold=0.42, counting_threshold=0.71)  # the rules of the images below
 
 
 @pytest.fixture(scope="module")

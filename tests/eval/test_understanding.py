@@ -18,8 +18,8 @@ from unified.scenes.understanding import (
     Domain,
     Question,
     absent_classes,
-    judge,
     questions,
+    score_answer,
     summary,
 )
 
@@ -48,7 +48,7 @@ def asked(domain: Domain, count: int, seed: int = 0, wordings: str = "training")
 @pytest.mark.parametrize(("split", "layout"), list(itertools.product(("train", "heldout"), ("free", "tidy"))))
 def test_right_answers_score_one(split: str, layout: str, wordings: str) -> None:
     domain = Domain(split, layout)
-    found = summary(judge(question, told(question)) for question in asked(domain, 24, wordings=wordings))
+    found = summary(score_answer(question, told(question)) for question in asked(domain, 24, wordings=wordings))
     assert (found["value"], found["stderr"], found["unreadable"]) == (1, 0, 0)
     assert found["n"] == 24 * 8 and found["parts"]["existence"]["n"] == 24 * 4
     for setting in SETTINGS:
@@ -112,21 +112,21 @@ def test_too_few_classes_are_refused() -> None:
 
 def test_unreadable_and_wrong_answers_are_told_apart(few: Domain) -> None:
     (yes, *_) = questions("existence", 1, 0, few)
-    assert judge(yes, "No.").record()["reason"] == "no, not yes"
-    unreadable = judge(yes, "Perhaps.")
+    assert score_answer(yes, "No.").record()["reason"] == "no, not yes"
+    unreadable = score_answer(yes, "Perhaps.")
     assert (unreadable.read, unreadable.correct, unreadable.reason) == (None, False, "unreadable")
     caption = questions("caption", 1, 0, few)[0]
-    assert judge(caption, "cats").read is None and judge(caption, "a zebra").reason.startswith("says")
+    assert score_answer(caption, "cats").read is None and score_answer(caption, "a zebra").reason.startswith("says")
 
 
 def test_always_yes_is_half_right_and_silence_all_wrong(few: Domain) -> None:
     every = asked(few, 12)
-    found = summary(judge(question, "Yes.") for question in every)
+    found = summary(score_answer(question, "Yes.") for question in every)
     assert found["parts"]["existence"]["value"] == 0.5 and found["parts"]["colour"]["unreadable"] == 12
     for setting in SETTINGS:
         numbers = found["existence"][setting]
         assert (numbers["accuracy"], numbers["recall"], numbers["yes_share"]) == (0.5, 1, 1)
-    silent = summary(judge(question, "") for question in every)
+    silent = summary(score_answer(question, "") for question in every)
     assert silent["value"] == 0 and silent["unreadable"] == silent["n"] == 12 * 8
     assert silent["existence"]["random"] == {
         "accuracy": 0, "precision": 0, "recall": 0, "f1": 0, "yes_share": 0, "n": 24
@@ -135,10 +135,10 @@ def test_always_yes_is_half_right_and_silence_all_wrong(few: Domain) -> None:
 
 def test_the_value_is_the_mean_of_the_parts_and_errors_go_by_scenes(few: Domain) -> None:
     right = {"existence": 1, "counting": 1, "colour": 0, "relation": 0, "caption": 1}
-    found = summary(judge(q, told(q) if right[q.part] else "") for q in asked(few, 6))
+    found = summary(score_answer(q, told(q) if right[q.part] else "") for q in asked(few, 6))
     assert found["value"] == pytest.approx(3 / 5)
     # half of the scenes right in every question: as if each were one draw
-    halved = [judge(q, told(q) if q.number % 2 else "") for q in asked(few, 6)]
+    halved = [score_answer(q, told(q) if q.number % 2 else "") for q in asked(few, 6)]
     errors = {part: scores["stderr"] for part, scores in summary(halved)["parts"].items()}
     assert errors["existence"] == pytest.approx(errors["colour"]) == pytest.approx((0.25 / 5) ** 0.5)
     assert summary(halved)["stderr"] == pytest.approx((5 * 0.25 / 5) ** 0.5 / 5)

@@ -41,7 +41,7 @@ class GenevalArguments:
 
 
 def score_folder(args: GenevalArguments, detection: DetectionArguments, rules: GenevalRules) -> dict[str, Any]:
-    """Judge every image of a folder; the result, which is written to `args.out`.
+    """Score every image of a folder; the result, which is written to `args.out`.
 
     Raises ValueError as `read_folder` and `check_classes`, and for detections that another detector has made.
     """

@@ -1,4 +1,4 @@
-"""One page of many result JSONs: models by metrics, what each score is made of, pictures that were right or wrong."""
+"""One page of many result JSONs: models by metrics, the parts of each score, images that were right or wrong."""
 
 import html
 import json

@@ -98,7 +98,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ScoredAnswer:
     """An answer, what was parsed from it (None: unreadable), whether that is right, and if not, why."""
 
     question: Question
@@ -221,15 +221,15 @@ def _turn(tags: Sequence[str], number: int) -> str:
 # --- answers
 
 
-def judge(question: Question, answer: str) -> Judgement:
+def score_answer(question: Question, answer: str) -> ScoredAnswer:
     """Parse an answer and compare it with the truth; captions are checked mention by mention (`check_caption`)."""
     if question.part == "caption":
         said = read_caption(answer)
         correct, reason = check_caption(said, question.scene)
-        return Judgement(question, answer, None if said is None else answer, correct, reason)
+        return ScoredAnswer(question, answer, None if said is None else answer, correct, reason)
     read = _read(question, answer)
     reason = "" if read == question.truth else "unreadable" if read is None else f"{read}, not {question.truth}"
-    return Judgement(question, answer, read, read == question.truth, reason)
+    return ScoredAnswer(question, answer, read, read == question.truth, reason)
 
 
 def _read(question: Question, answer: str) -> str | None:
@@ -243,15 +243,15 @@ def _read(question: Question, answer: str) -> str | None:
     return None if count is None else str(count)
 
 
-def summary(judgements: Iterable[Judgement]) -> dict[str, Any]:
+def summary(scored: Iterable[ScoredAnswer]) -> dict[str, Any]:
     """What `write_result` takes: `value`, `n`, `stderr`, `parts`, POPE's numbers per setting, captions per task.
 
     The value is the unweighted mean of the five parts' accuracies, existence being that of its three settings.
     Standard errors take the questions about one scene together; the parts' scenes are independent.
     """
-    by_part: dict[str, list[Judgement]] = {part: [] for part in PARTS}
-    for judgement in judgements:
-        by_part[judgement.question.part].append(judgement)
+    by_part: dict[str, list[ScoredAnswer]] = {part: [] for part in PARTS}
+    for item in scored:
+        by_part[item.question.part].append(item)
     parts = {part: _accuracy(found) for part, found in by_part.items()}
     errors = [part["stderr"] for part in parts.values()]
     return {
@@ -265,27 +265,27 @@ def summary(judgements: Iterable[Judgement]) -> dict[str, Any]:
     }
 
 
-def _accuracy(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def _accuracy(scored: Sequence[ScoredAnswer]) -> dict[str, Any]:
     """Share of right answers; a yes of existence counts in each of its settings."""
     scenes: dict[int, list[float]] = defaultdict(list)
-    for judgement in judgements:
-        scenes[judgement.question.number] += [float(judgement.correct)] * max(len(judgement.question.settings), 1)
+    for item in scored:
+        scenes[item.question.number] += [float(item.correct)] * max(len(item.question.settings), 1)
     value, stderr = clustered_mean(scenes.values())
-    unreadable = sum(judgement.read is None for judgement in judgements)
-    return {"value": value, "stderr": stderr, "n": len(judgements), "unreadable": unreadable}
+    unreadable = sum(item.read is None for item in scored)
+    return {"value": value, "stderr": stderr, "n": len(scored), "unreadable": unreadable}
 
 
-def _pope(judgements: Sequence[Judgement], setting: str) -> dict[str, Any]:
+def _pope(scored: Sequence[ScoredAnswer], setting: str) -> dict[str, Any]:
     """POPE's numbers of one setting; an unreadable answer is no yes, and wrong in all but the share of yes."""
-    asked = [judgement for judgement in judgements if setting in judgement.question.settings]
-    truths = [judgement.question.truth == "yes" for judgement in asked]
-    answers = [truth == judgement.correct for judgement, truth in zip(asked, truths, strict=True)]
-    yes_share = sum(judgement.read == "yes" for judgement in asked) / len(asked)
+    asked = [item for item in scored if setting in item.question.settings]
+    truths = [item.question.truth == "yes" for item in asked]
+    answers = [truth == item.correct for item, truth in zip(asked, truths, strict=True)]
+    yes_share = sum(item.read == "yes" for item in asked) / len(asked)
     return binary_scores(answers, truths) | {"yes_share": yes_share, "n": len(asked)}
 
 
-def _by_tag(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
-    tags: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        tags[judgement.question.scene.tag].append(judgement)
+def _by_tag(scored: Iterable[ScoredAnswer]) -> dict[str, list[ScoredAnswer]]:
+    tags: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    for item in scored:
+        tags[item.question.scene.tag].append(item)
     return tags
