@@ -229,7 +229,8 @@ def test_readme_snippet_runs_and_its_packages_are_all(
     snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
     exec(snippet.replace("weights/scenes-smollm2", str(model_dir)), {})
-    assert Image.open(tmp_path / "cat.png").size == (16, 16)
+    with Image.open(tmp_path / "cat.png") as image:
+        assert image.size == (16, 16)
     imported = re.findall(r"^(?:from|import) (unified\S*)", snippet, re.MULTILINE)
     assert imported == ["unified"]  # no deeper than the public names
     packages = re.findall(r"^  (\w+)/ ", readme, re.MULTILINE)
