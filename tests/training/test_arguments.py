@@ -1,11 +1,15 @@
 """One dataclass field is a YAML key, a flag and a help text; bad input is one line and status 2."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import pytest
 
+from unified import UnifiedConfig, VQConfig
 from unified.arguments.parser import parse, run_main
+from unified.evaluation.detector import DetectorConfig
+from unified.scenes.detector_arguments import DetectorArguments
+from unified.training.arguments import ModelArguments
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 
 
@@ -162,3 +166,15 @@ def test_run_main_turns_bad_input_into_one_line(error, capsys, monkeypatch):
 def test_run_main_leaves_bugs_alone():
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: 1 / 0)
+
+
+def test_architectures_have_one_owner_of_their_defaults():
+    for arguments, config in ((TokenizerArguments, VQConfig), (DetectorArguments, DetectorConfig)):
+        assert config(**asdict(arguments())).to_dict() == {**config().to_dict(), **asdict(arguments())}
+        for name, value in asdict(arguments()).items():
+            own = getattr(config, name)
+            assert value == (list(own) if isinstance(own, tuple) else own), name
+    loss = {
+        name: getattr(UnifiedConfig, name) for name in ("modality_stride", "text_loss_weight", "scale_loss_weights")
+    }
+    assert loss.items() <= asdict(ModelArguments()).items()

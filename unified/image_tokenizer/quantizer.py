@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums, scale_spans
 
 
@@ -69,10 +70,10 @@ class MultiScaleQuantizer(nn.Module):
         codebook_size: int,
         code_dim: int,
         patch_nums: PatchNums,
-        phi_count: int = 4,
-        phi_ratio: float = 0.5,
-        cosine: bool = False,
-        beta: float = 0.25,
+        phi_count: int = VQConfig.phi_count,
+        phi_ratio: float = VQConfig.phi_ratio,
+        cosine: bool = VQConfig.cosine,
+        beta: float = VQConfig.beta,
     ) -> None:
         super().__init__()
         self.patch_nums = normalize_patch_nums(patch_nums)

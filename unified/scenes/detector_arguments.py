@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 
 from unified.arguments.fields import arg
+from unified.evaluation.detector import DetectorConfig
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
 @dataclass
 class DetectorArguments:
-    """Shape of the Scenes detector; the names are DetectorConfig's."""
+    """Shape of the Scenes detector; names and defaults are DetectorConfig's."""
 
-    channels: list[int] = arg([64, 112], "widths at strides 4 and 8")
-    num_blocks: list[int] = arg([2, 3], "residual blocks at strides 4 and 8; the last ones see the whole object")
+    channels: list[int] = arg(list(DetectorConfig.channels), "widths at strides 4 and 8")
+    num_blocks: list[int] = arg(
+        list(DetectorConfig.num_blocks), "residual blocks at strides 4 and 8; the last ones see the whole object"
+    )
 
 
 @dataclass

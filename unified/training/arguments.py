@@ -9,6 +9,7 @@ from trl import DPOConfig
 
 from unified.arguments.fields import arg, arg_of
 from unified.inference.arguments import SamplingArguments, sampling_of
+from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
 
 
@@ -26,9 +27,14 @@ class ModelArguments:
     compile_layers: bool = arg(
         False, "torch.compile the backbone's layers: half a minute at the start, then faster; needs g++"
     )
-    modality_stride: int = arg(1, "compute -log p(image) on every n-th image position, weighted n times; saves time")
-    text_loss_weight: float = arg(1.0, "weight of text tokens in the loss")
-    scale_loss_weights: list[float] | None = arg(None, "weight of every scale's codes in the loss; None is all 1")
+    modality_stride: int = arg(
+        UnifiedConfig.modality_stride,
+        "compute -log p(image) on every n-th image position, weighted n times; saves time",
+    )
+    text_loss_weight: float = arg(UnifiedConfig.text_loss_weight, "weight of text tokens in the loss")
+    scale_loss_weights: list[float] | None = arg(
+        UnifiedConfig.scale_loss_weights, "weight of every scale's codes in the loss; None is all 1"
+    )
 
 
 @dataclass

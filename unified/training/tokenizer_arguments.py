@@ -4,23 +4,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified.arguments.fields import arg
+from unified.image_tokenizer.configuration import VQConfig
 
 
 @dataclass
 class TokenizerArguments:
-    """Architecture of the image tokenizer; names as in VQConfig."""
+    """Architecture of the image tokenizer; names and defaults are those of VQConfig."""
 
-    architecture: Literal["small", "var"] = arg("small", "small: stride-4 stem, for CPUs; var: VAR's own network")
-    image_size: int = arg(64, "side of the square images in pixels")
-    channels: list[int] = arg([96, 152], "width of every resolution, fine to coarse; each step halves the sides")
-    num_res_blocks: int = arg(1, "residual blocks per resolution of the encoder; the decoder has one more")
-    codebook_size: int = arg(1024, "number of codes V; each adds one row to the LLM's vocabulary")
-    code_dim: int = arg(16, "dimension C of a code")
-    patch_nums: list[int] = arg([1, 2, 4, 8], "sides of the scales, coarse to fine; the last one is the latent grid")
-    phi_count: int = arg(4, "number of phi convolutions the scales share")
-    phi_ratio: float = arg(0.5, "share of the convolution in phi(h) = (1 - r) h + r conv(h)")
-    cosine: bool = arg(False, "nearest code by cosine instead of Euclidean distance (VAR's using_znorm)")
-    beta: float = arg(0.25, "weight of the commitment term inside the VQ loss")
+    architecture: Literal["small", "var"] = arg(
+        VQConfig.architecture, "small: stride-4 stem, for CPUs; var: VAR's own network"
+    )
+    image_size: int = arg(VQConfig.image_size, "side of the square images in pixels")
+    channels: list[int] = arg(
+        list(VQConfig.channels), "width of every resolution, fine to coarse; each step halves the sides"
+    )
+    num_res_blocks: int = arg(
+        VQConfig.num_res_blocks, "residual blocks per resolution of the encoder; the decoder has one more"
+    )
+    codebook_size: int = arg(VQConfig.codebook_size, "number of codes V; each adds one row to the LLM's vocabulary")
+    code_dim: int = arg(VQConfig.code_dim, "dimension C of a code")
+    patch_nums: list[int] = arg(
+        list(VQConfig.patch_nums), "sides of the scales, coarse to fine; the last one is the latent grid"
+    )
+    phi_count: int = arg(VQConfig.phi_count, "number of phi convolutions the scales share")
+    phi_ratio: float = arg(VQConfig.phi_ratio, "share of the convolution in phi(h) = (1 - r) h + r conv(h)")
+    cosine: bool = arg(VQConfig.cosine, "nearest code by cosine instead of Euclidean distance (VAR's using_znorm)")
+    beta: float = arg(VQConfig.beta, "weight of the commitment term inside the VQ loss")
 
 
 @dataclass
