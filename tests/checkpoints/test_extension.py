@@ -168,7 +168,7 @@ def test_a_backbone_that_multiplies_its_logits_is_refused(tiny_llm_dir: Path, vq
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of kind full_attention, linear_attention"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type full_attention, linear_attention"),
         ({"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 8}, "no attention heads"),
     ],
 )
