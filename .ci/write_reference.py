@@ -144,11 +144,10 @@ def unified_flags() -> dict[str, Any]:
 def unified_section(name: str, command: Any) -> str:
     lines = ["| flag | default | |", "| --- | --- | --- |"]
     for parameter in command.params:
-        word = (
-            f"`{max(parameter.opts, key=len)}`" if parameter.opts[0].startswith("-") else f"`{parameter.name.upper()}`"
-        )
+        option = max(parameter.opts, key=len)
+        word = "--" + option[2:].replace("-", "_") if option.startswith("--") else str(parameter.name).upper()
         default = "*required*" if parameter.required else f"`{shown(parameter.default)}`"
-        lines.append(f"| {word} | {default} | {escaped(parameter.help or '')} |")
+        lines.append(f"| `{word}` | {default} | {escaped(parameter.help or '')} |")
     return f"### unified {name}\n\n{command.help}\n\n" + "\n".join(lines) + "\n"
 
 

@@ -4,15 +4,18 @@ import importlib
 import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import load_script
+from PIL import Image
 from shell_blocks import BLOCK, Line, Page, blocks, read_page
 
 import unified
+from unified.data.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = load_script(".ci/write_reference.py")
@@ -134,6 +137,23 @@ def test_python_shown_compiles_and_imports_what_is_there(path: Path) -> None:
         compile(code, f"{name(path)}:{number}", "exec")
         for module, names in re.findall(r"^from (unified[\w.]*) import (.*)$", code, re.MULTILINE):
             assert not [word for word in names.split(", ") if not hasattr(importlib.import_module(module), word)]
+
+
+def test_the_parquet_that_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, code, _), *_ = blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"), "python")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 16), (200, 30, 30)).save("cat.png")
+    exec(code, {})
+    Path("cat.png").unlink()  # the bytes are inside
+    (row,) = read_rows("rows.parquet")
+    assert [message["content"][0]["type"] for message in row.messages] == ["text", "image"]
+    assert Image.open(BytesIO(row.images[0].read())).size == (20, 16)
+
+
+def test_rows_that_are_shown_are_rows(tmp_path: Path) -> None:
+    text = "".join(code for _, code, _ in blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"), "json"))
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    assert [len(row.images) for row in read_rows(tmp_path / "rows.jsonl")] == [1, 1, 0, 2]
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -78,7 +78,8 @@ def test_draw_strip_ends_with_the_image(model_dir: Path, tmp_path: Path) -> None
     assert run(*draw, "--out", tmp_path / "plain.png").exit_code == 0
     assert run(*draw, "--out", tmp_path / "x.png", "--strip").exit_code == 0
     assert Image.open(tmp_path / "x.png").tobytes() == Image.open(tmp_path / "plain.png").tobytes()
-    assert Image.open(tmp_path / "x_scales.png").size[0] == 2 * 168 + 8  # two scales side by side
+    with Image.open(tmp_path / "x_scales.png") as strip:
+        assert strip.size[0] == 2 * 168 + 8  # two scales side by side
 
 
 def test_piped_chat_with_images_and_reset(model_dir: Path, tmp_path: Path) -> None:
@@ -106,7 +107,8 @@ def test_piped_chat_with_images_and_reset(model_dir: Path, tmp_path: Path) -> No
     assert f"[image: {tmp_path / 'generated' / '000.png'}]" in result.stdout
     assert f"[{tmp_path / 'cat.png'} is part of your next question]" in result.stdout
     assert "[a new conversation]" in result.stdout and "<|" not in result.stdout
-    assert Image.open(tmp_path / "generated" / "000.png").size == (16, 16)
+    with Image.open(tmp_path / "generated" / "000.png") as image:
+        assert image.size == (16, 16)
     assert len(list((tmp_path / "generated").iterdir())) == result.stdout.count("[image: ") >= 2
 
 

@@ -87,7 +87,8 @@ def test_count_keeps_every_object_and_the_seed_says_which_others(render: Run) ->
     assert first == names("b") != names("c", "--seed", 1)
     plain = render("--no_pairs", "--colours", "", out="d")
     assert {path.name for path in plain.glob("*.png")} == {f"{name}.png" for name in NEW_OBJECTS}
-    assert Image.open(plain / "star.png").size == (CANVAS, CANVAS)
+    with Image.open(plain / "star.png") as star:
+        assert star.size == (CANVAS, CANVAS)
 
 
 def test_prompts_are_genevals_and_ask_for_more_than_was_shown(render: Run, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_two_steps_leave_a_tokenizer_logs_a_grid_and_a_checkpoint(trained):
     expected = {"train/l1", "train/l2", "train/vq", "usage/scale_1", "perplexity/scale_0", "images_per_second"}
     assert expected | {"eval/psnr", "eval/psnr_scale_0", "eval/psnr_scale_1"} <= merged.keys()
     assert merged["eval/psnr"] == merged["eval/psnr_scale_1"]
-    assert Image.open(trained / "grids" / "0000002.png").size == (4 * 16, 2 * 16)
+    with Image.open(trained / "grids" / "0000002.png") as grid:
+        assert grid.size == (4 * 16, 2 * 16)
     assert [path.name for path in trained.glob("checkpoint-*")] == ["checkpoint-0000002"]
     assert list((trained / "tensorboard").glob("events*"))
 

@@ -215,7 +215,8 @@ def test_sample_images_are_written_at_every_evaluation(
     trainer.train()
     sheets = sorted((tmp_path / "out" / "samples").glob("*.png"))
     assert [sheet.name for sheet in sheets] == ["000001.png", "000002.png"]
-    width, height = Image.open(sheets[0]).size
+    with Image.open(sheets[0]) as sheet:
+        width, height = sheet.size
     assert width > height > 160
     losses = [entry["loss"] for entry in logged(trainer)]
     assert losses[1] < losses[0]
