@@ -18,6 +18,7 @@ import torch
 from conftest import load_script
 from pairs import toy_pairs
 from safetensors.torch import load_file
+from two_ranks import zero
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.checkpoints.loading import load
@@ -274,8 +275,7 @@ def test_two_processes_train_as_one(
     # read in order, 2 x 2 at a time: in some steps one process has images alone and the other text alone
     kinds = "iitttuuimmtt"
     expected = dpo(kinds, *settings)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [f"recipes/accelerate_configs/cpu_zero{stage}.yaml", "recipes/dpo.py", "--config", str(CONFIG)]
+    command = [sys.executable, "-m", *zero(stage), "recipes/dpo.py", "--config", str(CONFIG)]
     command += ["--ddp_backend", "gloo", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2"]
     command += ["--model", str(toy_checkpoint), "--train_files", str(pairs(kinds)), *map(str, settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
