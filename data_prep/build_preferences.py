@@ -22,6 +22,10 @@ that are missing; `settings.json` records a folder's inputs, and another model, 
 The prompts of a batch are run once, whatever --samples; guidance's unconditional prompt is run for every picture.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import hashlib
 import json
 from collections import Counter
@@ -57,7 +61,9 @@ from unified.evaluation.preference_scorers import (
     read_choices,
 )
 from unified.files.images import write_image
+from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
+from unified.hardware.setup import products, set_up_processes
 from unified.inference.arguments import SamplingArguments
 from unified.inference.samples_per_prompt import generate_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
@@ -231,14 +237,11 @@ def as_row(
     }
 
 
-def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> None:
+def build_from_prompts(args: BuildArguments, detection: DetectionArguments, state: PartialState) -> None:
     """Draw, score, pair; what is done is not done again."""
-    # first, as it gives each process its GPU; those that are done wait at the end for those that are not
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     prompts, scorer = read_captions(args.prompts), make_scorer(args, detection)
     check_prompts(prompts, scorer, args.prompts)
-    device = state.device if torch.cuda.is_available() else best_device()
-    model, processor = load(args.model, device, None if args.dtype == "auto" else args.dtype)
+    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
     shards, drawing = plan_shards(prompts, args), sample_settings(args, model)
     init_output_folder(shards[0].drawn.parent, drawing)
     if scorer:
@@ -246,7 +249,8 @@ def build_from_prompts(args: BuildArguments, detection: DetectionArguments) -> N
     drawn, seconds, mine = 0, Counter(), shards[state.process_index :: state.num_processes]
     for shard in tqdm(mine, unit="shard", disable=not state.is_main_process):
         started = perf_counter()
-        drawn += draw_shard(shard, model, processor, args)
+        with products():
+            drawn += draw_shard(shard, model, processor, args)
         seconds["drawing"] += perf_counter() - started
         if scorer is None:
             rows = pq.read_table(shard.drawn).to_pylist()
@@ -289,11 +293,11 @@ def build_from_questions(args: BuildArguments) -> None:
 
 
 def main() -> None:
-    args, detection = parse((BuildArguments, DetectionArguments))
+    hardware, args, detection = parse((HardwareArguments, BuildArguments, DetectionArguments))
     if args.questions:
         build_from_questions(args)
-    else:
-        build_from_prompts(args, detection)
+    else:  # its processes wait for each other at the end
+        build_from_prompts(args, detection, set_up_processes(hardware, timeout=timedelta(days=7)))
 
 
 if __name__ == "__main__":

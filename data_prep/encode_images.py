@@ -13,14 +13,21 @@ A picture that cannot be read is named on the screen, and its row goes to `OUT/0
 More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 from time import perf_counter
 
 from unified.arguments.parser import parse, run_main
 from unified.data.encoding import EncodeArguments, encode_rows
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up_processes
 
 
 def main() -> None:
-    (arguments,) = parse((EncodeArguments,))
+    hardware, arguments = parse((HardwareArguments, EncodeArguments))
+    set_up_processes(hardware)
     started = perf_counter()
     images, shards = encode_rows(arguments)
     print(f"{arguments.out}: {images} images encoded in {perf_counter() - started:.0f} s, {shards} shards in all")

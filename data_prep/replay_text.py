@@ -2,12 +2,16 @@
 
     python data_prep/replay_text.py --model out/smollm2 --out out/replay --jsonl replay.jsonl
 
-Greedy, in bf16, left-padded batches, the recipes' own system prompt. Of the prompts (one a line) every sixth is held
-out: `--split heldout` answers those. Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits
-every image tokenizer); a run that was stopped goes on after the last. An answer that --max-new-tokens cuts off is
-shortened to its last whole sentence and dropped when there is none: the model must not learn to stop half-way.
+Greedy, left-padded batches, the recipes' own system prompt; weights in bf16 where the machine has units for it, as for
+what is shipped, else in float32. Of the prompts (one a line) every sixth is held out: `--split heldout` answers those.
+Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits every image tokenizer); a run that
+was stopped goes on after the last. An answer that --max-new-tokens cuts off is shortened to its last whole sentence and dropped when there is none: the model must not learn to stop half-way.
 data_prep/replay/ holds what it wrote for SmolLM2; the recipes read that instead of running this.
 """
+
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
 
 import json
 import re
@@ -24,6 +28,10 @@ from unified.data.rows import init_output_folder, read_encoded_rows, write_encod
 from unified.files.atomic import write_text
 from unified.files.jsonl import parse_text
 from unified.files.weights import load_strict
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.device import best_device
+from unified.hardware.probe import DTYPES
+from unified.hardware.setup import set_up
 from unified.models.messages import SYSTEM_PROMPT
 
 HELD_OUT_EVERY = 6
@@ -63,15 +71,14 @@ def read_prompts(path: str, split: str, limit: int | None) -> list[str]:
     return chosen
 
 
-def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model in bf16 and its tokenizer, padding on the left; ValueError when there is none or no chat template."""
+def load(folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Model in `dtype` and its tokenizer, padding on the left; ValueError when there is none or no chat template."""
     if not Path(folder).is_dir():
         raise ValueError(f"--model {folder} is not a folder; make one with data_prep/convert_smollm2.py")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {folder} has no chat template; give an instruction-tuned model")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_strict(AutoModelForCausalLM, folder, dtype=torch.bfloat16).to(device).eval(), tokenizer
+    return load_strict(AutoModelForCausalLM, folder, dtype=dtype).to(best_device()).eval(), tokenizer
 
 
 @torch.no_grad()
@@ -105,14 +112,14 @@ def to_row(prompt: str, text: str) -> dict[str, Any]:
     return {"messages": messages, "codes": [], "metadata": "{}", "source": "replay"}
 
 
-def generate(arguments: ReplayArguments, prompts: list[str], out: Path) -> list[Path]:
+def generate(arguments: ReplayArguments, prompts: list[str], out: Path, dtype: torch.dtype) -> list[Path]:
     """Answer the prompts of every shard that is not there yet; all shards, in order."""
     size = arguments.batch_size
     shards = [out / f"{index:05d}.parquet" for index in range(-(-len(prompts) // size))]
     missing = [index for index, shard in enumerate(shards) if not shard.exists()]
     if not missing:
         return shards
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, dtype)
     with tqdm(total=len(prompts), initial=(len(shards) - len(missing)) * size, unit="prompt") as bar:
         for index in missing:
             batch = prompts[index * size : (index + 1) * size]
@@ -134,11 +141,12 @@ def write_jsonl(path: str, shards: list[Path]) -> None:
 
 
 def main() -> None:
-    (arguments,) = parse((ReplayArguments,))
+    hardware, arguments = parse((HardwareArguments, ReplayArguments))
+    choice = set_up(hardware, training=True)
     prompts = read_prompts(arguments.prompts, arguments.split, arguments.limit)
     settings = {"model": str(Path(arguments.model).resolve()), "max_new_tokens": arguments.max_new_tokens}
     out = init_output_folder(arguments.out, {**settings, "batch_size": arguments.batch_size, "prompts": prompts})
-    shards = generate(arguments, prompts, out)
+    shards = generate(arguments, prompts, out, DTYPES[choice.precision])
     if arguments.jsonl is not None:
         write_jsonl(arguments.jsonl, shards)
     print(f"{out}: {sum(1 for shard in shards for _ in read_encoded_rows(shard))} of {len(prompts)} answers kept")

@@ -11,6 +11,10 @@ either of these is a false positive, which a generator gets for nothing. Publish
 is the ceiling, of reconstructions if there is a tokenizer, and a table to stderr.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import sys
 import time
@@ -26,6 +30,8 @@ from tqdm import tqdm
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.detections import DetectionArguments, Detections, Detector
 from unified.files.results import prompts_digest, write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.image_tokenizer.loading import load_vq
 from unified.scenes.detector_ceilings import reconstructions, summary, wrong_captions
 from unified.scenes.prompts import near_miss
@@ -52,7 +58,8 @@ class CeilingArguments:
 
 
 def main() -> None:
-    args, detection = parse((CeilingArguments, DetectionArguments))
+    hardware, args, detection = parse((HardwareArguments, CeilingArguments, DetectionArguments))
+    set_up(hardware)
     started, scenes = time.monotonic(), sample(args)
     pictures = {"renders": [draw_scene(scene) for scene in scenes]}
     vq = None if args.vq is None else load_vq(args.vq)

@@ -13,6 +13,10 @@ draws the same picture again and again, or pictures all of one kind. Printed, an
     brightness, contrast, sharpness, colourfulness    means over all pictures, see unified/evaluation/diversity.py
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import time
 from dataclasses import dataclass, field
@@ -29,6 +33,8 @@ from unified.evaluation.geneval_files import Sample, read_folder, read_image, re
 from unified.evaluation.metrics import clustered_mean
 from unified.files.images import image_to_pixels
 from unified.files.results import prompts_digest, write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.losses import CodeUsage
 from unified.image_tokenizer.model import VQModel
@@ -96,7 +102,8 @@ def distances(pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    (args,) = parse((DiversityArguments,))
+    hardware, args = parse((HardwareArguments, DiversityArguments))
+    set_up(hardware)
     started = time.perf_counter()
     samples = read_folder(args.images)
     groups, vq = by_prompt(samples), load_vq(args.vq)

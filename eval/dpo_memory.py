@@ -13,6 +13,10 @@ resident. Printed, and written to --out, is one JSON:
     losses                 of both ways: the same number up to rounding
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import subprocess
 import sys
@@ -30,7 +34,9 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.data.preferences import PairCollator
 from unified.files.results import write_result
+from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
+from unified.hardware.setup import set_up
 from unified.models.processing import IGNORE_INDEX
 
 WAYS = ("fused", "logits")
@@ -44,7 +50,7 @@ class MemoryArguments:
     model: str = field(default="out/scenes-base", metadata={"help": "checkpoint, or an adapter, whose base is taken"})
     pairs: int = field(default=8, metadata={"help": "pairs of a step, twice as many rows"})
     prompt: str = field(default="a photo of a red apple", metadata={"help": "of all pairs"})
-    bf16: bool = field(default=True, metadata={"help": "autocast, as training does"})
+    bf16: bool | None = field(default=None, metadata={"help": "autocast; None: where training on this machine does"})
     way: Literal["fused", "logits"] | None = field(
         default=None, metadata={"help": "measure this one alone, in this process"}
     )
@@ -127,7 +133,11 @@ def measure_in_subprocess(args: MemoryArguments, way: str) -> dict[str, float]:
 
 
 def main() -> None:
-    (args,) = parse((MemoryArguments,))
+    hardware, args = parse((HardwareArguments, MemoryArguments))
+    choice = set_up(hardware, training=True)
+    if choice.device != "cuda" and sys.platform != "linux":
+        raise ValueError(f"peak memory of a step is not told by {sys.platform}; run this on Linux or on a CUDA GPU")
+    args.bf16 = choice.precision == "bf16" if args.bf16 is None else args.bf16
     if args.way:
         print(json.dumps(measure(args, args.way)))
         return

@@ -11,6 +11,10 @@ Printed, and written to --out, is one JSON. FID falls with the number of picture
 more for numbers that others are to believe.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import time
 from dataclasses import dataclass, field
@@ -28,7 +32,9 @@ from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
 from unified.files.images import center_crop, read_image
 from unified.files.results import write_result
+from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
+from unified.hardware.setup import set_up
 from unified.image_tokenizer.image_dataset import open_images
 
 
@@ -85,7 +91,8 @@ class Pictures:
 
 
 def main() -> None:
-    (args,) = parse((FidArguments,))
+    hardware, args = parse((HardwareArguments, FidArguments))
+    set_up(hardware)
     folders = [Pictures(args.a, args), Pictures(args.b, args)]
     net = Inception.load(args.inception).to(best_device())
     started, size = time.perf_counter(), folders[0].read(0).shape

@@ -20,22 +20,26 @@ float32, 45 in bfloat16 (in 5 pictures), and one pixel value in 25,000 by 1 of 2
 size.
 """
 
-import json
+from unified.hardware.waiting import set_wait_policy
 
-import torch
-from accelerate import PartialState
+set_wait_policy()  # before torch loads
+
+import json
 
 from unified import load
 from unified.arguments.parser import parse, run_main
-from unified.evaluation.image_folder import GenerateArguments, device_of, generate_folder, read_prompts, write_speed
+from unified.evaluation.image_folder import GenerateArguments, generate_folder, read_prompts, write_speed
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up_processes
 
 
 def main() -> None:
-    (args,) = parse((GenerateArguments,))
+    hardware, args = parse((HardwareArguments, GenerateArguments))
     read_prompts(args)  # a mistake in them is found before the model is loaded
-    state = PartialState(cpu=not torch.cuda.is_available())
-    model, processor = load(args.model, device_of(state), None if args.dtype == "auto" else args.dtype)
-    made = generate_folder(args, state, model, processor)
+    state = set_up_processes(hardware)
+    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
+    with products():
+        made = generate_folder(args, state, model, processor)
     if state.is_main_process and made.images == 0:
         print(f"{args.out}: nothing left to draw, {made.prompts} prompts with {args.samples} pictures each")
     elif state.is_main_process:  # its own speed: processes never wait for each other

@@ -13,6 +13,10 @@ GenEval's own keys for every image. Prints the score as one JSON, and a table to
 superfluous or broken files is refused, and the file named.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import sys
 
@@ -20,10 +24,13 @@ from unified.arguments.parser import parse, run_main
 from unified.evaluation.detections import DetectionArguments
 from unified.evaluation.geneval import GenevalArguments, score_folder, table
 from unified.evaluation.metrics import GenevalRules
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 
 
 def main() -> None:
-    args, detection, rules = parse((GenevalArguments, DetectionArguments, GenevalRules))
+    hardware, args, detection, rules = parse((HardwareArguments, GenevalArguments, DetectionArguments, GenevalRules))
+    set_up(hardware)
     result = score_folder(args, detection, rules)
     sys.stderr.write(table(result))
     print(json.dumps(result))

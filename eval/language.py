@@ -18,6 +18,10 @@ image in the context. Not 0 even for a perfect model, whose context is longer th
 The tuned model's probabilities are those of the whole union vocabulary, so that mass given to image codes counts.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import hashlib
 import json
 import time
@@ -39,6 +43,8 @@ from unified.data.rows import read_rows
 from unified.evaluation.metrics import clustered_mean
 from unified.files.results import share_stderr, write_result
 from unified.files.weights import load_strict
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.models.messages import continue_conversation
 from unified.models.processing import IGNORE_INDEX, EncodedChat
 
@@ -114,7 +120,8 @@ def read_chats(path: str, limit: int) -> list[list[dict]]:
 
 
 def main() -> None:
-    (args,) = parse((LanguageArguments,))
+    hardware, args = parse((HardwareArguments, LanguageArguments))
+    set_up(hardware)
     start = time.time()
     chats = read_chats(args.chats, args.limit)
     tuned, processor = load(args.model, device="cpu", dtype="float32")

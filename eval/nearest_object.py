@@ -24,15 +24,22 @@ Printed, and written to --out, is one JSON:
     false_positive     share of true images of other objects that count as the one asked for, moved likewise
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import sys
 
 from unified.arguments.parser import parse, run_main
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.scenes.nearest_object_score import NearestArguments, score_folder, table
 
 
 def main() -> None:
-    (args,) = parse((NearestArguments,))
+    hardware, args = parse((HardwareArguments, NearestArguments))
+    set_up(hardware)
     result = score_folder(args)
     sys.stderr.write(table(result))
     print(json.dumps(result))

@@ -18,6 +18,10 @@ Images are a folder of png/jpg/webp files (searched through) or of *.parquet sha
 --grid writes the first images: originals in the top row, below them their reconstructions from 1, 2, ... scales.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import time
 from dataclasses import dataclass, field
@@ -34,6 +38,8 @@ from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
 from unified.files.images import pixels_to_image, to_pixel_values, to_uint8, write_image
 from unified.files.results import write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.image_tokenizer.image_dataset import PixelDataset, open_images
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.losses import LPIPS, CodeUsage
@@ -142,7 +148,8 @@ def draw_grid(model: VQModel, images: Tensor, path: Path) -> None:
 
 
 def main() -> None:
-    (args,) = parse((ReconstructionArguments,))
+    hardware, args = parse((HardwareArguments, ReconstructionArguments))
+    set_up(hardware)
     net = Inception.load(args.inception) if args.rfid or args.inception else None
     lpips = LPIPS.load(args.lpips) if args.lpips else None
     model = load_vq(args.vq)

@@ -10,6 +10,10 @@ Printed, and written to --out, is one JSON: the value is that of `scales` at the
 `batch_8` has all ways at 8 images at once.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import statistics
 import time
@@ -24,6 +28,8 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import prompts_digest, write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up
 from unified.inference.text_to_image import generate_codes
 from unified.models.generation import AllowedIds
 from unified.models.image_sampling import ImageSampling
@@ -93,7 +99,8 @@ def medians(ways: dict[str, Callable[[int], object]], batch: int, repeats: int) 
 
 
 def main() -> None:
-    (args,) = parse((SpeedArguments,))
+    hardware, args = parse((HardwareArguments, SpeedArguments))
+    set_up(hardware)
     started = time.perf_counter()
     model, processor = load(args.model)
     guided = ImageSampling(guidance_scale=3.0)
@@ -102,7 +109,8 @@ def main() -> None:
         "scales_guided": lambda batch: generate_codes(model, processor, [args.prompt] * batch, guided),
         "raster": raster(model, processor, args.prompt),
     }
-    found = {f"batch_{batch}": medians(ways, batch, args.repeats) for batch in args.batch_sizes}
+    with products():
+        found = {f"batch_{batch}": medians(ways, batch, args.repeats) for batch in args.batch_sizes}
     value = found[f"batch_{args.batch_sizes[0]}"]["scales"]
     config = {name: setting for name, setting in asdict(args).items() if name not in ("model", "out")}
     config |= {"device": str(model.device), "threads": torch.get_num_threads(), "dtype": str(model.dtype)}

@@ -24,6 +24,10 @@ OUT.answers.jsonl (--out without .json) has every question, its answer, what was
 run that was stopped goes on there, and gives the same numbers.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import sys
 import time
@@ -36,6 +40,8 @@ from tqdm import tqdm
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.files.results import prompts_digest, write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up
 from unified.inference.batched_answers import AnswerLog, answer, follow_up, image_question
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
@@ -87,13 +93,15 @@ class UnderstandingArguments:
 
 
 def main() -> None:
-    (args,) = parse((UnderstandingArguments,))
+    hardware, args = parse((HardwareArguments, UnderstandingArguments))
+    set_up(hardware)
     start = time.time()
     asked = [question for part in PARTS for question in questions(part, args.n, args.seed, args.domain, args.wordings)]
     model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
     config = settings(args)
     log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
-    scored = ask(model, processor, asked, log, args)
+    with products():
+        scored = ask(model, processor, asked, log, args)
     log.write(answer.record() for answer in scored)  # old answers as they are parsed today
     made = {"tokenizer": model.config.vq_fingerprint, "prompts_sha256": digest(asked), "seconds": time.time() - start}
     report(summary(scored) | made, config, args)

@@ -10,11 +10,17 @@ OUT/showing.json (see unified.reports.demo_transcript).
 The i-th prompt is drawn from seed + i; answers in text are greedy.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up
 from unified.inference.arguments import SamplingArguments
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import draw_by_scale
@@ -39,12 +45,14 @@ class ShowArguments(SamplingArguments):
 
 
 def main() -> None:
-    (args,) = parse((ShowArguments,))
+    hardware, args = parse((HardwareArguments, ShowArguments))
+    set_up(hardware)
     asked = [Query(args.question), *about_objects(args.pictures, args.picture_questions)]
     model, processor = load(args.model)
     sampling = args.sampling()
-    chat = converse(Chat(model, processor, sampling, seed=args.seed), asked)
-    pictures = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
+    with products():
+        chat = converse(Chat(model, processor, sampling, seed=args.seed), asked)
+        pictures = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     numbered = enumerate(zip(args.prompts, pictures, strict=True), start=args.seed)
     DemoTranscript(chat, [Drawing(prompt, seed, scales) for seed, (prompt, scales) in numbered]).write(Path(args.out))
     print(f"{args.out}: {len(asked)} answers, {len(pictures)} pictures")

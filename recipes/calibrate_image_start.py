@@ -10,6 +10,10 @@ Every fifth row is held out; for these and for the others each group's loss befo
 where text runs on the base's own weights, that of text is KL(base || model).
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -28,6 +32,8 @@ from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.files.atomic import check_not_exists, new_folder
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import set_up
 from unified.models.messages import is_text_to_image
 from unified.models.vocabulary import Vocabulary
 from unified.training.image_start import DECISION_GROUPS, ModalityDecisions, calibrate, collect_decisions, shift_rows
@@ -48,7 +54,6 @@ class CalibrateArguments:
     limit: int = field(default=400, metadata={"help": "rows of each file or folder, the first"})
     strength: float = field(default=1e-2, metadata={"help": "of the regularisation towards the rows as they are"})
     batch_size: int = field(default=8, metadata={"help": "rows run at once"})
-    device: str | None = field(default=None, metadata={"help": "None: the best there is"})
 
     def __post_init__(self) -> None:
         check_minimum(self, limit=HELD_BACK, strength=0, batch_size=1)
@@ -103,11 +108,12 @@ def as_record(before: ModalityDecisions, shifts: Tensor) -> dict[str, list[float
 
 
 def main() -> None:
-    (args,) = parse((CalibrateArguments,))
+    hardware, args = parse((HardwareArguments, CalibrateArguments))
+    set_up(hardware)
     check_adapter(args.model)
     check_not_exists(args.out)
     opened = open_rows(args)
-    model, processor = load(args.model, device=args.device, dtype="float32")
+    model, processor = load(args.model, dtype="float32")
     both = [
         read(ChatDataset(rows, processor), flag, args.batch_size, model, processor) for flag, rows in opened.items()
     ]

@@ -49,7 +49,7 @@ class CompareArguments(GuidedSamplingArguments):
     prompts: int = field(default=0, metadata={"help": "prompts of Scenes-GenEval; 0: losses only"})
     keep_weights: bool = field(default=False, metadata={"help": "keep what was trained: 0.6 GB a trial of SmolLM2"})
     launch: str = field(
-        default="recipes/accelerate_configs/cpu_bf16.yaml", metadata={"help": "accelerate's file for training"}
+        default="recipes/accelerate_configs/cpu.yaml", metadata={"help": "accelerate's file for training"}
     )
 
 

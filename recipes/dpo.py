@@ -24,6 +24,10 @@ go to output_dir/samples. Weights of single scales in the log-prob are not offer
 count or do not. What it allows is `num_scales: 2`: only the codes of the two coarsest scales count.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -45,10 +49,12 @@ from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
+from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
+from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.shutdown import shut_down
-from unified.training.trainer import newest_checkpoint, write_samples
+from unified.training.trainer import newest_checkpoint, newest_folder, write_samples
 from unified.training.tuning import continue_lora, lora_config, prepare_full, resolve_checkpoint
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
@@ -157,6 +163,7 @@ def build_trainer(
         model = prepare_full(model, args.train_text_rows)
         given["ref_model"] = None if args.precompute_ref_log_probs else load()
     trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
+    trainer.add_callback(HardwareRecord())
     report.trainer = trainer
     return trainer
 
@@ -202,7 +209,8 @@ def shaped(pairs: Dataset, name: str, args: DpoArguments) -> Dataset:
 
 
 def main() -> None:
-    (args,) = parse((DpoArguments,))
+    hardware, args = parse((HardwareArguments, DpoArguments))
+    _, args = choose_for_trainer(hardware, args, newest_folder(args))
     set_seed(args.seed)
     checkpoint = check(args)
     processor = UnifiedProcessor.from_pretrained(checkpoint)

@@ -68,7 +68,7 @@ class IterateArguments(GuidedSamplingArguments):
     detector: str = field(default="scenes", metadata={"help": "as for eval/geneval.py"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once"})
     launch: str = field(
-        default="recipes/accelerate_configs/cpu_bf16.yaml", metadata={"help": "accelerate's file for training"}
+        default="recipes/accelerate_configs/cpu.yaml", metadata={"help": "accelerate's file for training"}
     )
     seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
 

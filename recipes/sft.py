@@ -18,6 +18,9 @@ that goes on.
 `--speed_steps 20` trains so many steps and writes nothing but output_dir/speed.json (unified/training/throughput.py):
 pictures, positions and GFLOP a second, and what products of the same shapes reach on the same machine meanwhile.
 
+Device, precision and threads are chosen from what the machine has and said in a line on stderr; `--precision bf16`,
+`--device cpu`, `--threads 4` choose otherwise. A resumed run keeps its checkpoint's precision.
+
 `--compile_layers True` lets torch compile the backbone's layers: a fifth more pictures a second for SmolLM2's adapter
 on two cores, after half a minute (needs g++ on a CPU, triton on a GPU; not with DeepSpeed). `--code_noise 0.2` feeds
 wrong codes, of every image a share of its own up to that, and has later scales correct them
@@ -28,13 +31,21 @@ Its rank, alpha, layers and positions are what it was made with; a run that name
 positions may go on as `after_image` or `split_ranks`. `unified publish` makes an adapter small enough to ship.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 from unified.arguments.parser import parse, run_main
+from unified.hardware.arguments import HardwareArguments
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
-from unified.training.fine_tuning import fine_tune, measure_speed
+from unified.training.fine_tuning import fine_tune, fit_to_machine, measure_speed
 
 
 def main() -> None:
-    model_args, data_args, args = parse((ModelArguments, DataArguments, UnifiedTrainingArguments))
+    hardware, model_args, data_args, args = parse(
+        (HardwareArguments, ModelArguments, DataArguments, UnifiedTrainingArguments)
+    )
+    args = fit_to_machine(hardware, model_args, args)
     if args.speed_steps:
         measure_speed(model_args, data_args, args)
     else:

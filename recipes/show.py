@@ -6,12 +6,18 @@ Called by recipes/scratch.py as its last step; alone it makes the page of any ch
 stopped: `--model out/demo-full/2_sft/checkpoint-300`.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import numpy as np
 
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.atomic import write_text
 from unified.files.images import write_image
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import contact_sheet, draw_by_scale
 from unified.reports.demo_transcript import Query, about_scene, converse
@@ -34,12 +40,14 @@ def queries(args: ScratchArguments) -> list[Query]:
 
 
 def main() -> None:
-    args, model_args = parse((ScratchArguments, ModelArguments))
+    hardware, args, model_args = parse((HardwareArguments, ScratchArguments, ModelArguments))
+    set_up(hardware)
     job = Job(args.out_dir)
     model, processor = load(model_args.model)
     sampling = args.sampling()
-    chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
-    drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
+    with products():
+        chat = converse(Chat(model, processor, sampling, seed=args.seed), queries(args))
+        drawn = draw_by_scale(model, processor, args.prompts, sampling, seed=args.seed)
     images = [steps[-1] for steps in drawn]
     write_image(contact_sheet(images, args.prompts), job.out / "drawings.png")
     log = job.log()

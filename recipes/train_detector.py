@@ -1,6 +1,6 @@
 """Train the Scenes detector, which scores generated images of Scenes, on scenes that are rendered as it goes.
 
-    accelerate launch --config_file recipes/accelerate_configs/cpu_bf16.yaml recipes/train_detector.py \\
+    accelerate launch --config_file recipes/accelerate_configs/cpu.yaml recipes/train_detector.py \\
         --config recipes/configs/smollm2_scenes/detector.yaml
     accelerate launch --num_processes 8 --mixed_precision bf16 recipes/train_detector.py \\
         --config recipes/configs/smollm2_scenes/detector.yaml --num_workers 4
@@ -13,6 +13,10 @@ end the averaged weights as `config.json` + `model.safetensors`, ready for `Scen
 wrong captions that pass (eval/detector_ceiling.py measures these for any detector). Exit status 2 and one line on
 stderr when the input is wrong.
 """
+
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
 
 import json
 import time
@@ -30,6 +34,7 @@ from unified.arguments.parser import parse, run_main
 from unified.evaluation.detector import DetectorConfig, SceneDetector
 from unified.files.images import to_pixel_values
 from unified.files.results import write_result
+from unified.hardware.arguments import HardwareArguments
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.scenes.detector_arguments import DetectorArguments, DetectorTrainingArguments
@@ -37,6 +42,7 @@ from unified.scenes.detector_ceilings import ceilings
 from unified.scenes.detector_data import PictureMix, SceneBatches, retouch
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.hardware_choice import choose_for_accelerator
 from unified.training.shutdown import shut_down
 
 LEAST_BATCH = 16
@@ -44,11 +50,11 @@ LEAST_BATCH = 16
 
 def main() -> None:
     """Read arguments, build or resume the run, train, save, measure."""
-    model_args, args = parse((DetectorArguments, DetectorTrainingArguments))
+    hardware, model_args, args = parse((HardwareArguments, DetectorArguments, DetectorTrainingArguments))
     vq = load_tokenizer(args)
     config = DetectorConfig(class_names=list(CLASSES), colour_names=list(COLOURS), **asdict(model_args))
     checkpoint = newest_checkpoint(args)
-    accelerator = Accelerator(project_dir=args.output_dir)
+    accelerator = choose_for_accelerator(hardware, checkpoint, project_dir=args.output_dir)
     set_seed(args.seed)
     run = DetectorRun(accelerator, SceneDetector(config), vq, args)
     first_step = run.load(checkpoint)

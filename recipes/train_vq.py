@@ -12,6 +12,10 @@ Writes to output_dir: `log.jsonl` and TensorBoard files, `grids/*.png` (original
 `VQModel.from_pretrained`. Exit status 2 and one line on stderr when the input is wrong.
 """
 
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +33,7 @@ from torch.utils.data import DataLoader
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.metrics import psnr
 from unified.files.images import to_pixel_values, to_uint8, write_image
+from unified.hardware.arguments import HardwareArguments
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.image_dataset import PixelDataset, StepSampler, held_out_split, open_images, stack
 from unified.image_tokenizer.losses import (
@@ -43,17 +48,20 @@ from unified.image_tokenizer.losses import (
 )
 from unified.image_tokenizer.model import VQModel
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.hardware_choice import choose_for_accelerator
 from unified.training.shutdown import shut_down
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 
 
 def main() -> None:
     """Read arguments, load images, build or resume the run, train, save."""
-    model_args, loss_args, args = parse((TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments))
+    hardware, model_args, loss_args, args = parse(
+        (HardwareArguments, TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments)
+    )
     config = VQConfig(**asdict(model_args))
     lpips = LPIPS.load(loss_args.lpips_path) if loss_args.lpips_weight > 0 else None
     checkpoint = newest_checkpoint(args)
-    accelerator = Accelerator(log_with="tensorboard", project_dir=args.output_dir)
+    accelerator = choose_for_accelerator(hardware, checkpoint, log_with="tensorboard", project_dir=args.output_dir)
     set_seed(args.seed)
     dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb)
     train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
@@ -146,7 +154,7 @@ class TokenizerRun(AveragedRun):
     def revive(self, step: int, pixel_values: Tensor) -> None:
         """Restart idle codes from the encoder's current features; at step 0 that is the whole codebook."""
         period, until = self.args.revive_after_steps, self.args.revive_until * self.args.max_steps
-        if period == 0 or step % period != 0 or step > until:
+        if period == 0 or step % period != 0 or self.position(step) > until:
             return
         features = self.core.features(pixel_values).float()
         known = self.core.quantizer.next_scale_inputs(self.core.quantizer.quantize(features))

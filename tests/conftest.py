@@ -1,8 +1,9 @@
 """Fixtures every test shares: the toys of toys.py, fresh for a test or made once for the session, and scripts."""
 
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +18,17 @@ from unified.checkpoints.extension import extend
 ROOT = Path(__file__).parents[1]
 
 
+# scripts choose what the tests expect, on every machine; toy tensors only lose time to threads
+CHOSEN = {"UNIFIED_DEVICE": "cpu", "UNIFIED_PRECISION": "float32", "UNIFIED_THREADS": "1"}
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # toy tensors only lose time to threads, and the machine has few cores
+def _same_hardware() -> Iterator[None]:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CHOSEN.items():
+            patch.setenv(name, os.environ.get(name, value))
+        yield
 
 
 def load_script(path: str) -> ModuleType:

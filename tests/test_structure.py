@@ -27,14 +27,14 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 # What a package may import of ours, from the bottom up; `cli` may import anything and nothing imports it.
 ARROWS = {
     "hardware": "",
-    "files": "",
+    "files": "hardware",
     "arguments": "",
     "image_tokenizer": "files hardware",
     "models": "files hardware image_tokenizer",
     "checkpoints": "files hardware image_tokenizer models",
     "data": "arguments files image_tokenizer models",
     "inference": "arguments files models",
-    "training": "arguments checkpoints data files image_tokenizer inference models",
+    "training": "arguments checkpoints data files hardware image_tokenizer inference models",
     "evaluation": "arguments checkpoints data files hardware image_tokenizer inference models",
     "scenes": "arguments data evaluation files image_tokenizer training",
     "reports": "arguments files inference scenes training",
@@ -156,7 +156,7 @@ def test_runs_parse_with_the_recipe_their_header_launches(path: Path) -> None:
     launches = re.findall(r"(recipes/\w+\.py)[\s\\]+--config\s+(\S+)", header)
     recipes = [recipe for recipe, config in launches if config == name(path)]
     assert recipes, "the header must hold the file's own launch line"
-    call = re.search(r"parse\(\(([\w, ]+)\)", (ROOT / recipes[0]).read_text(encoding="utf-8"))
+    call = re.search(r"parse\(\s*\(([\w, ]+)\)", (ROOT / recipes[0]).read_text(encoding="utf-8"))
     assert call, "a recipe reads its dataclasses with parse((A, B, ...))"
     types = tuple(vars(load_script(recipes[0]))[word] for word in re.findall(r"\w+", call[1]))
     on_a_cpu = ["--bf16", "False"] if any(issubclass(kind, TrainingArguments) for kind in types) else []

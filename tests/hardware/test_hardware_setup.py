@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from unified.arguments.parser import parse
-from unified.hardware import probe, setup
+from unified.hardware import device, probe, setup
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Wishes, decide
+from unified.hardware.device import best_device
 from unified.hardware.machine import Machine
-from unified.hardware.setup import autocast, record, set_up
+from unified.hardware.setup import products, record, set_up
 from unified.hardware.waiting import set_wait_policy, wished_policy
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,19 @@ def test_this_machine_can_be_asked_and_measured() -> None:
     assert decide(machine).device in ("cpu", "cuda", "mps")
 
 
-def test_products_run_in_the_chosen_precision() -> None:
-    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        with autocast(decide(Machine("toy"), Wishes(precision=precision)), "cpu"):
-            assert torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(3, 2)).dtype == dtype
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_products_run_in_the_chosen_precision_on_the_chosen_device(
+    precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "_CHOSEN", [])
+    monkeypatch.setattr(device, "_DEFAULT", [])
+    set_up(HardwareArguments(device="cpu", precision=precision, threads=1))
+    assert best_device() == "cpu"
+    with products():
+        assert torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(3, 2)).dtype == dtype
+
+
+def test_without_a_choice_nothing_is_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "_CHOSEN", [])
+    with products():
+        assert not torch.is_autocast_enabled("cpu")

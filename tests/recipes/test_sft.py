@@ -18,6 +18,8 @@ from toys import toy_row, write_toy_rows
 from unified import UnifiedConfig
 from unified.checkpoints.loading import load
 from unified.data.rows import write_encoded_shard
+from unified.hardware import setup
+from unified.hardware.machine import Machine
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.trainer import newest_checkpoint
 
@@ -81,6 +83,9 @@ def test_a_run_logs_every_group_and_leaves_a_checkpoint(whole: Path) -> None:
     assert logs[-1]["images_seen"] == 10  # two epochs of five drawings
     assert logs[-1]["loss"] < logs[0]["loss"]
     assert list((whole / "runs").rglob("events.out.tfevents*"))
+    for folder in (whole, whole / "checkpoint-2"):
+        chosen = json.loads((folder / "hardware.json").read_text())
+        assert (chosen["device"], chosen["precision"], chosen["threads"]) == ("cpu", "float32", 1)
     model, processor = load(whole, device="cpu")
     prompt = processor.apply_chat_template([{"role": "user", "content": "a photo of 1 red cats"}])
     boi = torch.tensor([[processor.boi_token_id]])
@@ -113,6 +118,26 @@ def test_a_run_out_of_time_saves_and_goes_on(
     assert sft(*arguments, "--output_dir", tmp_path, "--max_minutes", 1e-9) == 0
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_goes_on_keeps_the_precision_of_its_checkpoint(
+    sft: Callable[..., int],
+    arguments: list[object],
+    whole: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2/hardware.json").unlink()  # a kill may come between: the state has it too
+    monkeypatch.delenv("UNIFIED_PRECISION")
+    assert sft(*arguments, "--output_dir", tmp_path, "--resume", "--precision", "bf16") == 2
+    assert "checkpoint-2 was trained in float32, and bf16 is asked for" in capfd.readouterr().err
+    units = Machine("amx", bf16_products=True, float32_gflops=140, bf16_gflops=385)
+    monkeypatch.setattr(setup, "measured", lambda found, training: units)
+    assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
+    assert "float32 (as checkpoint-2 was trained)" in capfd.readouterr().err
     assert_same_run(tmp_path, whole)
 
 

@@ -167,7 +167,7 @@ def encode_rows(arguments: EncodeArguments) -> tuple[int, int]:
     Raises ValueError for a folder of other settings, rows that are malformed, and too many unreadable images.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    vq = load_vq(arguments.vq, state.device)
+    vq = load_vq(arguments.vq)
     shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out))
     init_output_folder(arguments.out, settings(arguments, vq))
     images = encode_shards(shards, state, vq, arguments)

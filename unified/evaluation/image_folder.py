@@ -18,7 +18,6 @@ from unified.data.rows import init_output_folder
 from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
 from unified.files.results import write_result
-from unified.hardware.device import best_device
 from unified.inference.arguments import SamplingArguments
 from unified.inference.chat import remaining_text_tokens
 from unified.inference.samples_per_prompt import image_seed
@@ -137,11 +136,6 @@ class Generated:
     prompts: int
     config: dict[str, Any]
     vq_fingerprint: str
-
-
-def device_of(state: PartialState) -> torch.device:
-    """Where this process draws: its own GPU, else the best device there is."""
-    return state.device if torch.cuda.is_available() else torch.device(best_device())
 
 
 def generate_folder(

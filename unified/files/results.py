@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.files.atomic import write_text
+from unified.hardware.setup import record as hardware
 
 # packages whose releases may change results
 PACKAGES = ("torch", "transformers", "peft", "pillow")
@@ -66,7 +67,7 @@ def write_result(
     """
     record = {"metric": metric, "value": value, "n": n, "stderr": stderr, "model": model, "tokenizer": tokenizer}
     record |= {"config": config, "prompts_sha256": prompts_sha256, "seed": seed, "commit": code_version()}
-    record |= {"versions": versions(), "seconds": round(seconds, 1)} | details
+    record |= {"versions": versions(), "hardware": hardware(), "seconds": round(seconds, 1)} | details
     if path is not None:
         write_text(path, json.dumps(record, indent=1) + "\n")
     return record

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Choice, Wishes, decide
+from unified.hardware.device import set_best_device
 from unified.hardware.probe import DTYPES, ask, measured
 from unified.hardware.waiting import current_policy
 
@@ -43,10 +44,21 @@ def set_up(
     else:
         choice = choose(wishes, training, minutes, processes)
     torch.set_num_threads(choice.threads)
+    rank = os.environ.get("LOCAL_RANK")
+    set_best_device(f"cuda:{rank}" if choice.device == "cuda" and rank is not None else choice.device)
     _CHOSEN[:] = [choice]
     if int(os.environ.get("RANK", "0")) == 0:
         sys.stderr.write(f"{choice.line()}\n")
     return choice
+
+
+def set_up_processes(arguments: HardwareArguments, **options: Any) -> PartialState:
+    """`set_up` for a command that several processes may run; their state, to which `options` go."""
+    on_cpu = arguments.wishes().device == "cpu" or not torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=on_cpu, **options)  # so that one can choose for all
+    choice = set_up(arguments)
+    return PartialState(cpu=choice.device != "cuda", **options)
 
 
 def choose(wishes: Wishes, training: bool, minutes: float, processes: int = 1) -> Choice:
@@ -63,8 +75,8 @@ def record() -> dict[str, Any]:
     return {"device": None, "precision": None, "threads": torch.get_num_threads(), "wait_policy": current_policy()}
 
 
-def autocast(choice: Choice, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Products on `device` in the chosen precision."""
-    if choice.precision == "float32":
+def products() -> AbstractContextManager[Any]:
+    """Products in the precision that this process's command has chosen, on its device; weights stay as they are."""
+    if not _CHOSEN or _CHOSEN[0].precision == "float32":
         return nullcontext()
-    return torch.autocast(torch.device(device).type, DTYPES[choice.precision])
+    return torch.autocast(_CHOSEN[0].device, DTYPES[_CHOSEN[0].precision])

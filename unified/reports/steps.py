@@ -20,7 +20,7 @@ from unified.training.log_history import read_logs
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 # text that SmolLM2 itself has written: training on it keeps the language
 REPLAY = "data_prep/replay/smollm2_135m_instruct.jsonl"
-TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate_configs/cpu_bf16.yaml")
+TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate_configs/cpu.yaml")
 
 
 def run_step(done: Path, label: str, command: Sequence[str], again: bool = False) -> bool:

@@ -8,6 +8,7 @@ tuning               trainable parameters: all weights, the new modules, LoRA
 averaged_training    training loop of small vision models, with averaged weights (EMA)
 step_plan            number of steps that fit the time limit, and the schedule over them
 planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
+hardware_choice      device and precision of a training, recorded in every checkpoint
 self_correction      corrupted input codes in training, which later scales learn to correct
 compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
@@ -21,6 +22,7 @@ __all__ = [
     "averaged_training",
     "compiled_layers",
     "fine_tuning",
+    "hardware_choice",
     "image_start",
     "log_history",
     "planned_end",

@@ -24,8 +24,8 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "grouped", "eager"] | None = arg(
         None, "None: grouped on a CPU (unified/models/attention.py), elsewhere the backbone's default"
     )
-    compile_layers: bool = arg(
-        False, "torch.compile the backbone's layers: half a minute at the start, then faster; needs g++"
+    compile_layers: bool | None = arg(
+        None, "torch.compile the backbone's layers: half a minute, then faster; needs g++; None: for long runs"
     )
     modality_stride: int = arg(
         UnifiedConfig.modality_stride,

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import shutil
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,12 +16,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unified.files.atomic import new_files, replace_folder
+from unified.files.atomic import new_files, replace_folder, write_text
+from unified.training.hardware_choice import write_record
+from unified.training.step_plan import Speed, StepPlan
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
+
+PLAN = "plan.json"  # of a checkpoint
 
 
 class AveragedRun(ABC):
@@ -41,29 +47,51 @@ class AveragedRun(ABC):
         optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True)
         self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
         accelerator.register_for_checkpointing(self.average)
+        self.plan, self.speed = StepPlan(args.max_steps, args.max_steps), Speed()
         self.sums: dict[str, Tensor] = {}
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def train(self, batches: Iterable[Any], first_step: int) -> None:
         """Train on `batches`, which start with that of `first_step`; log, evaluate and save."""
-        args = self.args
-        started, deadline = time.monotonic(), (args.max_minutes or math.inf) * 60
-        bar = tqdm(total=args.max_steps, initial=first_step, unit="step", disable=not self.accelerator.is_main_process)
-        for step, batch in enumerate(batches, start=first_step):
+        args, used = self.args, self.plan.seconds
+        allowed = self.plan.go_on(first_step, args.max_minutes)
+        bar = tqdm(total=self.plan.end, initial=first_step, unit="step", disable=not self.accelerator.is_main_process)
+        done, began = first_step, time.monotonic()
+        ended = began
+        for step, batch in enumerate(batches if self.plan.end > first_step else (), start=first_step):
+            step_began = time.monotonic()
             self.step(step, batch)
+            self.speed.add(time.monotonic() - step_began, step_began - ended)
             self.window_steps += 1
+            done, ended = step + 1, time.monotonic()
+            self.plan.seconds = used + ended - began
+            self.plan_steps(done, allowed - (ended - began))
+            bar.total = self.plan.end
             bar.update()
-            done = step + 1
-            out_of_time = self.any_process(time.monotonic() - started > deadline)
-            last = done == args.max_steps or out_of_time
+            last = done >= self.plan.end
             if done % args.log_steps == 0 or last:
                 bar.set_postfix(self.log_training(done))
             self.report(done, last)
             if done % args.save_steps == 0 or last:
                 self.save(done)
-            if out_of_time:
+            if last:
                 break
         bar.close()
+        if said := self.plan.sentence(done):
+            self.accelerator.print(said, file=sys.stderr)
+
+    def plan_steps(self, done: int, seconds_left: float) -> None:
+        """Plan the steps that fit into the time left, by rank 0's speed: all must leave the loop at the same step."""
+        if self.args.max_minutes is None:
+            return
+        seconds = torch.tensor([self.speed.seconds_per_step(), seconds_left], device=self.accelerator.device)
+        rate, left = broadcast(seconds).tolist()
+        if (self.speed.known() or left <= rate) and self.plan.measured(done, rate, left):
+            self.accelerator.print(f"planned: {self.plan.end} of {self.plan.max_steps} steps", file=sys.stderr)
+
+    def position(self, step: int) -> float:
+        """Where in the schedule of max_steps a step stands: at `step`, unless fewer steps are planned."""
+        return self.plan.at(step)
 
     @abstractmethod
     def step(self, step: int, batch: Any) -> None:
@@ -83,7 +111,7 @@ class AveragedRun(ABC):
     def set_learning_rate(self, step: int) -> None:
         """Set the step's learning rate."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.args, self.final_learning_rate)
+            group["lr"] = learning_rate(self.position(step), self.args, self.final_learning_rate)
 
     def generator(self, step: int) -> torch.Generator:
         """CPU generator of a step and process: a resumed run gets the same random numbers as an uninterrupted one."""
@@ -106,7 +134,7 @@ class AveragedRun(ABC):
         seconds = time.monotonic() - self.window_start
         images = self.window_steps * self.args.batch_size * self.accelerator.num_processes
         record = {f"train/{name}": float(value) / self.window_steps for name, value in self.sums.items()} | more
-        rate = learning_rate(done - 1, self.args, self.final_learning_rate)
+        rate = learning_rate(self.position(done - 1), self.args, self.final_learning_rate)
         record |= {"learning_rate": rate, "images_per_second": images / seconds}
         self.write(done, record)
         self.sums, self.window_steps, self.window_start = {}, 0, time.monotonic()
@@ -119,12 +147,6 @@ class AveragedRun(ABC):
             with Path(self.args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": done} | record) + "\n")
 
-    def any_process(self, flag: bool) -> bool:
-        """True on every process if `flag` is on one: all must leave the loop at the same step."""
-        if self.accelerator.num_processes == 1 or self.args.max_minutes is None:
-            return flag
-        return bool(self.accelerator.reduce(torch.tensor([float(flag)], device=self.accelerator.device)).item())
-
     def save(self, done: int) -> None:
         """Write checkpoint-<step> atomically, and delete the oldest beyond `checkpoints_kept`."""
         folder = Path(self.args.output_dir)
@@ -132,6 +154,8 @@ class AveragedRun(ABC):
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            write_record(partial)
+            write_text(partial / PLAN, json.dumps(self.plan.state()))
             replace_folder(partial, final)
             for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
                 shutil.rmtree(old)
@@ -150,6 +174,11 @@ class AveragedRun(ABC):
         if checkpoint is None:
             return 0
         self.accelerator.load_state(str(checkpoint))
+        if (checkpoint / PLAN).is_file():  # checkpoints from before there were plans have none
+            kept = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
+            self.plan = StepPlan.restored(kept, step, self.args.max_steps)
+        else:
+            self.plan.step, self.plan.position = step, float(step)
         self.accelerator.print(f"resumed from {checkpoint}")
         return step
 
@@ -159,9 +188,10 @@ class AveragedRun(ABC):
         if self.accelerator.is_main_process:
             with new_files(self.args.output_dir) as folder:
                 self.average.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+                write_record(folder)
 
 
-def learning_rate(step: int, args: AveragedTrainingArguments, final: float) -> float:
+def learning_rate(step: float, args: AveragedTrainingArguments, final: float) -> float:
     """Linear warm-up, then a cosine down to `final` at max_steps."""
     warm = min(1.0, (step + 1) / max(args.warmup_steps, 1))
     progress = max(0, step - args.warmup_steps) / max(args.max_steps - args.warmup_steps, 1)

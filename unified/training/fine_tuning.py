@@ -9,16 +9,18 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
+from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.planned_end import command_to_go_on, know_the_end
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
-from unified.training.trainer import UnifiedTrainer, newest_checkpoint
+from unified.training.trainer import UnifiedTrainer, newest_checkpoint, newest_folder
 from unified.training.tuning import prepare, resolve_checkpoint
 
 
@@ -96,6 +98,16 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
     shut_down(trainer.accelerator)
 
 
+def fit_to_machine(
+    hardware: HardwareArguments, model_args: ModelArguments, args: UnifiedTrainingArguments
+) -> UnifiedTrainingArguments:
+    """`args` with the device and precision chosen for the run; whether layers compile goes into `model_args`."""
+    attention, compiled = model_args.attn_implementation, model_args.compile_layers
+    choice, args = choose_for_trainer(hardware, args, newest_folder(args), attention, compiled, args.max_minutes)
+    model_args.compile_layers = choice.compile_layers
+    return args
+
+
 def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> TrainerState:
     """Train and save to output_dir; with `args.resume` from its newest checkpoint.
 
@@ -103,6 +115,7 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: Unifie
     """
     trainer = build_trainer(model_args, data_args, args)
     know_the_end(trainer, args.max_minutes, command_to_go_on(sys.argv))
+    trainer.add_callback(HardwareRecord())
     trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()

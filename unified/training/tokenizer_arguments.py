@@ -54,7 +54,9 @@ class AveragedTrainingArguments:
 
     output_dir: str = arg("out/averaged", "folder of checkpoints, the log and the trained model")
     max_steps: int = arg(10_000, "optimizer steps; the cosine schedule ends here")
-    max_minutes: float | None = arg(None, "stop and save after this wall time; the schedule is not shortened")
+    max_minutes: float | None = arg(
+        None, "end within this wall time: fewer steps where all do not fit, with their whole schedule"
+    )
     batch_size: int = arg(64, "images per process and step")
     learning_rate: float = arg(1e-3, "peak learning rate")
     warmup_steps: int = arg(100, "steps of linear warm-up, followed by a cosine")

@@ -28,15 +28,11 @@ from unified.training.self_correction import SelfCorrection
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
     """Checkpoint from which a run of `model` resumes; None to start.
 
-    An incomplete checkpoint of a killed run, without the state that HF writes last, is skipped.
     Raises ValueError for damaged files, and for an adapter with other `lora_positions`.
     """
-    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if args.resume else ()
-    steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
-    complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
-    if not complete:
+    folder = newest_folder(args)
+    if folder is None:
         return None
-    folder = complete[max(complete)]
     check_weights(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
         requested, trained = getattr(model.peft_config["default"], "positions", "all"), adapter_positions(folder)
@@ -46,6 +42,17 @@ def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.M
                 f"set it to {trained} or use another output_dir"
             )
     return str(folder)
+
+
+def newest_folder(args: UnifiedTrainingArguments | DpoArguments) -> Path | None:
+    """The newest checkpoint of a run with `resume`, not checked; None to start.
+
+    An incomplete checkpoint of a killed run, without the state that HF writes last, is skipped.
+    """
+    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if args.resume else ()
+    steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
+    complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
+    return complete[max(complete)] if complete else None
 
 
 class SetEpochCallback(TrainerCallback):
