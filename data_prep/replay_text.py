@@ -5,7 +5,8 @@
 Greedy, left-padded batches, the recipes' own system prompt; weights in bf16 where the machine has units for it, as for
 what is shipped, else in float32. Of the prompts (one a line) every sixth is held out: `--split heldout` answers those.
 Every batch becomes one encoded shard `OUT/00000.parquet` (no images, so it fits every image tokenizer); a run that
-was stopped goes on after the last. An answer that --max-new-tokens cuts off is shortened to its last whole sentence and dropped when there is none: the model must not learn to stop half-way.
+was stopped goes on after the last. An answer that --max-new-tokens cuts off is shortened to its last whole sentence
+and dropped when there is none: the model must not learn to stop half-way.
 data_prep/replay/ holds what it wrote for SmolLM2; the recipes read that instead of running this.
 """
 
