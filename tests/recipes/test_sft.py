@@ -185,9 +185,9 @@ def refuse(
         (["--scale_loss_weights", "1"], ["scale_loss_weights", "1 values for 2 scales"]),
         (["--last_scale_fraction", "0"], ["last_scale_fraction", "(0, 1]"]),
         (["--tuning", "lora", "--lora_target_modules", "query"], ["query", "match nothing"]),
-        (["--tuning", "align", "--lora_rank", "8"], ["lora_rank given, but tuning is align", "give tuning lora"]),
+        (["--tuning", "align", "--lora_rank", "8"], ["lora_rank given, but tuning is align", "set tuning to lora"]),
         (["--lora_dropout", "0.1"], ["lora_dropout given, but tuning is full"]),
-        (["--code_noise", "1.5"], ["code_noise 1.5", "not a share"]),
+        (["--code_noise", "1.5"], ["code_noise 1.5", "not in [0, 1)"]),
     ],
 )
 def test_bad_settings_are_one_line_and_status_2(
@@ -219,7 +219,7 @@ def test_codes_that_do_not_fit_the_pyramid_are_refused(
     fingerprint = UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint
     rows = [toy_row("draw", 0, [1, 2, 3, 4])]
     write_encoded_shard(tmp_path / "short.parquet", rows, fingerprint, (2,))
-    refuse("--train_files", tmp_path / "short.parquet", words=["row 0", "4 codes", "make 5", "whole images"])
+    refuse("--train_files", tmp_path / "short.parquet", words=["row 0", "4 codes", "make 5", "complete images"])
 
 
 def test_rows_without_messages_or_with_unencoded_images_are_refused(
