@@ -1,5 +1,6 @@
 """One dataclass field is a YAML key, a flag and a help text; bad input is one line and status 2."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -64,6 +65,12 @@ def test_a_flag_of_a_boolean_overrides_the_file(config):
     assert toy(argv).resume and not toy([*argv, "--resume", "false"]).resume
 
 
+def test_the_file_may_set_the_environment_and_be_named_with_an_equals_sign(config, monkeypatch):
+    monkeypatch.setenv("UNIFIED_TOY", "before")
+    name, path = config("batch_size: 8\nenv: {UNIFIED_TOY: 3}\n")
+    assert toy([f"{name}={path}"]).batch_size == 8 and os.environ["UNIFIED_TOY"] == "3"
+
+
 def test_an_empty_file_changes_nothing(config):
     assert toy(config("# nothing\n")) == Toy()
 
@@ -77,6 +84,7 @@ def test_an_empty_file_changes_nothing(config):
         ("batch_size: 2.5", ["batch_size", "2.5", "int"]),
         ("batch_size: {a: 1}", ["batch_size", "int"]),
         ("batch_size: [1]", ["batch_size", "one value"]),
+        ("resume: 3", ["resume", "3", "true or false"]),
         ("sides: 3", ["sides", "a list"]),
         ("- a\n- b", ["list", "key: value"]),
         ("a: [", ["not valid YAML"]),
@@ -86,6 +94,24 @@ def test_bad_files_say_what_is_wrong(config, text, words):
     with pytest.raises(ValueError) as error:
         toy(config(text))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@dataclass
+class Optional:
+    limit: int | None = 3
+    rate: float | None = None
+    trials: dict | None = None
+    name: str | None = "x"
+
+
+def test_what_may_be_none_can_be_set_to_it_and_back(config):
+    assert parse((Optional,), ["--limit", "None"])[0] == Optional(limit=None)
+    argv = config("limit: 1.0e+3\nrate: 1\ntrials: {a: {b: 1}}\nname: 3\n")
+    assert parse((Optional,), argv)[0] == Optional(1000, 1.0, {"a": {"b": 1}}, "3")
+    assert parse((Optional,), config("limit: null\nname: null"))[0] == Optional(limit=None, name=None)
+    for text, words in (("limit: 2.5", "limit: 2.5 in .* expected int"), ("rate: [1]", "expected one value")):
+        with pytest.raises(ValueError, match=words):
+            parse((Optional,), config(text))
 
 
 @dataclass

@@ -14,34 +14,50 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
-from transformers import HfArgumentParser
+from trl import TrlParser
 
 
-class OneLineParser(HfArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit."""
+class OneLineParser(TrlParser):
+    """TRL's parser, which raises ValueError of one line for bad flags and values, naming what is valid."""
+
+    config_file = ""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ValueError where argparse would print its usage and exit."""
         raise ValueError(f"{message}; see --help")
+
+    def settings(self) -> dict[str, Action]:
+        """What can be set, by name."""
+        return {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+
+    def set_defaults_with_config(self, **values: Any) -> list[str]:
+        """TRL's, with the file's values converted and checked as those of flags are."""
+        actions, path = self.settings(), self.config_file
+        for key in values:
+            if key not in actions:
+                raise ValueError(f"unknown key {key!r} in {path}; {nearest(str(key), actions)}")
+        return super().set_defaults_with_config(**{key: _checked(actions[key], values[key], path) for key in values})
 
 
 def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
 
-    Flags may be spelt with underscores or dashes. Lists are `--patch_nums 1 2 4`, dicts are JSON.
+    As with TRL's scripts, `env` in the file sets environment variables. Flags may be spelt with underscores or dashes.
+    Lists are `--patch_nums 1 2 4`, dicts are JSON.
     Raises ValueError: missing or malformed file, unknown key or flag (with the nearest valid ones), bad or no value.
     """
+    finder = OneLineParser((), add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    found, flags = finder.parse_known_args(argv)
     parser = OneLineParser(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="file whose keys become defaults")
     _read_dicts_as_json(parser)
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    argv = sys.argv[1:] if argv is None else list(argv)
-    _apply_config(parser, actions, argv)
-    *parsed, rest = parser.parse_args_into_dataclasses(
-        args=argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    if found.config is not None and _read_yaml(found.config):  # a file without keys is none for TRL
+        parser.config_file, flags = found.config, ["--config", found.config, *flags]
+    *parsed, rest = parser.parse_args_and_config(flags, return_remaining_strings=True)
     if rest:
         name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, actions)}")
+        raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, parser.settings())}")
     return tuple(parsed[: len(dataclass_types)])
 
 
@@ -61,18 +77,6 @@ def check_minimum(settings: Any, **minimum: float) -> None:
     for name, value in minimum.items():
         if getattr(settings, name) < value:
             raise ValueError(f"--{name} {getattr(settings, name)}; give at least {value}")
-
-
-def _apply_config(parser: HfArgumentParser, actions: dict[str, Action], argv: list[str]) -> None:
-    # The file is parsed first, as its values are the defaults of the flags.
-    finder = OneLineParser((), add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    for key, value in ({} if path is None else _read_yaml(path)).items():
-        if key not in actions:
-            raise ValueError(f"unknown key {key!r} in {path}; {nearest(str(key), actions)}")
-        parser.set_defaults(**{key: _checked(actions[key], value, path)})
-        actions[key].required = False
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -104,20 +108,20 @@ def _checked(action: Action, value: Any, path: str) -> Any:
 
 def _converted(action: Action, value: Any, path: str) -> Any:
     convert = cast(Callable[[Any], Any], action.type or str)
+    whole = isinstance(value, float) and value.is_integer() and convert.__name__ == "int"  # 1.0e+3 is one
     try:
-        result = convert(value)
-    except (ValueError, TypeError, ArgumentTypeError):
-        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {convert.__name__}") from None
-    if action.type is int and result != value and not isinstance(value, str):
-        raise ValueError(f"{action.dest}: {value!r} in {path}: expected int")
+        result = convert(str(int(value) if whole else value))
+    except (ValueError, ArgumentTypeError):
+        kind = {"string_to_bool": "true or false"}.get(convert.__name__, convert.__name__)
+        raise ValueError(f"{action.dest}: {value!r} in {path}: expected {kind}") from None
     if action.choices is not None and result not in action.choices:
         raise ValueError(f"{action.dest}: {value!r} in {path}: choose from {', '.join(map(str, action.choices))}")
     return result
 
 
-def _read_dicts_as_json(parser: HfArgumentParser) -> None:
+def _read_dicts_as_json(parser: OneLineParser) -> None:
     for action in parser._actions:
-        if action.type is dict:
+        if action.type is not None and cast(Callable[[str], Any], action.type).__name__ == "dict":  # or `dict | None`
             action.type = json_value
 
 
