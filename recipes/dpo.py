@@ -55,7 +55,7 @@ from unified.training.arguments import DpoArguments
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.shutdown import shut_down
 from unified.training.trainer import newest_checkpoint, newest_folder, write_samples
-from unified.training.tuning import continue_lora, lora_config, prepare_full, resolve_checkpoint
+from unified.training.tuning import check_masters, continue_lora, lora_config, prepare_full, resolve_checkpoint
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
 
@@ -164,6 +164,8 @@ def build_trainer(
         given["ref_model"] = None if args.precompute_ref_log_probs else load()
     trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
     trainer.add_callback(HardwareRecord())
+    if not trainer.is_deepspeed_enabled:
+        check_masters(trainer.model)
     report.trainer = trainer
     return trainer
 

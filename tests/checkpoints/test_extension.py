@@ -200,3 +200,21 @@ def test_a_codebook_wider_than_the_backbone_is_refused(tiny_tokenizer: PreTraine
     wide = VQModel(VQConfig(image_size=16, channels=(32, 32), patch_nums=(1, 2), codebook_size=8, code_dim=33))
     with pytest.raises(ValueError, match="code_dim 33 exceeds the backbone's hidden size 32"):
         join(backbone_of("llama", tiny_tokenizer, tied=True), wide, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("padding", [0, 2, 50])
+def test_special_tokens_begin_as_the_mean_of_words_where_matrices_are_padded(
+    padding: int, tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel
+) -> None:
+    words = len(tiny_tokenizer)
+    backbone = backbone_of("llama", tiny_tokenizer, tied=False)
+    backbone.resize_token_embeddings(words + padding, mean_resizing=False)
+    before = [m.weight.detach().clone() for m in (backbone.get_input_embeddings(), backbone.get_output_embeddings())]
+    model = join(backbone, tiny_vq, tiny_tokenizer)
+    special = list(model.config.vocabulary.special_ids)
+    assert special == [words, words + 1, words + 2]
+    for matrix, old in zip((model.get_input_embeddings(), model.lm_head), before, strict=True):
+        mean = old[:words].mean(dim=0)
+        torch.testing.assert_close(matrix.weight[special], mean.expand(3, -1))
+        assert torch.equal(matrix.weight[:words], old[:words])
+        assert torch.equal(matrix.weight[words + 3 : words + padding], old[words + 3 :])

@@ -206,7 +206,7 @@ def test_raster_order_drops_nothing(tiny_tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def test_caption_dropout_takes_its_share_of_drawings_alone(processor: UnifiedProcessor) -> None:
-    rows = mixed_rows(400) + [row_of([text("x")], [IMAGE, text("y")], [[0] * LENGTH])] * 20
+    rows = mixed_rows(400) + [row_of([text("x")], [IMAGE, IMAGE], [[0] * LENGTH] * 2)] * 20
     data = ChatDataset(rows, processor, caption_dropout=0.3, seed=5)
     blank = processor.unconditional_ids()
     dropped = {index for index in range(len(rows)) if data[index]["input_ids"][: len(blank)] == blank}
@@ -282,3 +282,42 @@ def test_preferences_have_trls_layout(processor: UnifiedProcessor) -> None:
 def test_preferences_beyond_the_limit_are_refused(processor: UnifiedProcessor) -> None:
     with pytest.raises(ValueError, match="beyond max_length 10"):
         PreferenceCollator(processor, max_length=10)([pair(1)])
+
+
+def test_preferences_score_no_image_end(processor: UnifiedProcessor) -> None:
+    examples = [{**{name: drawing(1)[name] for name in ("codes", "messages")}, "chosen": [], "rejected": []}]
+    answers = [{"role": "assistant", "content": [IMAGE]}]
+    examples[0] |= {"messages": examples[0]["messages"][:1], "codes": [], "chosen": answers, "rejected": answers}
+    examples[0] |= {"chosen_codes": [[1] * LENGTH], "rejected_codes": [[2] * LENGTH]}
+    batch = PreferenceCollator(processor, 100)(examples)
+    counted = batch["input_ids"][batch["completion_mask"].bool()]
+    assert processor.eoi_token_id in batch["input_ids"] and processor.eoi_token_id not in counted
+    assert processor.boi_token_id in counted and processor.tokenizer.eos_token_id in counted
+    assert processor.vocabulary.is_image(counted).sum() == 2 * LENGTH
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_evaluation_sees_whole_images(processor: UnifiedProcessor, pack: bool) -> None:
+    collate = SFTCollator(processor, pack_length=48, last_scale_fraction=0.25, pack=pack)
+    whole = SFTCollator(processor, pack_length=60, pack=pack)
+    rows = [drawing(0) for number in range(4)]
+    train, evaluation = (ChatDataset(rows, processor, evaluation=flag) for flag in (False, True))
+    found, expected = collate([evaluation[at] for at in range(4)]), whole([train[at] for at in range(4)])
+    assert found.keys() == expected.keys()
+    assert (found["labels"] >= 0).sum() == (expected["labels"] >= 0).sum()
+    assert (collate([train[0]])["keep_positions"] >= 0).sum() < len(train[0]["input_ids"])
+
+
+def test_caption_dropout_covers_answers_of_words_and_an_image(processor: UnifiedProcessor) -> None:
+    """Without its caption an image follows the empty prompt at once, as in guidance's unconditional pass."""
+    rows = [row_of([text(f"Draw {n}.")], [text("Here: "), IMAGE, text(" Done.")], [[n] * LENGTH]) for n in range(32)]
+    two = row_of([text("Draw two.")], [IMAGE, IMAGE], [[1] * LENGTH, [2] * LENGTH])
+    shown = row_of([IMAGE, text("Alter it.")], [IMAGE], [[1] * LENGTH, [2] * LENGTH])
+    data = ChatDataset([*rows, *[two, shown] * 16], processor, caption_dropout=0.5)
+    prompt = processor.unconditional_ids()
+    dropped = [data[at]["input_ids"][: len(prompt)] == prompt for at in range(64)]
+    assert 8 < sum(dropped[:32]) < 24 and not any(dropped[32:])
+    first = data[dropped.index(True)]["input_ids"]
+    assert first[len(prompt)] == processor.boi_token_id
+    codes = torch.tensor([dropped.index(True)] * LENGTH)
+    assert processor.decode_parts(first[len(prompt) :])[0]["codes"].equal(codes)

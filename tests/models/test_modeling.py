@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 from toy_models import BACKBONES, BOI, EOI, IMAGE_PAD, OFFSET, input_image, output_image, random_codes, toy_model
+from transformers import LlamaForCausalLM
 
 from unified import UnifiedForCausalLM
 from unified.image_tokenizer.scales import scale_spans
+from unified.models.image_embedding import grid_features
 from unified.models.losses import soft_cap
 from unified.models.sequence_layout import read_layout
 
@@ -208,3 +210,49 @@ def test_logits_can_be_computed_for_the_last_positions_only() -> None:
     assert close(model(story(model), logits_to_keep=2).logits, whole[:, -2:])
     chosen = torch.tensor([3, 5])
     assert close(model(story(model), logits_to_keep=chosen).logits, whole[:, chosen])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_restarting_positions_keep_documents_apart(backbone: str) -> None:
+    """The form of TRL's and HF's packing: no mask, and position ids that count every document's tokens from 0."""
+    model = toy_model(backbone)
+    codes = random_codes(model, 2)
+    second = [9, *output_image(codes[1]), 7, 8]
+    expected = logits_of(model, torch.tensor([second]))[0]
+    for first in ([5], [5, 6, *output_image(codes[0]), 10], [5, 6, 7, 8]):
+        counted = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
+        packed = logits_of(model, torch.tensor([first + second]), position_ids=counted)[0]
+        assert close(packed[len(first) :], expected)
+        assert close(packed[: len(first)], logits_of(model, torch.tensor([first]))[0])
+
+
+def test_packed_words_are_llamas() -> None:
+    model = toy_model("llama", tied=False)
+    llama = LlamaForCausalLM(model.config.text_config).eval()
+    llama.model.load_state_dict(model.model.language_model.state_dict())
+    llama.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids = torch.tensor([[5, 6, 7, 9, 8, 7, 6, 11]])
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3]])
+    with torch.no_grad():
+        expected = llama(input_ids=ids, position_ids=positions, use_cache=False).logits
+        assert close(logits_of(model, ids, position_ids=positions), expected)
+        assert not close(logits_of(model, ids), expected)
+
+
+def test_numbered_masks_are_refused() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(ValueError, match="attention_mask holds 2, but takes 0 and 1; .* document_ids"):
+        toy_model()(ids, attention_mask=torch.tensor([[1, 1, 2, 2]]))
+
+
+def test_a_model_that_has_drawn_in_inference_mode_trains() -> None:
+    model = toy_model()
+    grid_features.cache_clear()
+    ids = story(model)
+    with torch.inference_mode():
+        model.generate(torch.tensor([[5, BOI]]), max_new_tokens=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(ids, labels=ids)
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    assert model.model.image_embedding.grid_embedding.weight.grad.isfinite().all()

@@ -10,7 +10,7 @@ from PIL import Image
 from toys import make_config
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from unified import UnifiedConfig, VQModel
+from unified import UnifiedConfig, VQConfig, VQModel
 from unified.models.messages import SYSTEM_PROMPT
 from unified.models.processing import IGNORE_INDEX, UnifiedProcessor
 from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN
@@ -234,3 +234,23 @@ def test_a_tokenizer_that_was_not_extended_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="unified extend"):
         UnifiedProcessor.from_config(tiny_tokenizer, UnifiedConfig(vq_config=tiny_vq.config, image_token_offset=384))
+
+
+@pytest.mark.parametrize("order", ["scales", "raster"])
+def test_an_image_end_has_a_label_in_raster_order_alone(tiny_tokenizer: PreTrainedTokenizerFast, order: str) -> None:
+    """In scale order the last position's state predicts its own code, so the end token is forced."""
+    patch_nums = (1, 2) if order == "scales" else (2,)
+    vq = VQConfig(image_size=16, channels=(32, 32), patch_nums=patch_nums, codebook_size=32, code_dim=8)
+    processor = UnifiedProcessor.from_config(tiny_tokenizer, make_config(tiny_tokenizer, vq, image_order=order))
+    codes = list(range(processor.image_length))
+    chat = [turn("user", IMAGE, text("Red?")), turn("assistant", IMAGE, text("Red."), IMAGE)]
+    encoded = processor.encode_chat(chat, [codes, codes, codes])
+    ends = [at for at, token in enumerate(encoded.input_ids) if token == processor.eoi_token_id]
+    assert len(ends) == 3 and encoded.labels[ends[0]] == IGNORE_INDEX
+    expected = processor.eoi_token_id if order == "raster" else IGNORE_INDEX
+    assert [encoded.labels[at] for at in ends[1:]] == [expected] * 2
+    answered = range(ends[0] + 1, len(encoded.labels))
+    images = [at for at in answered if processor.vocabulary.is_image(torch.tensor(encoded.input_ids[at]))]
+    for at in (*images, *(at for at in answered if encoded.input_ids[at] == processor.boi_token_id), ends[1] + 1):
+        assert encoded.labels[at] == encoded.input_ids[at]
+    assert encoded.labels[ends[2] + 1] == processor.tokenizer.eos_token_id

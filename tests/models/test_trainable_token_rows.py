@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
 from toy_adapters import MODELS, adapted, rows_of
 from toy_models import BOI, OFFSET, toy_model
@@ -91,3 +91,11 @@ def test_asking_for_the_output_matrix_changes_nothing(made: str, tied: bool, tmp
 def test_rows_of_another_dtype_take_the_matrix_s() -> None:
     rows = TrainableRows(torch.tensor([1]), torch.ones(1, 2))
     assert rows.merge_into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_lora_of_the_output_matrix_is_refused(tied: bool) -> None:
+    """Losses multiply by the matrix itself: its update would get no gradient."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match="of lm_head would not be trained.* leave lm_head out of target_modules"):
+        get_peft_model(toy_model(tied=tied), config)

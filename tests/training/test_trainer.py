@@ -201,9 +201,12 @@ def test_a_saved_adapter_loads_into_the_trained_model(
 def test_learning_rates_are_those_of_old_and_new_parts(make_trainer: Callable[..., UnifiedTrainer]) -> None:
     trainer = make_trainer(learning_rate=1e-4, new_parts_learning_rate=1e-2, weight_decay=0.1)
     groups = trainer.create_optimizer().param_groups
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-4, 0.1), (1e-2, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-4, 0.1), (1e-4, 0.0), (1e-2, 0.0)]
     names = {id(parameter): name for name, parameter in trainer.core.named_parameters()}
-    new = {names[id(parameter)] for parameter in groups[1]["params"]}
+    spared = {names[id(parameter)] for parameter in groups[1]["params"]}
+    assert spared == {name for name in names.values() if "norm" in name and "language_model" in name}
+    assert len({id(p) for group in groups for p in group["params"]}) == len(names)
+    new = {names[id(parameter)] for parameter in groups[2]["params"]}
     assert new == {name for name in names.values() if "image_embedding" in name or "embed_tokens" in name}
 
 

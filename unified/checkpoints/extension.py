@@ -156,18 +156,21 @@ def orthonormal(code_dim: int, hidden: int, generator: torch.Generator) -> Tenso
 def extend_matrices(backbone: PreTrainedModel, vocabulary: Vocabulary, codebook: Tensor, projection: Tensor) -> None:
     """Resize the backbone's input and output matrix to `vocabulary` and initialize new rows; `codebook` is (V, C).
 
-    New text rows are the mean of the old ones; a code's row is that mean plus its projection, scaled to the text rows'
-    mean distance from it.
+    New text rows and those of the special tokens, which may lie in the old matrices' padding, are the mean of the
+    tokenizer's rows; the rest of that padding stays. A code's row is that mean plus its projection, scaled to the
+    tokenizer's rows' mean distance from it.
     """
     text_rows = len(backbone.get_input_embeddings().get_parameter("weight"))
+    words = min(text_rows, *vocabulary.special_ids)  # rows behind these are padding
     backbone.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     directions = nn.functional.normalize((codebook - codebook.mean(dim=0)).float(), dim=-1) @ projection
     for matrix in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
         weight = matrix.get_parameter("weight")  # if the two are tied, the second pass changes nothing
-        rows = weight[:text_rows].float()
+        rows = weight[:words].float()
         mean = rows.mean(dim=0)
         radius = (rows - mean).norm(dim=-1).mean()
         weight[text_rows:] = mean.to(weight.dtype)
+        weight[list(vocabulary.special_ids)] = mean.to(weight.dtype)
         vocabulary.code_rows(weight).copy_(mean + directions * radius)
 
 

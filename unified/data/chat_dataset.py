@@ -4,6 +4,7 @@ Legend: B rows, T positions, T' kept positions, N input images, L codes of one i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
 from unified.data.rows import read_rows
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import is_output, is_text_to_image
+from unified.models.messages import content_parts, draws_once, is_output
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
 CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
@@ -88,17 +89,23 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         rows: from `load_encoded_rows`.
         caption_dropout: share of text-to-image rows whose prompt is replaced by the unconditional one: rows whose
-            last user turn is text and whose answer is one image. The choice is a function of `(seed, epoch, index)`,
-            so it is the same in a resumed run.
+            last user turn is text and whose answer is one image, with words or without. The choice is a function of
+            `(seed, epoch, index)`, so it is the same in a resumed run.
+        evaluation: mark the items, of which the collator then keeps every position.
     """
 
     def __init__(
-        self, rows: datasets.Dataset, processor: UnifiedProcessor, caption_dropout: float = 0.0, seed: int = 0
+        self,
+        rows: datasets.Dataset,
+        processor: UnifiedProcessor,
+        caption_dropout: float = 0.0,
+        seed: int = 0,
+        evaluation: bool = False,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout {caption_dropout} is not in [0, 1); 0.1 is usual for guidance")
         self.rows, self.processor = rows, processor
-        self.caption_dropout, self.seed, self.epoch = caption_dropout, seed, 0
+        self.caption_dropout, self.seed, self.epoch, self.evaluation = caption_dropout, seed, 0, evaluation
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch on which caption dropout and position dropping depend."""
@@ -109,10 +116,12 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.rows[index])
-        if self._drops_caption(index) and is_text_to_image(row["messages"]):
-            row["messages"] = [{"role": "user", "content": ""}, row["messages"][-1]]
+        if self._drops_caption(index) and draws_once(row["messages"]):
+            # as in guidance's unconditional pass: an empty prompt and at once the image, without the answer's words
+            image = [part for part in content_parts(row["messages"][-1]) if part["type"] == "image"]
+            row["messages"] = [{"role": "user", "content": ""}, {"role": "assistant", "content": image}]
             row["codes"] = row["codes"][-1:]
-        return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch}
+        return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch, "evaluation": self.evaluation}
 
     def check_lengths(self, max_length: int, last_scale_fraction: float = 1.0) -> list[int]:
         """Number of positions of every row after dropping, computed before training.
@@ -183,9 +192,11 @@ class SFTCollator:
         documents = [self._document(example) for example in examples]
         lengths = [len(document.keep_positions) for document in documents]
         unpacked = [PackedRow(length, [member]) for member, length in enumerate(lengths)]
-        rows = pack_tightly(lengths, self.pack_length) if self.pack else unpacked
+        evaluation = all(example["evaluation"] for example in examples)
+        room = max([self.pack_length, *lengths]) if evaluation else self.pack_length
+        rows = pack_tightly(lengths, room) if self.pack else unpacked
         batch = stack_rows([[documents[member] for member in row.members] for row in rows], self.pad_token_id)
-        if self.dropping.fraction == 1:
+        if self.dropping.fraction == 1 or evaluation:
             del batch["keep_positions"]
         input_image_codes = [
             codes for row in rows for member in row.members for codes in examples[member]["input_image_codes"]
@@ -196,7 +207,8 @@ class SFTCollator:
 
     def _document(self, example: Mapping[str, Any]) -> Document:
         input_ids = torch.tensor(example["input_ids"])
-        kept = self.dropping.keep_positions(self.vocabulary.is_image(input_ids), example["epoch"], example["index"])
+        dropping = replace(self.dropping, fraction=1) if example["evaluation"] else self.dropping
+        kept = dropping.keep_positions(self.vocabulary.is_image(input_ids), example["epoch"], example["index"])
         return Document(input_ids, torch.tensor(example["labels"]), kept)
 
 

@@ -17,8 +17,9 @@ FREQUENCIES = 8  # octaves of the coordinates' Fourier features: enough to tell 
 @lru_cache(maxsize=16)
 def grid_features(patch_nums: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Fourier features (L, 4 * FREQUENCIES) of every position's cell centre, comparable across scales."""
-    angles = grid_centres(patch_nums)[..., None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device)
+    with torch.inference_mode(False):  # autograd takes no inference tensor, and this one is for later calls too
+        angles = grid_centres(patch_nums)[..., None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device)
 
 
 class ImageEmbedding(nn.Module):

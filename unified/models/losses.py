@@ -42,9 +42,12 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if weight.dtype == dtype or weight.requires_grad or not weight.is_leaf:
         return weight.to(dtype)
+    if weight.is_inference():  # has no version to tell modifications by
+        return weight.to(dtype)
     state = (weight.data_ptr(), weight._version, dtype)
     if weight not in _CASTS or _CASTS[weight][0] != state:
-        _CASTS[weight] = state, weight.detach().to(dtype)
+        with torch.inference_mode(False):  # autograd takes no inference tensor, and this one is for later calls too
+            _CASTS[weight] = state, weight.detach().to(dtype)
     cast: Tensor = _CASTS[weight][1]
     return cast
 

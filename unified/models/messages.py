@@ -93,6 +93,11 @@ def count_images(messages: Iterable[Message]) -> int:
 
 def is_text_to_image(messages: Sequence[Message]) -> bool:
     """Whether a conversation ends with a text-only user message that is answered by exactly one image."""
+    return draws_once(messages) and [part["type"] for part in content_parts(messages[-1])] == ["image"]
+
+
+def draws_once(messages: Sequence[Message]) -> bool:
+    """As `is_text_to_image`, where the answer may have words beside its one image."""
     if len(messages) < 2 or messages[-2]["role"] != "user" or not is_output(messages[-1]):
         return False
-    return not count_images(messages[-2:-1]) and [part["type"] for part in content_parts(messages[-1])] == ["image"]
+    return not count_images(messages[-2:-1]) and count_images(messages[-1:]) == 1

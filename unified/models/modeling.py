@@ -7,7 +7,6 @@ Legend: B batch, T sequence, T' kept positions, N images, L codes of an image, K
 from typing import Any
 
 import torch
-from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -22,8 +21,8 @@ from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
 from unified.models.position_gated_lora import ImageGate
-from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, rope_positions
-from unified.models.trainable_token_rows import look_up, split_rows
+from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, read_packing, rope_positions
+from unified.models.trainable_token_rows import look_up, prepare_output_layer, split_rows
 
 
 class UnifiedPreTrainedModel(StrictPreTrainedModel):
@@ -189,7 +188,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
         Args:
             input_ids: (B, T) text and image ids.
             attention_mask: (B, P + T), 0 at padding.
-            position_ids: (B, T); derived from `input_ids` unless a cache already holds positions.
+            position_ids: (B, T); derived from `input_ids` unless a cache already holds positions. Without a mask,
+                positions that restart separate packed documents, as in HF's models.
             document_ids: (B, T), one id per document of a packed row.
             keep_positions: (B, T'), positions the backbone is run on (-1: padding); output is (B, T', D).
             pixel_values, image_codes: (N, 3, H, W) or (N, L), input images in the order of their placeholders.
@@ -200,8 +200,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
             raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids")
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        ones = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
-        valid = ones if attention_mask is None else attention_mask
+        valid, position_ids, document_ids = read_packing(input_ids, attention_mask, position_ids, document_ids, past)
         if position_ids is None:
             if past:
                 raise ValueError("with a filled cache position_ids cannot be derived; pass position_ids")
@@ -244,9 +243,9 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         self.post_init()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set `bias` of PEFT's wrapper of the output matrix to None: TRL reads it, and the wrapper lacks it."""
-        if name == "lm_head" and isinstance(value, TrainableTokensWrapper):
-            value.register_parameter("bias", None)
+        """Check what PEFT puts in the output matrix's place, see `prepare_output_layer`."""
+        if name == "lm_head":
+            prepare_output_layer(value)
         super().__setattr__(name, value)
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -81,6 +81,7 @@ class UnifiedProcessor(ProcessorMixin):
         if not self.chat_template:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model's")
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
         self._layouts: dict[tuple, list[list[int]]] = {}
 
     @classmethod
@@ -126,7 +127,7 @@ class UnifiedProcessor(ProcessorMixin):
             messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended.
             codes: L codes for every image part, in order of appearance.
 
-        Labels cover the assistant's content and the special token that ends its turn, `IGNORE_INDEX` elsewhere.
+        Labels cover the assistant's content, in scale order without image ends, and the token that ends its turn.
         Raises ValueError when the number of images or the number of an image's codes does not match.
         """
         return self._encode(messages, list(codes), add_generation_prompt=False)
@@ -248,7 +249,7 @@ class UnifiedProcessor(ProcessorMixin):
         contents = self._content_ids(parts, codes, chat.input_image_codes)
         for (by_assistant, _), content, template in zip(parts, contents, template_pieces[1:], strict=True):
             chat.input_ids += content
-            chat.labels += content if by_assistant else [IGNORE_INDEX] * len(content)
+            chat.labels += [i if by_assistant and i not in self._forced_ids else IGNORE_INDEX for i in content]
             ends_turn = template[:1] if by_assistant and template and template[0] in self._special_ids else []
             chat.input_ids += template
             chat.labels += ends_turn + [IGNORE_INDEX] * (len(template) - len(ends_turn))

@@ -67,6 +67,41 @@ def rope_positions(position_steps: Tensor, valid: Tensor, document_ids: Tensor |
     return (positions - 1).clamp(min=0)
 
 
+def packed_documents(position_ids: Tensor) -> Tensor | None:
+    """Document ids (B, T) of rows packed as HF's and TRL's collators do: position ids restart in every document.
+
+    None for rows of a single document each.
+    """
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = (position_ids[:, 1:] < position_ids[:, :-1]) | (position_ids[:, 1:] == 0)
+    return starts.cumsum(dim=1) - 1 if bool(starts[:, 1:].any()) else None
+
+
+def read_packing(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    document_ids: Tensor | None,
+    past: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Attention mask (B, past + T), position ids and document ids (B, T) of a forward pass; None: derive, none.
+
+    As in HF's models, positions that restart separate documents where no mask is given; they are derived anew, as HF's
+    count every token of an image. Raises ValueError for a mask that numbers documents.
+    """
+    if attention_mask is None:
+        if document_ids is None and position_ids is not None and not past:
+            document_ids = packed_documents(position_ids.expand_as(input_ids))
+            position_ids = position_ids if document_ids is None else None
+        return input_ids.new_ones(len(input_ids), past + input_ids.shape[1]), position_ids, document_ids
+    if attention_mask.dtype != torch.bool and attention_mask.numel() and int(attention_mask.max()) > 1:
+        raise ValueError(
+            f"attention_mask holds {int(attention_mask.max())}, but takes 0 and 1; pass the documents of packed "
+            "rows as document_ids"
+        )
+    return attention_mask, position_ids, document_ids
+
+
 def remaining_context(input_ids: Tensor, valid: Tensor, config: UnifiedConfig, images: int = 0) -> int:
     """RoPE positions left in the backbone's context after the longest of prompts (B, T) and `images` output images.
 

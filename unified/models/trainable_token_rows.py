@@ -8,6 +8,7 @@ Legend: V rows of the vocabulary, R trainable rows, D hidden.
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
@@ -27,6 +28,20 @@ class TrainableRows:
         """As `merge_into` for a slice `matrix` (S, D), rows `start` to `start + S` of the full one."""
         inside = (self.ids >= start) & (self.ids < start + len(matrix))
         return TrainableRows(self.ids[inside] - start, self.values[inside]).merge_into(matrix)
+
+
+def prepare_output_layer(layer: nn.Module) -> None:
+    """Give PEFT's wrapper of token rows the `bias` that TRL reads, None; ValueError for a LoRA of the output matrix.
+
+    Losses, here and TRL's, multiply by the layer's `weight`, of which such an update is no part: it would not train.
+    """
+    if isinstance(layer, TrainableTokensWrapper):
+        layer.register_parameter("bias", None)
+    elif isinstance(layer, BaseTunerLayer):
+        raise ValueError(
+            f"PEFT's {type(layer).__name__} of lm_head would not be trained, as losses multiply by its frozen weight; "
+            "leave lm_head out of target_modules, and train rows of it with trainable_token_indices"
+        )
 
 
 def split_rows(layer: nn.Module) -> tuple[Tensor, TrainableRows | None]:

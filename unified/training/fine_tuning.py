@@ -21,7 +21,7 @@ from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trainer import UnifiedTrainer, newest_checkpoint, newest_folder
-from unified.training.tuning import prepare, resolve_checkpoint
+from unified.training.tuning import check_masters, prepare, resolve_checkpoint
 
 
 def load_model(
@@ -63,11 +63,13 @@ def build_trainer(
     processor = AutoProcessor.from_pretrained(checkpoint)
     fraction = data_args.last_scale_fraction
     datasets = []
-    for files, dropout in ((data_args.train_files, data_args.caption_dropout), (data_args.eval_files, 0.0)):
+    context = model.config.text_config.max_position_embeddings
+    for files, evaluation in ((data_args.train_files, False), (data_args.eval_files, True)):
         rows = load_encoded_rows(files, model.config) if files else None
-        datasets.append(ChatDataset(rows, processor, caption_dropout=dropout, seed=args.seed) if files else None)
-        if datasets[-1] is not None:
-            datasets[-1].check_lengths(data_args.max_length, fraction)
+        dropout = 0.0 if evaluation else data_args.caption_dropout
+        datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation) if files else None)
+        if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
+            datasets[-1].check_lengths(*((context, 1.0) if evaluation else (data_args.max_length, fraction)))
     check_code_noise(model.config, args.code_noise)
     if model_args.compile_layers:
         compile_layers(model)
@@ -79,6 +81,8 @@ def build_trainer(
         data_collator=SFTCollator(processor, data_args.max_length, fraction, seed=args.seed, pack=data_args.pack),
         processing_class=processor,
     )
+    if not trainer.is_deepspeed_enabled:
+        check_masters(trainer.model)
     if trainer.accelerator.mixed_precision == "bf16" and not trainer.is_deepspeed_enabled:
         cast_frozen_weights(trainer.model, torch.bfloat16)
     return trainer

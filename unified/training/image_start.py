@@ -19,8 +19,8 @@ from unified.models.processing import IGNORE_INDEX
 from unified.models.vocabulary import Vocabulary
 
 TEXT, CODE, START, END, PLACEHOLDER = range(5)
-# an error at the first text token of an answer is an image instead of an answer, so these are a group; the state of an
-# image's last position scores its code and the end token, so both are one group and balanced against each other
+# an error at the first text token of an answer is an image instead of an answer, so these are a group; in raster order
+# an image's end token is balanced against its codes, so both are one group; in scale order it has no label
 DECISION_GROUPS = ("first words", "later words", "images", "image starts")
 CHUNK = 2048  # positions per chunk of logits
 
@@ -67,7 +67,9 @@ def collect_decisions(
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     previous, targets = batch["labels"][:, :-1], batch["labels"][:, 1:]
     trained = targets != IGNORE_INDEX
-    states, targets, first = hidden[trained.to(hidden.device)], targets[trained], (previous == IGNORE_INDEX)[trained]
+    # an image's end has no label in scale order, but what follows it does not begin an answer
+    first = ((previous == IGNORE_INDEX) & (batch["input_ids"][:, :-1] != vocabulary.eoi_token_id))[trained]
+    states, targets = hidden[trained.to(hidden.device)], targets[trained]
     weight = model.get_output_embeddings().get_parameter("weight").detach()
     logits = torch.cat([kind_logits(part, weight, vocabulary) for part in states.split(CHUNK)])
     kinds = token_kinds(targets, vocabulary)

@@ -196,16 +196,19 @@ class UnifiedTrainer(Trainer):
         self.images_seen = seen[-1] if checkpoint and seen else 0.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a separate learning rate for the new modules."""
+        """AdamW with a separate learning rate for the new modules; biases, norms and new modules do not decay."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             core = self.core
             modules = (core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding)
             new_ids = {id(parameter) for module in modules for parameter in module.parameters()}
-            trainable = [p for p in self.model.parameters() if p.requires_grad]
-            new, backbone = [p for p in trainable if id(p) in new_ids], [p for p in trainable if id(p) not in new_ids]
+            decayed = set(self.get_decay_parameter_names(self.model))
+            trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            new = [p for _, p in trainable if id(p) in new_ids]
+            backbone = [(name in decayed, p) for name, p in trainable if id(p) not in new_ids]
             groups = [
-                {"params": backbone, "weight_decay": self.args.weight_decay},
+                {"params": [p for decays, p in backbone if decays], "weight_decay": self.args.weight_decay},
+                {"params": [p for decays, p in backbone if not decays], "weight_decay": 0.0},
                 {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
             ]
             self.optimizer = cls([group for group in groups if group["params"]], **options)

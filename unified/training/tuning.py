@@ -61,10 +61,14 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
 
 def backbone_layers(model: UnifiedForCausalLM, suffixes: list[str]) -> list[str]:
     """Full names of the backbone's layers with these suffixes; image tokenizer and embedding are excluded."""
-    names = [name for name, _ in model.named_modules() if "language_model." in name and name.endswith(tuple(suffixes))]
-    if not names:
-        raise ValueError(f"lora_target_modules {suffixes} match nothing in the backbone; name its linear layers")
-    return names
+    layers = [name for name, _ in model.named_modules() if "language_model." in name]
+    unmatched = [suffix for suffix in suffixes if not any(name.endswith(suffix) for name in layers)]
+    if unmatched or not suffixes:
+        raise ValueError(
+            f"lora_target_modules {unmatched} match nothing in the backbone; name its linear layers (of the output "
+            "matrix the new rows are trained whole)"
+        )
+    return [name for name in layers if name.endswith(tuple(suffixes))]
 
 
 def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
@@ -188,6 +192,19 @@ def continue_lora(
             if isinstance(layer, ImageLinear):
                 split_ranks(layer, "default")
     return adapted
+
+
+def check_masters(model: nn.Module) -> None:
+    """Raise ValueError for trainable weights in half precision, of which AdamW's small updates are rounded away.
+
+    Not under DeepSpeed, which keeps float32 masters.
+    """
+    halves = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    if halves:
+        raise ValueError(
+            f"trainable weights in {str(halves.pop()).removeprefix('torch.')} lose most updates to rounding; set "
+            "dtype to float32 with bf16 True (autocast), launch with DeepSpeed, or set tuning to lora"
+        )
 
 
 def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path | None = None) -> nn.Module:
