@@ -212,7 +212,7 @@ def test_precomputed_log_probs_of_an_adapter_are_those_of_its_copy(dpo: Dpo, ima
         (["--train_files", "/nowhere.parquet"], ["/nowhere.parquet", "no pairs"]),
         (["--max_length", "40"], ["pair 0", "beyond max_length 40"]),
         (["--max_length", "513"], ["context of 512"]),
-        (["--num_scales", "3"], ["num_scales 3", "give 1 to 2"]),
+        (["--num_scales", "3"], ["num_scales 3", "set it to 1 to 2"]),
         (["--precompute_ref_log_probs", "True"], ["kl_pairs 2", "set kl_pairs 0"]),
         (["--held_out_share", "0.5", "--eval_files", "/a.parquet"], ["held_out_share 0.5", "keep one"]),
         (["--tuning", "lora", "--lora_target_modules", "query"], ["query", "match nothing"]),

@@ -213,7 +213,7 @@ def test_codes_of_another_tokenizer_are_refused(refuse: Callable[..., None], tmp
     refuse("--train_files", other, words=["other.parquet", "tokenizer beef", "encode_images"])
 
 
-def test_codes_that_do_not_fit_the_pyramid_are_refused(
+def test_codes_of_another_length_are_refused(
     refuse: Callable[..., None], toy_checkpoint: Path, tmp_path: Path
 ) -> None:
     fingerprint = UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint

@@ -244,7 +244,7 @@ def test_what_hf_would_do_silently_is_refused(make_trainer: Callable[..., Unifie
         make_trainer(dataloader_persistent_workers=True, dataloader_num_workers=1)
     args = make_trainer().args
     args._n_gpu = 2
-    with pytest.raises(ValueError, match="sees 2 GPUs .* --num_processes 2` one process for each"):
+    with pytest.raises(ValueError, match="sees 2 GPUs.* --num_processes 2` one process for each"):
         check_launch(args)
 
 
