@@ -136,7 +136,7 @@ def test_bad_input_is_one_line(
     assert "are not a file" in measure("--inception", tmp_path / "none.pth", status=2)
     assert "none.pth is not a file" in measure("--lpips", tmp_path / "none.pth", status=2)
     assert "holds 7 images" in measure("--n", 8, status=2)
-    assert "use the suffix .png" in measure("--grid", "grid.jpg", status=2)
+    assert "end it with .png" in measure("--grid", "grid.jpg", status=2)
     assert "holds no tokenizer" in measure("--vq", images, status=2)
     (images / "4.png").write_bytes((images / "4.png").read_bytes()[:80])
     assert f"{images / '4.png'} cannot be read" in measure(status=2)
