@@ -120,6 +120,79 @@ def test_html_shows_pictures_with_their_reasons_and_nothing_runs(tmp_path: Path)
     assert "wrong &lt;script&gt;: expected cat&gt;=1, found 0" in page and "<script>" not in page
 
 
+def drawn(root: Path, relative: bool = True, count: int = 3) -> Path:
+    """A GenEval result in `root`/results, made by a command that ran in `root`, with that many pictures."""
+    folder, lines = root / "out/drawn", []
+    for number in range(count):
+        picture = folder / f"{number:05d}/samples/0000.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(picture)
+        name = picture.relative_to(root) if relative else picture
+        lines.append(json.dumps({"filename": str(name), "tag": "colors", "prompt": f"cat {number}", "correct": True,
+                                 "reason": ""}))  # fmt: skip
+    (folder / "results.jsonl").write_text("\n".join(lines))
+    (root / "results").mkdir()
+    named = "out/drawn/results.jsonl" if relative else str(folder / "results.jsonl")
+    return geneval(root / "results/geneval.json", results=named)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("where", [".", "results", "elsewhere"])
+def test_pictures_are_found_from_any_folder(
+    relative: bool, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in a result begins at the folder that the scorer ran in: at or above the JSON, or the current one."""
+    result = drawn(tmp_path, relative)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / where)
+    run = CliRunner().invoke(app, ["report", str(result), "--out", "page.html"])
+    assert run.exit_code == 0 and run.stdout == "page.html: 1 results\n" and not run.stderr
+    assert Path("page.html").read_text(encoding="utf-8").count("data:image/png") == 3
+
+
+def test_pictures_may_lie_beside_the_current_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = drawn(tmp_path / "a").rename(tmp_path / "moved.json")
+    monkeypatch.chdir(tmp_path / "a")
+    assert write_report([result], tmp_path / "page.html").note == ""
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/png") == 3
+
+
+def test_pictures_that_are_gone_are_counted_in_one_line(tmp_path: Path) -> None:
+    result = drawn(tmp_path)
+    (tmp_path / "out/drawn/00001/samples/0000.png").unlink()
+    for out in ("page.html", "page.md"):
+        run = CliRunner().invoke(app, ["report", str(result), "--out", str(tmp_path / out)])
+        assert run.exit_code == 0 and run.stdout.count("\n") == 1
+        said = "1 of 3 pictures not found, out/drawn/00001/samples/0000.png first"
+        assert (said in run.stderr) == (out == "page.html") and run.stderr.count("\n") == (out == "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("0000.png is gone)<") == 1 and page.count(said) == 1
+
+
+def test_a_list_of_pictures_that_is_gone_is_named(tmp_path: Path) -> None:
+    result = drawn(tmp_path)
+    (tmp_path / "out/drawn/results.jsonl").unlink()
+    run = CliRunner().invoke(app, ["report", str(result), "--out", str(tmp_path / "page.html")])
+    said = "out/drawn/results.jsonl of geneval.json not found, nor its pictures"
+    assert said in run.stderr and said in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_long_table_does_not_fill_the_page(tmp_path: Path) -> None:
+    """A confusion of 96 prompts: folded away on the page, cut with its count in Markdown."""
+    confusion = {f"prompt {number}": {"cat": number + 1} for number in range(96)}
+    result = geneval(tmp_path / "nearest.json", confusion=confusion)
+    short, long = detail_tables({"tasks": TASKS, "confusion": confusion})
+    assert not short.html().startswith("<details>") and long.html().startswith("<details><summary>confusion (96 rows)")
+    assert len(short.markdown().splitlines()) == 2 + len(TASKS) + 1
+    lines = long.markdown().splitlines()
+    assert len(lines) < 20 and "and 84 more rows" in lines[-2] and lines[2].startswith("| prompt 0 |")
+    for out in ("page.html", "page.md"):
+        write_report([result], tmp_path / out)
+    assert (
+        "prompt 95" in (tmp_path / "page.html").read_text() and "prompt 95" not in (tmp_path / "page.md").read_text()
+    )
+
+
 GOOD = {"metric": "psnr", "value": 1.0, "n": 1, "model": "vq", "config": {}}
 
 

@@ -226,8 +226,10 @@ def report(
     """Write the scores of eval/ scripts to one page: models by metrics, with the details of each score."""
     from unified.reports.results_page import write_report
 
-    count = write_report(results, out)
-    typer.echo(f"{out}: {count} results")
+    written = write_report(results, out)
+    typer.echo(f"{out}: {written.results} results")
+    if written.note:
+        typer.echo(written.note, err=True)
 
 
 def read_line() -> str | None:

@@ -22,6 +22,7 @@ td .bar { display: inline-block; height: .7rem; background: #4a7fd0; margin-righ
 # of a result: they go with its settings
 CIRCUMSTANCES = ("tokenizer", "prompts_sha256", "seed", "commit", "versions")
 EXAMPLES = 4  # right and wrong pictures of a task that are shown
+LONG, CUT = 24, 12  # a table of more rows is folded away in HTML, in Markdown cut to so many
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Table:
     def markdown(self) -> str:
         """For a .md file."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
+        if len(self.rows) > LONG:
+            lines = [*lines[: 2 + CUT], [f"and {len(self.rows) - CUT} more rows, see the JSON or the .html"]]
         return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines) + "\n"
 
     def html(self) -> str:
@@ -68,7 +71,25 @@ class Table:
         bars = [f"<td><span class=bar style='width:{10 * min(max(bar, 0), 1):.2f}rem'></span>" for bar in self.bars]
         rows = ["".join(f"<td>{html.escape(cell)}" for cell in row) for row in self.rows]
         full = "".join(f"<tr>{row}{bars[number] if bars else ''}" for number, row in enumerate(rows))
-        return f"<table class=scores><tr>{head}{'<th>' * bool(bars)}{full}</table>"
+        table = f"<table class=scores><tr>{head}{'<th>' * bool(bars)}{full}</table>"
+        title = f"{html.escape(self.header[0])} ({len(rows)} rows)"
+        return f"<details><summary>{title}</summary>{table}</details>" if len(rows) > LONG else table
+
+
+@dataclass
+class Pictures:
+    """Files that results name: how many were `wanted`, and the names of those that are `missing`."""
+
+    wanted: int = 0
+    missing: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
+
+    def note(self) -> str:
+        """One line about what is missing; empty where all is there."""
+        parts = [f"{name} not found, nor its pictures" for name in self.lists]
+        if self.missing:
+            parts.append(f"{len(self.missing)} of {self.wanted} pictures not found, {self.missing[0]} first")
+        return "; ".join(parts)
 
 
 def read_results(paths: Iterable[Path]) -> list[Result]:
@@ -154,31 +175,48 @@ def text(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def examples(result: Result) -> str:
+def find(name: str, result: Path) -> Path | None:
+    """The file that a result calls `name`; None where it is gone.
+
+    A relative name begins where the scorer ran: at the current folder, or at that of `result` or one above it.
+    """
+    places = (place / name for place in (Path(), *result.resolve().parents))
+    return next((place for place in places if place.is_file()), None)
+
+
+def examples(result: Result, pictures: Pictures) -> str:
     """Figures of a GenEval result's pictures, some right and some wrong of every task; empty for other results.
 
-    `details["results"]` names the JSONL with a line for every picture, as eval/geneval.py writes it.
+    `details["results"]` names the JSONL with a line for every picture, as eval/geneval.py writes it. What is not
+    there is added to `pictures`.
     """
-    path = Path(str(result.details.get("results", "")))
-    if not path.is_file():
+    name = result.details.get("results")
+    if not isinstance(name, str):
+        return ""
+    path = find(name, result.path)
+    if path is None:
+        pictures.lists.append(f"{name} of {result.path.name}")
         return ""
     records = [record for _, record in read_lines(path)]
     sections = []
     for tag in dict.fromkeys(record["tag"] for record in records):
         for correct in (True, False):
             chosen = {r["prompt"]: r for r in records[::-1] if (r["tag"], r["correct"]) == (tag, correct)}
-            shown = [figure(*_captioned(record)) for record in list(chosen.values())[::-1][:EXAMPLES]]
+            latest = list(chosen.values())[::-1][:EXAMPLES]
+            shown = [figure(*_captioned(record, result.path, pictures)) for record in latest]
             if shown:
                 title = f"{html.escape(tag)}, {'right' if correct else 'wrong'}"
                 sections.append(f"<h4>{title}</h4><div class=sheet>{''.join(shown)}</div>")
     return "".join(sections)
 
 
-def _captioned(record: dict[str, Any]) -> tuple[Image.Image, str]:
+def _captioned(record: dict[str, Any], result: Path, pictures: Pictures) -> tuple[Image.Image, str]:
     caption = ": ".join(filter(None, (record["prompt"], record["reason"].replace("\n", "; "))))
+    pictures.wanted += 1
     try:
-        return Image.open(record["filename"]).convert("RGB"), caption
+        return Image.open(find(record["filename"], result) or record["filename"]).convert("RGB"), caption
     except OSError:
+        pictures.missing.append(record["filename"])
         return Image.new("RGB", (1, 1), "white"), f"{caption} ({record['filename']} is gone)"
 
 
@@ -192,27 +230,36 @@ def as_markdown(results: Sequence[Result]) -> str:
     return "".join(parts)
 
 
-def as_html(results: Sequence[Result]) -> str:
-    """The report as one self-contained page."""
-    parts = [f"<!doctype html><meta charset=utf-8><title>Results</title><style>{STYLE}{BARS}</style><h1>Results</h1>"]
-    parts.append(overview(results).html())
+def as_html(results: Sequence[Result], pictures: Pictures) -> str:
+    """The report as one self-contained page; `pictures` learns which are missing."""
+    parts = []
     for result in results:
         parts.append(f"<h2>{html.escape(f'{result.metric} of {result.model}')}</h2>")
         parts.append(f"<p class=note>{html.escape(f'{result.cell}, from {result.path}')}</p>")
         parts += [table.html() for table in detail_tables(result.details)]
-        settings = html.escape(json.dumps(result.settings, indent=1))
-        parts.append(f"<details><summary>settings</summary><pre>{settings}</pre></details>{examples(result)}")
-    return "".join(parts)
+        settings, shown = html.escape(json.dumps(result.settings, indent=1)), examples(result, pictures)
+        parts.append(f"<details><summary>settings</summary><pre>{settings}</pre></details>{shown}")
+    head = f"<!doctype html><meta charset=utf-8><title>Results</title><style>{STYLE}{BARS}</style><h1>Results</h1>"
+    note = f"<p class=note>{html.escape(pictures.note())}</p>" if pictures.note() else ""
+    return "".join([head, note, overview(results).html(), *parts])
 
 
-def write_report(paths: Sequence[Path], out: Path) -> int:
-    """Write the report of the results under `paths` to `out`, whole or not at all; returns how many there are.
+@dataclass(frozen=True)
+class Report:
+    """What was written: how many `results`, and one line about pictures that were not found, or none."""
+
+    results: int
+    note: str
+
+
+def write_report(paths: Sequence[Path], out: Path) -> Report:
+    """Write the report of the results under `paths` to `out`, whole or not at all.
 
     Raises ValueError for a name that ends with neither .html nor .md, and where `read_results` does.
     """
     if out.suffix not in FORMATS:
         raise ValueError(f"{out} ends with {out.suffix or 'nothing'}; a report is {' or '.join(FORMATS)}")
-    results = read_results(paths)
-    page = as_html(results) if out.suffix == ".html" else as_markdown(results)
+    results, pictures = read_results(paths), Pictures()
+    page = as_html(results, pictures) if out.suffix == ".html" else as_markdown(results)
     write_text(out, page)
-    return len(results)
+    return Report(len(results), pictures.note())
