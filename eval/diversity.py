@@ -45,7 +45,7 @@ from unified.image_tokenizer.scales import scale_spans
 class DiversityArguments:
     """What is measured with which tokenizer."""
 
-    images: str = field(metadata={"help": "folder in GenEval's layout, two or more pictures a prompt"})
+    images: str = field(metadata={"help": "folder in GenEval's layout, two or more pictures of any prompts"})
     vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer that encodes the pictures"})
     model: str | None = field(default=None, metadata={"help": "name of the generator; None: as settings.json says"})
     batch_size: int = field(default=64, metadata={"help": "pictures read at once"})
@@ -105,7 +105,7 @@ def main() -> None:
     hardware, args = parse((HardwareArguments, DiversityArguments))
     set_up(hardware)
     started = time.perf_counter()
-    samples = read_folder(args.images)
+    samples = read_folder(args.images, plain=True)
     groups, vq = by_prompt(samples), load_vq(args.vq)
     found = measure(vq, samples, groups, args.batch_size)
     drawn = read_settings(args.images)

@@ -1,6 +1,7 @@
 """diversity.py by hand-made codes and pictures; eval/diversity.py on folders of equal and of different pictures."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,31 @@ def measure(
 
 def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("with_set", [True, False])
+def test_prompts_need_not_be_geneval_s(
+    with_set: bool, measure: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any captions: what eval/generate_images.py draws of a plain JSONL, with or without its copy of the set."""
+    expected = measure([noise(0), noise(1)])
+    plain = {"prompt": "an old harbour at dawn", "source": "mine"}
+    monkeypatch.setitem(globals(), "ASKED", plain)
+    shutil.rmtree(tmp_path / "drawn")
+    (tmp_path / "drawn").mkdir()
+    if with_set:
+        (tmp_path / "drawn/prompts.jsonl").write_text(f"{json.dumps(plain)}\n" * 2)
+    found = measure([noise(0), noise(1)])
+    assert found["value"] == expected["value"] and found["n"] == 4
+    assert found["prompts_sha256"] != expected["prompts_sha256"]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"prompt": ""}, {"prompt": 3}, {"caption": "a harbour"}])
+def test_a_folder_without_a_prompt_is_refused(
+    metadata: dict, measure: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ASKED", metadata)
+    assert "metadata.jsonl: no `prompt`" in measure([noise(0), noise(1)])
 
 
 def test_equal_pictures_have_no_diversity(measure: Callable, tmp_path: Path) -> None:

@@ -46,22 +46,27 @@ def read_captions(path: str | Path) -> list[dict[str, Any]]:
     return prompts
 
 
-def read_prompts(path: str | Path) -> list[dict[str, Any]]:
-    """Metadata of every prompt of a set. Raises ValueError naming file and line where one is not in GenEval's form."""
+def read_prompts(path: str | Path, plain: bool = False) -> list[dict[str, Any]]:
+    """Metadata of every prompt of a set; `plain`: a prompt is enough.
+
+    Raises ValueError naming file and line where one is not in GenEval's form, or without a prompt.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; give a JSONL of prompts, see eval/write_prompts.py")
-    prompts = [_checked(metadata, f"{path}:{number}") for number, metadata in read_lines(path)]
+    prompts = [_checked(metadata, f"{path}:{number}", plain) for number, metadata in read_lines(path)]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one with eval/write_prompts.py")
     return prompts
 
 
-def _checked(metadata: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        check_geneval_metadata(metadata)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if not isinstance(metadata.get("prompt"), str):
+def _checked(metadata: dict[str, Any], where: str, plain: bool) -> dict[str, Any]:
+    if not plain:
+        try:
+            check_geneval_metadata(metadata)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    prompt = metadata.get("prompt")
+    if not isinstance(prompt, str) or (plain and not prompt.strip()):
         raise ValueError(f"{where}: no `prompt`; write what the image is asked for with")
     return metadata
 
@@ -78,25 +83,29 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def read_folder(
-    folder: str | Path, per_prompt: int | None = None, prompts: Sequence[dict[str, Any]] | None = None
+    folder: str | Path,
+    per_prompt: int | None = None,
+    prompts: Sequence[dict[str, Any]] | None = None,
+    plain: bool = False,
 ) -> list[Sample]:
     """Every image of a folder in GenEval's layout, in order.
 
     Args:
         per_prompt: images every prompt must have; None: as `settings.json` says, else as many as the first one has.
         prompts: the set the folder was made from, which it must match prompt by prompt; None: as `PROMPT_SET` says.
+        plain: whether prompts may lack GenEval's metadata of what a picture should show.
 
     Raises ValueError naming the file or folder that is missing, does not belong there or does not match.
     """
     folders = _prompt_folders(Path(folder))
     per_prompt = per_prompt or read_settings(folder).get("samples")
     if prompts is None and Path(folder, PROMPT_SET).is_file():
-        prompts = read_prompts(Path(folder, PROMPT_SET))
+        prompts = read_prompts(Path(folder, PROMPT_SET), plain)
     if prompts is not None and len(prompts) != len(folders):
         raise ValueError(f"{folder} has {len(folders)} prompts, its prompt set {len(prompts)}; generate the rest")
     samples: list[Sample] = []
     for index, path in enumerate(folders):
-        metadata = _read_metadata(path, None if prompts is None else prompts[index])
+        metadata = _read_metadata(path, None if prompts is None else prompts[index], plain)
         images = _images(path)
         per_prompt = per_prompt or len(images)
         if len(images) != per_prompt:
@@ -129,11 +138,11 @@ def _numbered(paths: dict[str, Path], parent: Path, digits: int, suffix: str) ->
     return [paths[name] for name in ordered]
 
 
-def _read_metadata(folder: Path, wanted: dict[str, Any] | None) -> dict[str, Any]:
+def _read_metadata(folder: Path, wanted: dict[str, Any] | None, plain: bool) -> dict[str, Any]:
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing; generate the folder again")
-    metadata = _checked(parse_object(path.read_bytes(), str(path)), str(path))
+    metadata = _checked(parse_object(path.read_bytes(), str(path)), str(path), plain)
     if wanted is not None and metadata != wanted:
         raise ValueError(
             f"{path} asks for {metadata['prompt']!r}, line {int(folder.name) + 1} of the prompt set for "
