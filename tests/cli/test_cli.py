@@ -73,6 +73,15 @@ def test_draw_is_reproducible_and_counts_seeds(model_dir: Path, tmp_path: Path) 
     assert single == second != Image.open(tmp_path / "b_0.png").tobytes()
 
 
+def test_draw_says_what_it_runs_on_and_is_told_otherwise(model_dir: Path, tmp_path: Path) -> None:
+    draw = ("draw", "a red apple", "--model", model_dir, "--out", tmp_path / "a.png")
+    said = run(*draw, "--device", "cpu", "--threads", 1)
+    assert said.exit_code == 0 and said.stdout.split() == [str(tmp_path / "a.png")]
+    (line,) = [line for line in said.stderr.splitlines() if line.startswith("hardware: ")]
+    assert "cpu (--device), float32" in line and "1 thread (--threads)" in line
+    assert error_of(*draw, "--device", "mps").startswith("error: device mps is not on this machine; give one of")
+
+
 def test_draw_strip_ends_with_the_image(model_dir: Path, tmp_path: Path) -> None:
     draw = ("draw", "a red apple", "--model", model_dir, "--top-k", 4, "--top-p", 0.9)
     assert run(*draw, "--out", tmp_path / "plain.png").exit_code == 0

@@ -78,6 +78,17 @@ GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]
 TopK = Annotated[int, sampling_option("top_k")]
 TopP = Annotated[float, sampling_option("top_p")]
+# chosen where they are not given, and said on stderr; each has an environment variable (unified/hardware/arguments.py)
+Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option(help="where the model runs; or UNIFIED_DEVICE")]
+Precision = Annotated[
+    Literal["float32", "bf16", "fp16"] | None,
+    typer.Option(help="of matrix products; or UNIFIED_PRECISION; default: as the weights are stored"),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads on the CPU; or UNIFIED_THREADS")]
+WaitPolicy = Annotated[
+    Literal["passive", "active", "system"] | None,
+    typer.Option(help="how waiting threads wait; or UNIFIED_WAIT_POLICY; default: passive"),
+]
 
 
 @app.command()
@@ -114,6 +125,10 @@ def draw(
     strip: Annotated[
         bool, typer.Option("--strip", help="also write OUT_scales.png, the image after each scale")
     ] = False,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    wait_policy: WaitPolicy = None,
 ) -> None:
     """Generate an image of PROMPT; the same model, prompt and seed give the same image."""
     from unified.files.images import image_format
@@ -124,6 +139,7 @@ def draw(
     from unified.inference.text_to_image import contact_sheet, draw_by_scale
     from unified.inference.text_to_image import draw as draw_prompts
 
+    products = choose_hardware(device, precision, threads, wait_policy)
     unified_model, processor = load(model)
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
@@ -132,12 +148,15 @@ def draw(
     for index in range(count):
         path = out if count == 1 else suffixed(out, str(index))
         if strip:
-            (steps,) = draw_by_scale(unified_model, processor, [prompt], sampling, seed + index)
+            with products():
+                (steps,) = draw_by_scale(unified_model, processor, [prompt], sampling, seed + index)
             names = [f"scale {scale + 1}" for scale in range(len(steps))]
             save(contact_sheet(steps, names, columns=len(steps)), suffixed(path, "scales"))
             save(steps[-1], path)
         else:
-            save(draw_prompts(unified_model, processor, [prompt], sampling, seed + index)[0], path)
+            with products():
+                drawn = draw_prompts(unified_model, processor, [prompt], sampling, seed + index)[0]
+            save(drawn, path)
 
 
 @app.command()
@@ -153,6 +172,10 @@ def chat(
     temperature: Temperature = SamplingArguments.temperature,
     top_k: TopK = SamplingArguments.top_k,
     top_p: TopP = SamplingArguments.top_p,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    wait_policy: WaitPolicy = None,
 ) -> None:
     """Chat with a model: one question per line, from the terminal or piped.
 
@@ -165,13 +188,16 @@ def chat(
     from unified.checkpoints.loading import load
     from unified.inference.chat import Chat
 
+    products = choose_hardware(device, precision, threads, wait_policy)
     sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
     conversation = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
-    for input_image in images:
-        conversation.show(input_image)
+    with products():
+        for input_image in images:
+            conversation.show(input_image)
     while (line := read_line()) not in (None, "/quit"):
         try:
-            handle_line(conversation, str(line), out_dir, first)
+            with products():
+                handle_line(conversation, str(line), out_dir, first)
         except ValueError as error:
             if not sys.stdin.isatty():
                 raise
@@ -230,6 +256,15 @@ def report(
     typer.echo(f"{out}: {written.results} results")
     if written.note:
         typer.echo(written.note, err=True)
+
+
+def choose_hardware(device: Any, precision: Any, threads: int | None, wait_policy: Any) -> Any:
+    """What the model runs on, said on stderr; returns the context in which it works."""
+    from unified.hardware.arguments import HardwareArguments
+    from unified.hardware.setup import products, set_up
+
+    set_up(HardwareArguments(device, precision, threads, wait_policy))
+    return products
 
 
 def read_line() -> str | None:
