@@ -53,6 +53,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.training.arguments import DpoArguments
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.memory import train_within_memory
 from unified.training.shutdown import shut_down
 from unified.training.trainer import newest_checkpoint, newest_folder, write_samples
 from unified.training.tuning import check_masters, continue_lora, lora_config, prepare_full, resolve_checkpoint
@@ -226,7 +227,8 @@ def main() -> None:
         "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
     }
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
+    with train_within_memory(trainer, args.max_length, args.tuning):
+        trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import toy_row, write_toy_rows
 
-from unified import UnifiedConfig
+from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.data.rows import write_encoded_shard
 from unified.hardware import setup
@@ -139,6 +139,25 @@ def test_a_run_that_goes_on_keeps_the_precision_of_its_checkpoint(
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
     assert "float32 (as checkpoint-2 was trained)" in capfd.readouterr().err
     assert_same_run(tmp_path, whole)
+
+
+def test_out_of_memory_is_one_line_with_parts_and_settings(
+    sft: Callable[..., int],
+    arguments: list[object],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(self: UnifiedForCausalLM, *args: object, **kwargs: object) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setattr(UnifiedForCausalLM, "forward", forward)
+    assert sft(*arguments, "--output_dir", tmp_path) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: out of memory: 4194304.0 GiB more were asked for; there are parameters "), line
+    settings = "per_device_train_batch_size 2 with gradient_accumulation_steps 2, activation_checkpointing True, "
+    settings += "max_length below 128, tuning lora, ZeRO over several GPUs (accelerate's DeepSpeed)"
+    assert line.endswith(f"; try {settings}"), line
 
 
 def test_a_damaged_checkpoint_of_the_run_is_named(

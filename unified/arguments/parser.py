@@ -16,6 +16,8 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
+from unified.hardware.memory import is_out_of_memory, out_of_memory_line
+
 
 class OneLineParser(TrlParser):
     """TRL's parser, which raises ValueError of one line for bad flags and values, naming what is valid."""
@@ -62,13 +64,15 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError or OSError becomes `error: <one line>` on stderr and exit status 2."""
+    """Call `main`; a ValueError, an OSError or too little memory is `error: <one line>` on stderr, exit status 2."""
     try:
         main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("UNIFIED_DEBUG") == "1":
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        full = is_out_of_memory(error)
+        if os.environ.get("UNIFIED_DEBUG") == "1" or (isinstance(error, RuntimeError) and not full):
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        said = out_of_memory_line(error) if full else str(error)
+        sys.stderr.write(f"error: {' '.join(said.split())}\n")
         sys.exit(2)
 
 

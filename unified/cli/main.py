@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
 from unified.models.image_sampling import ImageSampling
@@ -42,6 +43,9 @@ def sampling_option(name: str) -> Any:
     return typer.Option(help=SamplingArguments.__dataclass_fields__[name].metadata["help"], callback=check)
 
 
+FREE_MEMORY = ("--device cpu where a GPU is full", "ending other programs", "a smaller model")
+
+
 class Commands(TyperGroup):
     """Reports invalid input as `error: <one line>` with exit status 2; UNIFIED_DEBUG=1 shows the traceback."""
 
@@ -56,10 +60,12 @@ class Commands(TyperGroup):
         """Run `step`; its errors exit the program."""
         try:
             return step(*args)
-        except (typer.TyperException, ValueError, OSError) as error:  # the first is raised for invalid flags
-            if os.environ.get("UNIFIED_DEBUG") == "1":
+        except (typer.TyperException, ValueError, OSError, RuntimeError, MemoryError) as error:  # the first: flags
+            full = is_out_of_memory(error)
+            if os.environ.get("UNIFIED_DEBUG") == "1" or (isinstance(error, RuntimeError) and not full):
                 raise
-            typer.echo(f"error: {one_line(error)}", err=True)
+            line = out_of_memory_line(error, settings=FREE_MEMORY) if full else one_line(error)
+            typer.echo(f"error: {line}", err=True)
             raise typer.Exit(2) from None
 
 

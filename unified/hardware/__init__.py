@@ -7,10 +7,11 @@ decisions  the choice and its reasons, from a machine's numbers alone
 device     the best device there is, for library calls that name none
 limits     cores, a container's quota, what others leave of them
 machine    a machine's numbers
+memory     running out of memory, in one line
 precision  the dtype in which products run, which autocast may set
 probe      asks and measures this machine
 setup      the one call of every command: probes, decides, sets, says
 waiting    how OpenMP's threads wait for each other
 """
 
-__all__ = ["arguments", "decisions", "device", "limits", "machine", "precision", "probe", "setup", "waiting"]
+__all__ = ["arguments", "decisions", "device", "limits", "machine", "memory", "precision", "probe", "setup", "waiting"]

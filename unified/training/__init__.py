@@ -9,6 +9,7 @@ averaged_training    training loop of small vision models, with averaged weights
 step_plan            number of steps that fit the time limit, and the schedule over them
 planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
 hardware_choice      device and precision of a training, recorded in every checkpoint
+memory               running out of memory, with the settings that would take less
 self_correction      corrupted input codes in training, which later scales learn to correct
 compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
@@ -25,6 +26,7 @@ __all__ = [
     "hardware_choice",
     "image_start",
     "log_history",
+    "memory",
     "planned_end",
     "self_correction",
     "shutdown",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unified.files.atomic import new_files, replace_folder, write_text
+from unified.hardware.memory import one_line_when_full, sizes_of
 from unified.training.hardware_choice import write_record
 from unified.training.step_plan import Speed, StepPlan
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
@@ -60,7 +61,8 @@ class AveragedRun(ABC):
         ended = began
         for step, batch in enumerate(batches if self.plan.end > first_step else (), start=first_step):
             step_began = time.monotonic()
-            self.step(step, batch)
+            with one_line_when_full(lambda: sizes_of(self.core, self.optimizer), self.lighter()):
+                self.step(step, batch)
             self.speed.add(time.monotonic() - step_began, step_began - ended)
             self.window_steps += 1
             done, ended = step + 1, time.monotonic()
@@ -88,6 +90,10 @@ class AveragedRun(ABC):
         rate, left = broadcast(seconds).tolist()
         if (self.speed.known() or left <= rate) and self.plan.measured(done, rate, left):
             self.accelerator.print(f"planned: {self.plan.end} of {self.plan.max_steps} steps", file=sys.stderr)
+
+    def lighter(self) -> tuple[str, str]:
+        """Settings that would take less memory."""
+        return f"batch_size below {self.args.batch_size}", "fewer channels"
 
     def position(self, step: int) -> float:
         """Where in the schedule of max_steps a step stands: at `step`, unless fewer steps are planned."""

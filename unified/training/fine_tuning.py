@@ -16,6 +16,7 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.memory import train_within_memory
 from unified.training.planned_end import command_to_go_on, know_the_end
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
@@ -98,7 +99,8 @@ def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: Un
     trainer.add_callback(
         ThroughputCallback(trainer.core, model_args.model, Path(args.output_dir), args.speed_steps, dtype)
     )
-    trainer.train()
+    with train_within_memory(trainer, data_args.max_length, args.tuning):
+        trainer.train()
     shut_down(trainer.accelerator)
 
 
@@ -120,7 +122,8 @@ def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: Unifie
     trainer = build_trainer(model_args, data_args, args)
     know_the_end(trainer, args.max_minutes, command_to_go_on(sys.argv))
     trainer.add_callback(HardwareRecord())
-    trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
+    with train_within_memory(trainer, data_args.max_length, args.tuning):
+        trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
     shut_down(trainer.accelerator)
