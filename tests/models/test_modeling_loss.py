@@ -1,5 +1,7 @@
 """The model's loss against PyTorch's on the logits, and that layout, packing and dropping leave it alone."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,16 @@ def test_a_weight_of_zero_gives_no_gradient() -> None:
     model = toy_model(text_loss_weight=0.0, scale_loss_weights=[0.0, 0.0, 0.0])
     batch = batch_of(model, range(1, 3))
     assert not any(g.any() for g in gradients(model, batch | {"num_items_in_batch": 5}))
+
+
+@pytest.mark.parametrize("given", [{}, {"num_items_in_batch": torch.tensor(0.0)}, {"num_items_in_batch": 0}])
+def test_a_batch_without_any_weight_has_a_loss_and_gradients_of_zero(given: dict[str, Any]) -> None:
+    """An all-text batch under text_loss_weight 0: 0 / 0 would turn every weight into NaN."""
+    model = toy_model(text_loss_weight=0.0)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    batch = {"input_ids": ids, "labels": ids, **given}
+    assert model(**batch).loss == 0
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients(model, batch))
 
 
 def test_one_batch_of_eight_is_eight_batches_of_one() -> None:

@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from unified.hardware.precision import product_dtype
+from unified.image_tokenizer.scales import scale_ids
+from unified.models.configuration import UnifiedConfig
 from unified.models.trainable_token_rows import TrainableRows
 from unified.models.vocabulary import Vocabulary
 
@@ -186,3 +188,14 @@ def union_loss(
     modality[sampled] = losses[sampled] * stride
     estimate = code_losses * share[image] + modality[image]
     return total + code_total, losses.index_copy(0, image, estimate)
+
+
+def loss_weights(labels: Tensor, config: UnifiedConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """For `labels` (B, T): whether an image id, loss group (0 text, 1..K scales), loss weight; all (B, T)."""
+    is_image, weights = config.vocabulary.is_image(labels), config.scale_loss_weights
+    index = torch.cumsum(is_image, dim=1) - 1
+    groups = scale_ids(config.patch_nums).to(labels.device)[index.clamp(min=0) % config.image_length] + 1
+    groups = torch.where(is_image, groups, 0)
+    table = [config.text_loss_weight, *(weights or [1.0] * len(config.patch_nums))]
+    trained = (labels != -100).float()
+    return is_image, groups, torch.tensor(table, device=labels.device)[groups] * trained

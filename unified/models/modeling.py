@@ -13,13 +13,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.files.weights import StrictPreTrainedModel
-from unified.image_tokenizer.scales import scale_ids, scale_spans
+from unified.image_tokenizer.scales import scale_spans
 from unified.models.attention import prepare_mask
 from unified.models.configuration import UnifiedConfig, check_layer_types
 from unified.models.frozen_tokenizer import FrozenImageTokenizer, frozen_names
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
-from unified.models.losses import UnifiedOutput, UnionTargets, soft_cap, union_loss
+from unified.models.losses import UnifiedOutput, UnionTargets, loss_weights, soft_cap, union_loss
 from unified.models.position_gated_lora import ImageGate
 from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, read_packing, rope_positions
 from unified.models.trainable_token_rows import look_up, prepare_output_layer, split_rows
@@ -261,17 +261,6 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
         return loaded
 
-    def loss_weights(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For `labels` (B, T): whether an image id, loss group (0 text, 1..K scales), loss weight."""
-        is_image = self.config.vocabulary.is_image(labels)
-        length, weights = self.config.image_length, self.config.scale_loss_weights
-        index = torch.cumsum(is_image, dim=1) - 1
-        groups = scale_ids(self.config.patch_nums).to(labels.device)[index.clamp(min=0) % length] + 1
-        groups = torch.where(is_image, groups, 0)
-        table = [self.config.text_loss_weight, *(weights or [1.0] * len(self.config.patch_nums))]
-        trained = (labels != -100).float()
-        return is_image, groups, torch.tensor(table, device=labels.device)[groups] * trained
-
     def forward(
         self,
         input_ids: Tensor,
@@ -314,7 +303,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
 
     def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
         """Sum of a batch's loss weights, by which its loss is divided; known before the forward pass."""
-        weights = self.loss_weights(labels)[2]
+        weights = loss_weights(labels, self.config)[2]
         if keep_positions is not None:
             weights = weights.gather(1, keep_positions.clamp(min=0)) * (keep_positions >= 0)
         return weights[:, 1:].sum()
@@ -323,7 +312,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         self, hidden: Tensor, labels: Tensor, keep_positions: Tensor | None, divisor: Tensor | int | None
     ) -> UnifiedOutput:
         """Loss of `hidden` (B, T', D) against `labels` (B, T), which are shifted here as in HF's models."""
-        is_image, groups, weights = self.loss_weights(labels)
+        is_image, groups, weights = loss_weights(labels, self.config)
         if keep_positions is not None:
             index, padding = keep_positions.clamp(min=0), keep_positions < 0
             labels = labels.gather(1, index).masked_fill(padding, -100)
@@ -337,7 +326,8 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         group = groups[:, 1:][trained]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
-        divisor = targets.weights.sum() if divisor is None else divisor
+        divisor = torch.as_tensor(targets.weights.sum() if divisor is None else divisor)
+        divisor = divisor.masked_fill(divisor == 0, 1)  # of a batch without any weight the loss is 0, not 0 / 0
         return UnifiedOutput(loss=total / divisor, group_losses=sums.index_add(0, group, losses), group_counts=counts)
 
 
