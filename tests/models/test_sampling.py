@@ -45,6 +45,22 @@ def test_filters_can_be_off(top_k: int) -> None:
     assert torch.equal(top_k_filter(logits, top_k), logits) and torch.equal(top_p_filter(logits, 1.0), logits)
 
 
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.3, 0.7, 1.0, 2.0, 3]), st.integers(0, 14), st.floats(0.05, 1))
+def test_the_chain_is_to_the_bit_what_it_was_before_hfs_warpers(
+    seed: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = random_logits(seed)
+    logits[..., 3] = logits[..., 5]  # equals stay together
+    tempered = logits / temperature
+    if 0 < top_k < 12:
+        tempered = tempered.masked_fill(tempered < tempered.topk(top_k).values[..., -1:], float("-inf"))
+    probs = top_p_filter(tempered, top_p).softmax(dim=-1).view(-1, 12)
+    expected = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(seed)).view(3, 4)
+    drawn = sample(logits, temperature, top_k, top_p, torch.Generator().manual_seed(seed))
+    assert torch.equal(drawn, expected)
+
+
 def test_temperature_zero_takes_the_largest() -> None:
     logits = random_logits(0)
     assert torch.equal(sample(logits, temperature=0), logits.argmax(dim=-1))
