@@ -120,7 +120,7 @@ def join(
     )
     with torch.device("meta"):
         model = UnifiedForCausalLM(config)
-    model.model.set_backbone(backbone.base_model)
+    model.model.set_backbone(backbone.base_model)  # type: ignore[arg-type]  # HF calls it some module
     model.lm_head = backbone.get_output_embeddings()
     model.model.vq_model = FrozenImageTokenizer.of(vq_model)
     model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGUFReader
@@ -28,7 +29,7 @@ def find_gguf(package: str = PACKAGE) -> Path:
 
 def load_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     """Tokenizer of a GGUF file, its digits split as the original's are."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     pre = GGUFReader(gguf).fields["tokenizer.ggml.pre"].contents()
     if pre == "smollm":
         # transformers reads every GGUF of this family as GPT-2's and drops the split into single digits.
@@ -40,7 +41,7 @@ def load_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
 
 def load_model(gguf: Path) -> PreTrainedModel:
     """Dequantised float32 model of a GGUF file, free of every trace that would stop it from being saved."""
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
     return model

@@ -165,6 +165,11 @@ def generate_folder(
 def write_speed(args: GenerateArguments, made: Generated) -> dict[str, Any]:
     """The speed of `made` as a result, written to `args.result` if that is given."""
     path = Path(args.result) if args.result else None
-    speed = {"value": round(made.images / made.seconds, 3), "n": made.images, "stderr": None, "seconds": made.seconds}
+    speed: dict[str, Any] = {
+        "value": round(made.images / made.seconds, 3),
+        "n": made.images,
+        "stderr": None,
+        "seconds": made.seconds,
+    }
     speed |= {"tokenizer": made.vq_fingerprint, "prompts_sha256": prompts_sha256(args), "seed": args.seed}
     return write_result(path, "images_per_second", model=args.model, config=made.config, **speed)

@@ -134,16 +134,17 @@ class HardwareRecord(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A place for it in the state of a checkpoint that had none."""
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        kept: Any = state.stateful_callbacks  # HF makes its list a dict
+        kept.setdefault(type(self).__name__, self.state())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Beside the weights, for people."""
         if state.is_world_process_zero:
-            write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            write_record(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Beside the result."""
         if state.is_world_process_zero:
-            write_record(Path(args.output_dir))
+            write_record(Path(str(args.output_dir)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainingArguments
 
@@ -13,7 +14,8 @@ def train_within_memory(trainer: Trainer, max_length: int, tuning: str) -> Itera
     """Context of `trainer.train()`, in which an error of memory becomes one line, and no bar outlives an error."""
     settings = lighter_settings(trainer.args, max_length, tuning)
     try:
-        with one_line_when_full(lambda: sizes_of(trainer.model, trainer.optimizer), settings):
+        model: Any = trainer.model  # HF's type allows none
+        with one_line_when_full(lambda: sizes_of(model, trainer.optimizer), settings):
             yield
     finally:
         for callback in trainer.callback_handler.callbacks:

@@ -47,8 +47,8 @@ class PlannedEnd(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up the plan where the checkpoint left it, and let the schedule follow it."""
-        name = type(self).__name__
-        kept = state.stateful_callbacks.setdefault(name, self.state())["attributes"].get("kept")
+        stored: Any = state.stateful_callbacks  # HF makes its list a dict
+        kept = stored.setdefault(type(self).__name__, self.state())["attributes"].get("kept")
         step, total = state.global_step, state.max_steps
         self.plan = StepPlan.restored(kept, step, total) if kept and step else StepPlan(total, total, step, step)
         self.began = self.step_ended = time.monotonic()
@@ -107,11 +107,12 @@ class PlannedEnd(TrainerCallback, ExportableState):
         plan, step = self.known(), state.global_step
         if not state.is_world_process_zero:
             return
-        record = {"said": f"{plan.sentence(step)} {self.going_on(state)}".strip(), "ending": plan.ending(step)}
+        record: dict[str, Any] = {"said": f"{plan.sentence(step)} {self.going_on(state)}".strip()}
+        record["ending"] = plan.ending(step)
         record |= {"steps": step, "planned_steps": plan.end, "max_steps": plan.max_steps}
         record |= {"schedule_share": plan.at(step) / max(1, plan.max_steps), "seconds": plan.seconds}
         record |= {"seconds_per_step": plan.seconds_per_step, "minutes_given": self.minutes, "command": self.command}
-        write_text(Path(args.output_dir) / RECORD, json.dumps(record, indent=1) + "\n")
+        write_text(Path(str(args.output_dir)) / RECORD, json.dumps(record, indent=1) + "\n")
 
     def known(self) -> StepPlan:
         """The plan, which there is from the beginning of a training."""
