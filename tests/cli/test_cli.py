@@ -1,5 +1,6 @@
 """The command line on a toy checkpoint: extend -> draw -> chat -> merge, and bad input is one line and status 2."""
 
+import json
 import re
 import subprocess
 import sys
@@ -80,6 +81,63 @@ def test_draw_says_what_it_runs_on_and_is_told_otherwise(model_dir: Path, tmp_pa
     (line,) = [line for line in said.stderr.splitlines() if line.startswith("hardware: ")]
     assert "cpu (--device), float32" in line and "1 thread (--threads)" in line
     assert error_of(*draw, "--device", "mps").startswith("error: device mps is not on this machine; give one of")
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_draw_takes_a_file_of_prompts(name: str, model_dir: Path, tmp_path: Path) -> None:
+    """One a line or JSONL: numbered pictures, each of its own seed, as if it were drawn alone."""
+    prompts = ["a red apple", "two cats", 'a "quoted" sign, {odd}', "a red apple"]
+    lines = prompts if name.endswith("txt") else [json.dumps({"prompt": prompt, "tag": "x"}) for prompt in prompts]
+    (tmp_path / name).write_text("\n".join([lines[0], "", *lines[1:], ""]), encoding="utf-8")
+    draw = ("draw", "--model", model_dir, "--temperature", 1, "--guidance_scale", 2)
+    result = run(*draw, "--prompts", tmp_path / name, "--seed", 5, "--out", tmp_path / "new" / "a.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == [str(tmp_path / "new" / f"a_000{number}.png") for number in (1, 2, 3, 4)]
+    pictures = [Image.open(tmp_path / "new" / f"a_000{number}.png").tobytes() for number in (1, 2, 3, 4)]
+    for place, prompt in enumerate(prompts):
+        run(draw[0], prompt, *draw[1:], "--seed", 5 + place, "--out", tmp_path / "alone.png")
+        assert Image.open(tmp_path / "alone.png").tobytes() == pictures[place]
+    assert pictures[0] != pictures[3]  # the same words, another seed
+
+
+def test_draw_takes_a_file_several_times_and_scale_by_scale(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red apple\ntwo cats\n")
+    draw = ("draw", "--model", model_dir, "--prompts", tmp_path / "p.txt", "--count", 2, "--strip")
+    result = run(*draw, "--seed", 3, "--out", tmp_path / "a.png")
+    names = ["a_0001_0", "a_0001_1", "a_0002_0", "a_0002_1"]
+    assert result.exit_code == 0
+    assert sorted(path.stem for path in tmp_path.glob("a_*.png")) == sorted(names + [f"{n}_scales" for n in names])
+    run("draw", "two cats", "--model", model_dir, "--seed", 6, "--out", tmp_path / "alone.png")
+    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "a_0002_1.png").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.txt", None, "none.txt is not a file; give a prompt a line, or JSONL with `prompt` in every line"),
+        ("empty.txt", "\n \n", "empty.txt is empty; write a prompt a line"),
+        ("empty.jsonl", "", "empty.jsonl is empty; write a prompt a line"),
+        ("bad.jsonl", '{"prompt": "cat"}\n{"caption": "dog"}', "bad.jsonl:2: no prompt"),
+        ("broken.jsonl", '{"prompt": ', "broken.jsonl:1: not JSON"),
+        ("long.txt", f"cat\n{'dog ' * 600}", "long.txt: prompt 2: "),
+        ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_one_line(
+    name: str, content: Any, said: str, model_dir: Path, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert said in error_of("draw", "--prompts", tmp_path / name, "--model", model_dir, "--out", tmp_path / "x.png")
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_draw_needs_a_prompt_or_a_file_of_them(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("cat")
+    rest = ("--model", tmp_path / "none", "--out", tmp_path / "x.png")
+    assert "no prompt; give PROMPT, or --prompts FILE" in error_of("draw", *rest)
+    both = error_of("draw", "a", "--prompts", tmp_path / "p.txt", *rest)
+    assert "PROMPT and --prompts are both given; keep one" in both
 
 
 def test_draw_strip_ends_with_the_image(model_dir: Path, tmp_path: Path) -> None:
@@ -203,7 +261,7 @@ def test_bad_input_is_one_line(model_dir: Path, vq_dir: Path, tiny_llm_dir: Path
     [
         (["--modle"], "error: No such option: --modle"),
         (["drw"], "error: No such command 'drw'. Did you mean 'draw'; see --help"),
-        (["draw"], "error: Missing argument"),
+        (["draw"], "error: Missing option '--model'; see --help"),
         (["merge", "--out", "x"], "error: Missing option '--model'; see --help"),
         (["draw", "cat", "--model", "x", "--out", "x.png", "--seed", "one"], "error: Invalid value for '--seed': "),
         (["draw", "cat", "--model", "x", "--out", "x.png", "--top-p", "2"], "error: Invalid value for '--top-p': "),

@@ -1,6 +1,7 @@
 """The `unified` command: thin, may import every package, no package imports it.
 
-main  the commands
+main    the commands
+images  images that commands write: which, and under what names
 """
 
-__all__ = ["main"]
+__all__ = ["images", "main"]

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from unified.cli.images import BATCH, check_prompts, draw_wanted, save_numbered, save_wanted, wanted_images
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
 from unified.models.image_sampling import ImageSampling
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from unified.inference.chat import Chat
 
 
@@ -119,11 +118,14 @@ def extend(
 
 @app.command()
 def draw(
-    prompt: Annotated[str, typer.Argument(help="text prompt of the image")],
     model: ModelDir,
     out: Annotated[Path, typer.Option(help="image file to write; several are OUT_0.png, OUT_1.png, ...")],
+    prompt: Annotated[str | None, typer.Argument(help="text prompt of the image")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="file of prompts, one a line or JSONL with `prompt`; OUT_0001.png, ...")
+    ] = None,
     seed: Seed = 0,
-    count: Annotated[int, typer.Option(min=1, help="number of images, with seeds SEED, SEED + 1, ...")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="images of a prompt; all have seeds SEED, SEED + 1, ...")] = 1,
     guidance_scale: GuidanceScale = SamplingArguments.guidance_scale,
     temperature: Temperature = SamplingArguments.temperature,
     top_k: TopK = SamplingArguments.top_k,
@@ -136,33 +138,25 @@ def draw(
     threads: Threads = None,
     wait_policy: WaitPolicy = None,
 ) -> None:
-    """Generate an image of PROMPT; the same model, prompt and seed give the same image."""
+    """Generate an image of PROMPT, or one of every prompt in a file; model, prompt and seed decide the image."""
     from unified.files.images import image_format
 
     image_format(out)  # raises an error before anything is loaded
+    wanted = wanted_images(prompt, prompts, out, count)
     from unified.checkpoints.loading import load
-    from unified.inference.chat import remaining_text_tokens
-    from unified.inference.text_to_image import contact_sheet, draw_by_scale
-    from unified.inference.text_to_image import draw as draw_prompts
 
     products = choose_hardware(device, precision, threads, wait_policy)
     unified_model, processor = load(model)
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
-    remaining_text_tokens(unified_model, processor.prompt_ids([{"role": "user", "content": prompt}]), images=1)
+    check_prompts(unified_model, processor, wanted)
     sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
-    for index in range(count):
-        path = out if count == 1 else suffixed(out, str(index))
-        if strip:
-            with products():
-                (steps,) = draw_by_scale(unified_model, processor, [prompt], sampling, seed + index)
-            names = [f"scale {scale + 1}" for scale in range(len(steps))]
-            save(contact_sheet(steps, names, columns=len(steps)), suffixed(path, "scales"))
-            save(steps[-1], path)
-        else:
-            with products():
-                drawn = draw_prompts(unified_model, processor, [prompt], sampling, seed + index)[0]
-            save(drawn, path)
+    size = 1 if prompts is None else BATCH
+    for start in range(0, len(wanted), size):
+        batch = wanted[start : start + size]
+        with products():
+            images = draw_wanted(unified_model, processor, batch, sampling, seed + start, strip)
+        save_wanted(batch, images, strip)
 
 
 @app.command()
@@ -307,28 +301,6 @@ def ask_and_print(conversation: "Chat", question: str, out_dir: Path) -> None:
     for part in parts:
         if part["type"] == "image":
             typer.echo(f"[image: {save_numbered(part['image'], out_dir)}]")
-
-
-def save_numbered(image: Any, out_dir: Path) -> Path:
-    """Write a generated image (PIL) under the folder's next free number; returns its path."""
-    taken = [int(path.stem) for path in out_dir.glob("*.png") if path.stem.isdecimal()]
-    path = out_dir / f"{max(taken, default=-1) + 1:03d}.png"
-    save(image, path, announce=False)
-    return path
-
-
-def suffixed(path: Path, word: str) -> Path:
-    """`x.png` as `x_word.png`."""
-    return path.with_stem(f"{path.stem}_{word}")
-
-
-def save(image: "Image.Image", path: Path, announce: bool = True) -> None:
-    """Write `image`, and print its path unless `announce` is False."""
-    from unified.files.images import write_image
-
-    write_image(image, path)
-    if announce:
-        typer.echo(str(path))
 
 
 def one_line(error: Exception) -> str:

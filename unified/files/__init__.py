@@ -1,7 +1,7 @@
 """Files: atomic writes, and reads whose errors name file and line.
 
 atomic   atomic writes of files and folders
-jsonl    one JSON object a line
+jsonl    one JSON object a line; files of prompts
 images   reading, cropping and writing images; PIL images <-> pixel values
 results  the result JSON of every evaluation
 weights  integrity of safetensors files, and models that refuse incomplete weights

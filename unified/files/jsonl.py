@@ -40,3 +40,25 @@ def parse_text(data: bytes, where: str) -> str:
         raise ValueError(
             f"{where}: not UTF-8 (byte {error.start + 1} is 0x{data[error.start]:02x}); save the file as UTF-8"
         ) from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file: of a .jsonl the `prompt` of every line, of others every line that is not blank.
+
+    Raises ValueError where there is no such file, no prompt, or a line without one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give a prompt a line, or JSONL with `prompt` in every line")
+    if path.suffix == ".jsonl":
+        prompts = []
+        for number, record in read_lines(path):
+            text = record.get("prompt")
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f'{path}:{number}: no prompt; write {{"prompt": "..."}}')
+            prompts.append(text)
+    else:
+        lines = parse_text(path.read_bytes(), str(path)).split("\n")
+        prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} is empty; write a prompt a line")
+    return prompts
