@@ -52,10 +52,10 @@ ifndef DRY
 endif
 
 demo: venv
-	$(BIN)/python recipes/teach.py --config recipes/configs/smollm2_scenes/teach.yaml
+	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo.yaml
 
 demo-scratch: venv
-	$(BIN)/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch.yaml
+	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_scratch.yaml
 
 demo-full: venv
-	$(BIN)/python recipes/scratch.py --config recipes/configs/smollm2_scenes/scratch_full.yaml
+	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo_full.yaml

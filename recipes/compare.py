@@ -23,7 +23,7 @@ from unified.arguments.parser import parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.inference.arguments import GuidedSamplingArguments
-from unified.reports.steps import run_step
+from unified.reports.commands import run_step
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.log_history import read_logs
 

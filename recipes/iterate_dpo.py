@@ -33,7 +33,7 @@ from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.inference.arguments import GuidedSamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
-from unified.reports.steps import run_step
+from unified.reports.commands import run_step
 from unified.scenes.prompts import sample_prompts
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, tags_of
 from unified.training.arguments import DpoArguments

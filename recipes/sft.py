@@ -35,10 +35,13 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
+import sys
+
 from unified.arguments.parser import parse, run_main
 from unified.hardware.arguments import HardwareArguments
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.fine_tuning import fine_tune, fit_to_machine, measure_speed
+from unified.training.planned_end import command_to_go_on
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     if args.speed_steps:
         measure_speed(model_args, data_args, args)
     else:
-        fine_tune(model_args, data_args, args)
+        fine_tune(model_args, data_args, args, command_to_go_on(sys.argv))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ import pytest
 from conftest import ROOT, load_script
 
 from unified.arguments.parser import parse
-from unified.reports import steps
+from unified.reports import commands
 
 
 class World:
-    """Runs no command of `unified.reports.steps`; a subclass makes in `shut_down` what one would leave."""
+    """Runs no command of `unified.reports.commands`; a subclass makes in `shut_down` what one would leave."""
 
     def __init__(self) -> None:
         self.fails_at = ""
         self.commands: list[tuple[str, dict[str, str], list[str]]] = []  # name, flags with their first word, words
 
     def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=self.run))
+        monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=self.run))
 
     @property
     def names(self) -> list[str]:

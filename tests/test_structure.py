@@ -37,7 +37,7 @@ ARROWS = {
     "training": "arguments checkpoints data files hardware image_tokenizer inference models",
     "evaluation": "arguments checkpoints data files hardware image_tokenizer inference models",
     "scenes": "arguments data evaluation files image_tokenizer training",
-    "reports": "arguments files inference scenes training",
+    "reports": "arguments checkpoints data evaluation files hardware image_tokenizer inference models scenes training",
 }
 
 
@@ -173,3 +173,15 @@ def test_launch_configurations_load(path: Path) -> None:
         # a number here and another in the run's YAML is an error of DeepSpeed's
         assert config.deepspeed_config["gradient_accumulation_steps"] == "auto"
     assert config.num_processes % config.num_machines == 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_the_library_opens_no_file_beside_it_and_its_messages_name_those_that_exist(path: Path) -> None:
+    beside = rf"(?:{'|'.join(OUTER)})/[\w/.-]*\w"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in lone:
+            assert not re.fullmatch(beside, node.value), f"line {node.lineno}: take the path as an argument"
+            for named in re.findall(beside, node.value):
+                assert (ROOT / named).exists(), f"line {node.lineno}: there is no {named}"

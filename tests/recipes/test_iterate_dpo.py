@@ -10,7 +10,7 @@ import pytest
 from conftest import load_script
 from fake_steps import World
 
-from unified.reports import steps
+from unified.reports import commands
 from unified.scenes.rendering import CLASSES
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,7 @@ def test_a_model_that_is_none_is_refused_before_anything_is_written(
 
 def test_commands_run_in_the_same_python(tmp_path: Path) -> None:
     script = load_script(SCRIPT)
-    assert steps.subprocess is subprocess
+    assert commands.subprocess is subprocess
     script.step(tmp_path, "touch", ["-c", f"open({str(tmp_path / 'x')!r}, 'w')"])
     assert (tmp_path / "x").exists() and (tmp_path / "done/touch").exists()
     with pytest.raises(SystemExit) as stop:

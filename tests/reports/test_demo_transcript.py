@@ -1,11 +1,9 @@
-"""The demo transcript and recipes/ask_and_draw.py: what is asked, what is kept, and that it comes back as it was."""
+"""The demo transcript: what is asked, what is kept, and that it comes back as it was."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -13,8 +11,6 @@ from unified.checkpoints.loading import load
 from unified.files.images import pixels_to_image
 from unified.reports.demo_transcript import DemoTranscript, Drawing, Query, about_objects, converse, object_named
 from unified.reports.page import Turn
-
-SCRIPT = "recipes/ask_and_draw.py"
 
 
 def picture(colour: str) -> Image.Image:
@@ -67,20 +63,3 @@ def test_objects_are_named_in_words() -> None:
     assert object_named("orange cell phone") == ("cell phone", "orange")
     (query,) = about_objects(["red star"], ["What is it?"])
     assert query.text == "What is it?" and "a photo of a red star" in query.note and query.image.size == (64, 64)
-
-
-def test_the_script_keeps_what_it_was_asked_for(
-    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--model", toy_checkpoint, "--out", tmp_path / "shown", "--seed", 3, "--guidance_scale", 2]
-    asked = ["--pictures", "purple umbrella", "key", "--picture_questions", "What color?", "What is it?"]
-    assert run_script(SCRIPT, *flags, "--prompts", "a cat", "two dogs", *asked) == 0
-    found = DemoTranscript.read(tmp_path / "shown")
-    assert [turn.text for turn in found.chat if turn.role == "user"][1:] == ["What color?", "What is it?"]
-    assert [(one.prompt, one.seed, len(one.scales)) for one in found.drawn] == [("a cat", 3, 2), ("two dogs", 4, 2)]
-    for changes, words in (
-        (["--pictures", "umbrela", "--picture_questions", "What?"], "umbrella"),
-        (["--pictures", "key", "star", "--picture_questions", "What?"], "2 pictures and 1 picture_questions"),
-    ):
-        assert run_script(SCRIPT, *flags, *changes) == 2
-        assert words in capsys.readouterr().err

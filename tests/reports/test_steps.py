@@ -1,62 +1,87 @@
-"""unified/reports/steps.py: what a job does once, what it says of it, and what its trainings have logged."""
+"""unified/reports/steps.py: what a job does once, what it says of it, what it takes for done; commands as steps."""
 
-import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_steps import World
 
-from unified.reports.steps import Job, fine_tune, render_and_encode
+from unified.reports.commands import run_step
+from unified.reports.steps import Step, Steps
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    made.take_over(monkeypatch)
-    return made
+def nothing() -> None:
+    return None
 
 
-def test_a_step_is_run_once_and_recorded_as_it_can_be_typed(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = Job(tmp_path)
-    assert job.steps() == []
+def test_a_step_is_done_once_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+    steps = Steps(tmp_path, "make it")
+    assert steps.record() == []
     for _ in range(2):
-        job.run("say it", ["x.py", "--words", "a red car"])
+        steps.run([Step("say it", lambda: done.append("said"))])
+    assert done == ["said"]
+    assert capsys.readouterr().out == "[say it]\n[say it] done before\n"
+    (entry,) = steps.record()
+    assert (entry["step"], entry["cut"]) == ("say it", None) and entry["seconds"] >= 0
+    steps.run([Step("say it", lambda: done.append("again"), again=True)])
+    assert done == ["said", "again"]
+    steps.forget("say it")
+    assert steps.record() == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_step_that_was_stopped_is_not_done_and_its_time_counts(
+    tmp_path: Path, error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    steps = Steps(tmp_path, "make it")
+    with pytest.raises(error):
+        steps.run([Step("first", nothing), Step("train", fail), Step("last", nothing)])
+    assert steps.stopped == "train" and steps.to_come == ["train", "last"]
+    assert re.search(r"\[train\] cut after \d+ s: stopped; to go on: make it", capsys.readouterr().out)
+    again = Steps(tmp_path, "make it")
+    again.run([Step("first", nothing), Step("train", nothing), Step("last", nothing)])
+    assert [entry["step"] for entry in again.record()] == ["first", "train", "train", "last"]
+    assert again.stopped is None and again.to_come == [] and again.done() == {"first", "train", "last"}
+
+
+def test_a_step_that_was_cut_is_not_done_and_those_behind_it_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps_of(train: Callable[[], str | None]) -> list[Step]:
+        return [Step("train", train), Step("last", nothing)]
+
+    steps = Steps(tmp_path, "make it")
+    steps.run(steps_of(lambda: "69 of 340 steps"))
+    assert steps.done() == {"last"} and steps.last()["train"]["cut"] == "69 of 340 steps"
+    assert re.search(r"\[train\] cut after \d+ s: 69 of 340 steps; to go on: make it", capsys.readouterr().out)
+    steps.run(steps_of(nothing))
+    assert steps.done() == {"train", "last"} and len(steps.record()) == 3
+
+
+def test_a_page_can_say_what_is_still_to_come(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    steps = Steps(tmp_path, "make it", lambda: seen.append(steps.to_come))
+    steps.run([Step("a", nothing), Step("b", nothing)])
+    steps.run([Step("a", nothing), Step("b", nothing), Step("c", nothing)])
+    assert seen == [["a", "b"], ["b"], [], ["c"], []]
+
+
+def test_a_command_is_run_once_and_a_failure_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World()
+    world.take_over(monkeypatch)
+    for _ in range(2):
+        run_step(tmp_path / "done/say", "say it", ["x.py", "--words", "a red car"])
     assert len(world.commands) == 1
-    assert capsys.readouterr().out == "[say it] x.py --words 'a red car'\n[say it] done before\n"
-    (entry,) = job.steps()
-    assert (entry["step"], entry["command"]) == ("say it", "python x.py --words 'a red car'")
-    job.run("say it", ["x.py"], again=True)
-    assert len(world.commands) == 2
-
-
-def test_a_step_that_was_stopped_is_not_done_and_its_time_counts(world: World, tmp_path: Path) -> None:
-    job, world.fails_at = Job(tmp_path), "x"
+    assert capsys.readouterr().out == "[say it] x.py --words 'a red car'\n"
+    assert run_step(tmp_path / "done/say", "say it", ["x.py"], again=True)
+    world.fails_at = "x"
     with pytest.raises(SystemExit) as stop:
-        job.run("train", ["x.py"])
-    world.fails_at = ""
-    job.run("train", ["x.py"])
-    assert stop.value.code == 3 and [entry["step"] for entry in job.steps()] == ["train", "train"]
-
-
-def test_trainings_follow_each_other_in_one_log(tmp_path: Path) -> None:
-    logs = {"1_a": [{"images_seen": 5.0}, {"images_seen": 10.0}], "2_b/checkpoint-7": [{"images_seen": 3.0}]}
-    for folder, log in logs.items():
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    (tmp_path / "0_other").mkdir()
-    assert [entry["images_seen"] for entry in Job(tmp_path).log()] == [5, 10, 13]
-
-
-def test_scenes_are_rendered_encoded_and_trained_on(world: World, tmp_path: Path) -> None:
-    job = Job(tmp_path)
-    (tmp_path / "scenes_train").mkdir()
-    (tmp_path / "scenes_train/00000.parquet").touch()
-    rows = render_and_encode(job, "train", "VQ", ["--count", "5"])
-    out = fine_tune(job, "tune", "run.yaml", "MODEL", tmp_path / "tuned", [str(rows), "text.jsonl"], ["--seed", "1"])
-    render, encode, train = (words for *_, words in world.commands)
-    assert render[-2:] == ["--count", "5"] and encode[-1] == str(tmp_path / "scenes_train/00000.parquet")
-    assert encode[encode.index("--out") + 1] == str(rows) and out == tmp_path / "tuned"
-    files = train.index("--train_files")
-    assert train[files : files + 3] == ["--train_files", str(rows), "text.jsonl"] and "--resume" in train
+        run_step(tmp_path / "done/fail", "fail", ["x.py"])
+    assert stop.value.code == 3 and not (tmp_path / "done/fail").exists()

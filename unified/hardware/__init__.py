@@ -2,6 +2,7 @@
 
 A command calls `waiting.set_wait_policy` before torch loads and `setup.set_up` before it works; the rest is theirs.
 
+allocator  what the C library does with freed memory
 arguments  flags and environment variables that override what is chosen
 decisions  the choice and its reasons, from a machine's numbers alone
 device     the best device there is, for library calls that name none
@@ -14,4 +15,16 @@ setup      the one call of every command: probes, decides, sets, says
 waiting    how OpenMP's threads wait for each other
 """
 
-__all__ = ["arguments", "decisions", "device", "limits", "machine", "memory", "precision", "probe", "setup", "waiting"]
+__all__ = [
+    "allocator",
+    "arguments",
+    "decisions",
+    "device",
+    "limits",
+    "machine",
+    "memory",
+    "precision",
+    "probe",
+    "setup",
+    "waiting",
+]

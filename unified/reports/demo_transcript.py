@@ -17,7 +17,7 @@ from unified.scenes.glyphs import CLASSES, COLOURS, NEW_OBJECTS
 from unified.scenes.new_objects import object_scene
 from unified.scenes.rendering import Colouring, Scene, check_names, draw_scene
 
-RECORD = "showing.json"
+RECORD = "transcript.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DemoTranscript:
     drawn: Sequence[Drawing]
 
     def write(self, folder: Path) -> None:
-        """Keep it in `folder`: pictures, and `showing.json`, which comes last."""
+        """Keep it in `folder`: pictures, and `transcript.json`, which comes last."""
         names = (f"{number:03d}.png" for number in itertools.count())
         chat = [{**vars(turn), "image": _keep(turn.image, folder, names)} for turn in self.chat]
         drawn = [{**vars(one), "scales": [_keep(image, folder, names) for image in one.scales]} for one in self.drawn]
@@ -102,7 +102,7 @@ def converse(chat: Chat, queries: Sequence[Query]) -> list[Turn]:
             chat.show(query.image)
         parts = chat.ask(query.text)
         words = " ".join(part["text"] for part in parts if part["type"] == "text").strip()
-        painted = [codes_to_images(chat.model, part["codes"][None])[0] for part in parts if part["type"] == "image"]
-        turns += [Turn("user", query.text, query.image), Turn("assistant", words, painted[0] if painted else None)]
+        images = [codes_to_images(chat.model, part["codes"][None])[0] for part in parts if part["type"] == "image"]
+        turns += [Turn("user", query.text, query.image), Turn("assistant", words, images[0] if images else None)]
         turns += [Turn("note", query.note)] if query.note else []
     return turns

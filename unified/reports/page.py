@@ -1,30 +1,23 @@
-"""The page of a model: pictures with prompts, the chat, loss curves and timings in one self-contained HTML file."""
+"""The page of a model: images with prompts, before and after a fine-tuning where there was one, in one HTML file.
+
+Everything is in the file itself; the templates escape what they are given, so that no answer of a model can run.
+"""
 
 import base64
-import html
 import io
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd } .note { color: #666 }
-.sheet { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1rem } figure { margin: 0 }
-.strips { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem 2rem; font-size: .9rem; text-align: center }
-.strip { display: flex; gap: .4rem } .strip img { min-width: 0; flex: 1 }
-img { width: 100%; image-rendering: pixelated; border-radius: 4px }
-figcaption { font-size: .9rem; text-align: center } svg, .plot img { image-rendering: auto }
-.chat p { padding: .6rem 1rem; border-radius: 1rem; width: fit-content; max-width: 80% } .chat img { width: 10rem }
-.user { background: #e7f0ff; margin-left: auto } .assistant { background: #f1f1f1 } table { border-collapse: collapse }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top } code { font-size: .8rem; color: #555 }
-"""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One line of a chat: who says it (user, assistant, or note for the page itself), words, and a picture."""
+    """One line of a chat: who says it (user, assistant, or note for the page itself), words, and an image."""
 
     role: str
     text: str
@@ -32,37 +25,106 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class ModelPage:
-    """What the page shows.
+class Notice:
+    """What a reader has to know before anything else, and the command that helps."""
 
-    drawings: (prompt, picture); strips: (prompt, its picture after each scale); log: HF's `log_history` of all stages;
-    steps: `{"step", "seconds", "command"}`; facts: sentences below the title.
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A prompt and its images, each under the name of its version: before, after, or nothing where there is one."""
+
+    prompt: str
+    images: Sequence[tuple[str, Image.Image]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Drawings under a title."""
+
+    title: str
+    drawings: Sequence[Drawing]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of right images of every version with their standard errors, of `n` images each.
+
+    ceiling: what true images get, None where it is not known; part: whether it is a part of the score above it.
+    """
+
+    name: str
+    versions: Sequence[tuple[float, float | None]]
+    n: int
+    ceiling: float | None = None
+    part: bool = False
+
+    def shares(self) -> list[str]:
+        """As cells of the table: "0.850 ± 0.036"."""
+        return [f"{value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}") for value, stderr in self.versions]
+
+    def percent(self) -> str:
+        """In large figures: "2 % → 85 %"."""
+        return " → ".join(f"{100 * value:.0f} %" for value, _ in self.versions)
+
+    def limit(self) -> str:
+        """What true images get, as a cell."""
+        return "" if self.ceiling is None else f"{self.ceiling:.3f}"
+
+
+@dataclass(frozen=True)
+class ModelPage:
+    """What the page shows, in this order; what is empty is left out.
+
+    refresh: seconds after which a browser reads the page again, 0 where it is final. summary: a sentence below the
+    title. numbers: scores in large figures. shown: (caption, image) of what it was fine-tuned on. strips: (prompt, its
+    image after each scale); scales: their sizes in words. chats: (version, turns). scores: each headline, then its
+    parts; versions_scored: names of their versions. log: HF's `log_history` of all trainings, None where there are
+    none. facts: the small print. steps: as `Steps.record` has them.
     """
 
     title: str
-    facts: Sequence[str]
-    drawings: Sequence[tuple[str, Image.Image]]
-    strips: Sequence[tuple[str, Sequence[Image.Image]]]
-    chat: Sequence[Turn]
-    log: Sequence[Mapping[str, float]]
-    steps: Sequence[Mapping[str, str | float]]
+    refresh: int = 0
+    summary: str = ""
+    notices: Sequence[Notice] = ()
+    numbers: Sequence[Score] = ()
+    shown: Sequence[tuple[str, Image.Image]] = ()
+    groups: Sequence[Group] = ()
+    strips: Sequence[tuple[str, Sequence[Image.Image]]] = ()
+    scales: str = ""
+    chats: Sequence[tuple[str, Sequence[Turn]]] = ()
+    scores: Sequence[Score] = ()
+    versions_scored: Sequence[str] = ()
+    score_notes: Sequence[str] = ()
+    log: Sequence[Mapping[str, float]] | None = None
+    facts: Sequence[str] = ()
+    steps: Sequence[Mapping[str, Any]] = field(default=())
 
     def html(self) -> str:
         """The whole page."""
-        steps = "".join(map(step_row, self.steps))
-        sections = [
-            f"<h1>{html.escape(self.title)}</h1>",
-            *(f"<p class=note>{html.escape(fact)}</p>" for fact in self.facts),
-            "<h2>Drawn from prompts</h2>",
-            f"<div class=sheet>{''.join(figure(image, prompt) for prompt, image in self.drawings)}</div>",
-            "<h2>Scale by scale</h2>",
-            f"<div class=strips>{''.join(strip(prompt, images) for prompt, images in self.strips)}</div>",
-            f"<h2>Chat</h2><div class=chat>{''.join(map(bubble, self.chat))}</div>",
-            f"<h2>Losses</h2><div class=plot>{plot(self.log)}</div>",
-            f"<h2>Steps</h2><table><tr><th>step<th>seconds<th>command</tr>{steps}</table>",
-        ]
-        head = f"<meta charset=utf-8><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
-        return f"<!doctype html>{head}{''.join(sections)}"
+        return render("model.html.jinja", **vars(self), curves=plot(self.log or ()))
+
+
+@cache
+def templates() -> Environment:
+    """Those of this package; what they are given is escaped, and what they lack is an error."""
+    environment = Environment(
+        loader=PackageLoader("unified.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_url"] = data_url
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of the template of this name."""
+    return templates().get_template(template).render(**values)
 
 
 def data_url(image: Image.Image) -> str:
@@ -72,39 +134,18 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture(image: Image.Image, caption: str = "") -> str:
-    """An `img` tag."""
-    return f'<img src="{data_url(image)}" alt="{html.escape(caption)}">'
-
-
-def figure(image: Image.Image, caption: str) -> str:
-    """A picture over its caption."""
-    return f"<figure>{picture(image, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def strip(prompt: str, images: Sequence[Image.Image]) -> str:
-    """A picture after each scale, from left to right, over its prompt."""
-    return f"<figure><div class=strip>{''.join(map(picture, images))}</div>{html.escape(prompt)}</figure>"
-
-
-def bubble(turn: Turn) -> str:
-    """A line of the chat."""
-    shown = picture(turn.image) + "<br>" if turn.image else ""
-    return f"<p class={turn.role}>{shown}{html.escape(turn.text)}</p>"
-
-
-def step_row(step: Mapping[str, str | float]) -> str:
-    """A row of the table of steps."""
-    return f"<tr><td>{step['step']}<td>{step['seconds']}<td><code>{html.escape(str(step['command']))}</code></tr>"
-
-
-def plot(log: Sequence[Mapping[str, float]]) -> str:
-    """Losses per modality and per scale over images seen, as an `img` tag; empty without a log."""
+def plot(log: Sequence[Mapping[str, float]]) -> Image.Image | None:
+    """Losses per modality and per scale over images seen; None without any."""
     entries = [entry for entry in log if "images_seen" in entry]
-    if not entries:
-        return "<p class=note>no training log</p>"
+    return curves(json.dumps(entries)) if entries else None
+
+
+@lru_cache(maxsize=1)  # a demo writes its page many times between two lines of its log
+def curves(entries_json: str) -> Image.Image:
+    """The losses of these lines of a log, which are JSON so that they can be remembered."""
     import matplotlib.figure  # of the `demo` extra, and only curves need it
 
+    entries = json.loads(entries_json)
     drawing = matplotlib.figure.Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
     scales = sorted({key for entry in entries for key in entry if key.startswith("scale_")})
     panels = zip(drawing.subplots(1, 2), (["text_loss", "image_loss"], scales), strict=True)
@@ -117,4 +158,5 @@ def plot(log: Sequence[Mapping[str, float]]) -> str:
         axes.legend()
     buffer = io.BytesIO()
     drawing.savefig(buffer, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="loss curves">'
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")

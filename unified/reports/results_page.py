@@ -1,6 +1,5 @@
 """One page of many result JSONs: models by metrics, the parts of each score, images that were right or wrong."""
 
-import html
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,9 @@ from PIL import Image
 
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_lines
-from unified.reports.page import STYLE, figure
+from unified.reports.page import render
 
 FORMATS = (".html", ".md")
-BARS = """
-td .bar { display: inline-block; height: .7rem; background: #4a7fd0; margin-right: .4rem } pre { font-size: .75rem }
-.scores { margin-bottom: 1rem } .scores td, .scores th { border-bottom: 1px solid #eee }
-"""
 # of a result: they go with its settings
 CIRCUMSTANCES = ("tokenizer", "prompts_sha256", "seed", "commit", "versions")
 EXAMPLES = 4  # right and wrong pictures of a task that are shown
@@ -61,19 +56,37 @@ class Table:
     def markdown(self) -> str:
         """For a .md file."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        if len(self.rows) > LONG:
+        if self.is_long:
             lines = [*lines[: 2 + CUT], [f"and {len(self.rows) - CUT} more rows, see the JSON or the .html"]]
         return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines) + "\n"
 
-    def html(self) -> str:
-        """For a .html file."""
-        head = "".join(f"<th>{html.escape(cell)}" for cell in self.header)
-        bars = [f"<td><span class=bar style='width:{10 * min(max(bar, 0), 1):.2f}rem'></span>" for bar in self.bars]
-        rows = ["".join(f"<td>{html.escape(cell)}" for cell in row) for row in self.rows]
-        full = "".join(f"<tr>{row}{bars[number] if bars else ''}" for number, row in enumerate(rows))
-        table = f"<table class=scores><tr>{head}{'<th>' * bool(bars)}{full}</table>"
-        title = f"{html.escape(self.header[0])} ({len(rows)} rows)"
-        return f"<details><summary>{title}</summary>{table}</details>" if len(rows) > LONG else table
+    @property
+    def is_long(self) -> bool:
+        """Whether it is folded away."""
+        return len(self.rows) > LONG
+
+    def width(self, row: int) -> str:
+        """Of a row's bar, in CSS."""
+        return f"{10 * min(max(self.bars[row], 0), 1):.2f}rem"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with captions under a title."""
+
+    title: str
+    images: Sequence[tuple[Image.Image, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one result."""
+
+    title: str
+    note: str
+    tables: Sequence[Table]
+    settings: str
+    examples: Sequence[Examples]
 
 
 @dataclass
@@ -184,30 +197,29 @@ def find(name: str, result: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def examples(result: Result, pictures: Pictures) -> str:
-    """Figures of a GenEval result's pictures, some right and some wrong of every task; empty for other results.
+def examples(result: Result, pictures: Pictures) -> list[Examples]:
+    """Some right and some wrong images of every task of a GenEval result; none of other results.
 
-    `details["results"]` names the JSONL with a line for every picture, as eval/geneval.py writes it. What is not
-    there is added to `pictures`.
+    `details["results"]` names the JSONL with a line for every image, as eval/geneval.py writes it. What is not there
+    is added to `pictures`.
     """
     name = result.details.get("results")
     if not isinstance(name, str):
-        return ""
+        return []
     path = find(name, result.path)
     if path is None:
         pictures.lists.append(f"{name} of {result.path.name}")
-        return ""
+        return []
     records = [record for _, record in read_lines(path)]
-    sections = []
+    found = []
     for tag in dict.fromkeys(record["tag"] for record in records):
         for correct in (True, False):
             chosen = {r["prompt"]: r for r in records[::-1] if (r["tag"], r["correct"]) == (tag, correct)}
             latest = list(chosen.values())[::-1][:EXAMPLES]
-            shown = [figure(*_captioned(record, result.path, pictures)) for record in latest]
+            shown = [_captioned(record, result.path, pictures) for record in latest]
             if shown:
-                title = f"{html.escape(tag)}, {'right' if correct else 'wrong'}"
-                sections.append(f"<h4>{title}</h4><div class=sheet>{''.join(shown)}</div>")
-    return "".join(sections)
+                found.append(Examples(f"{tag}, {'right' if correct else 'wrong'}", shown))
+    return found
 
 
 def _captioned(record: dict[str, Any], result: Path, pictures: Pictures) -> tuple[Image.Image, str]:
@@ -232,16 +244,18 @@ def as_markdown(results: Sequence[Result]) -> str:
 
 def as_html(results: Sequence[Result], pictures: Pictures) -> str:
     """The report as one self-contained page; `pictures` learns which are missing."""
-    parts = []
-    for result in results:
-        parts.append(f"<h2>{html.escape(f'{result.metric} of {result.model}')}</h2>")
-        parts.append(f"<p class=note>{html.escape(f'{result.cell}, from {result.path}')}</p>")
-        parts += [table.html() for table in detail_tables(result.details)]
-        settings, shown = html.escape(json.dumps(result.settings, indent=1)), examples(result, pictures)
-        parts.append(f"<details><summary>settings</summary><pre>{settings}</pre></details>{shown}")
-    head = f"<!doctype html><meta charset=utf-8><title>Results</title><style>{STYLE}{BARS}</style><h1>Results</h1>"
-    note = f"<p class=note>{html.escape(pictures.note())}</p>" if pictures.note() else ""
-    return "".join([head, note, overview(results).html(), *parts])
+    sections = [
+        Section(
+            f"{result.metric} of {result.model}",
+            f"{result.cell}, from {result.path}",
+            detail_tables(result.details),
+            json.dumps(result.settings, indent=1),
+            examples(result, pictures),
+        )
+        for result in results
+    ]
+    values = {"title": "Results", "note": pictures.note(), "overview": overview(results), "sections": sections}
+    return render("results.html.jinja", **values)
 
 
 @dataclass(frozen=True)

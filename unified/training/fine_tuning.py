@@ -1,10 +1,10 @@
 """A fine-tuning run in this process: arguments to a trainer, started anew or resumed."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor, TrainerState, set_seed
+from transformers import AutoProcessor, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
@@ -17,7 +17,7 @@ from unified.training.arguments import DataArguments, ModelArguments, UnifiedTra
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.memory import train_within_memory
-from unified.training.planned_end import command_to_go_on, know_the_end
+from unified.training.planned_end import know_the_end
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
@@ -114,14 +114,21 @@ def fit_to_machine(
     return args
 
 
-def fine_tune(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> TrainerState:
-    """Train and save to output_dir; with `args.resume` from its newest checkpoint.
+def fine_tune(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnifiedTrainingArguments,
+    command: str = "",
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainerState:
+    """Train and save to output_dir; with `args.resume` from its newest checkpoint. `command` goes on with it.
 
     Returns HF's state, whose `max_steps` are those that were planned; progress.json in output_dir says what was cut.
     """
     trainer = build_trainer(model_args, data_args, args)
-    know_the_end(trainer, args.max_minutes, command_to_go_on(sys.argv))
-    trainer.add_callback(HardwareRecord())
+    know_the_end(trainer, args.max_minutes, command)
+    for callback in (HardwareRecord(), *callbacks):
+        trainer.add_callback(callback)
     with train_within_memory(trainer, data_args.max_length, args.tuning):
         trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()

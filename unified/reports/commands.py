@@ -1,0 +1,28 @@
+"""Steps that are commands: each is printed, run once, and not again when a long job goes on."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+def run_step(done: Path, label: str, command: Sequence[str], again: bool = False) -> bool:
+    """Run `python command` unless the file `done` is there; returns whether it was run.
+
+    Says so under `label`, makes `done` when it ends well, and exits with the command's status if it fails.
+    """
+    if done.exists() and not again:
+        return False
+    sys.stdout.write(f"[{label}] {shlex.join(command)}\n")
+    sys.stdout.flush()
+    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
+    if status:
+        sys.exit(status)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+    return True
