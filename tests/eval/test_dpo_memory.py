@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tolerances import near
 
 SCRIPT = "eval/dpo_memory.py"
 
@@ -16,7 +17,7 @@ def test_both_ways_are_one_loss(
     assert run_script(SCRIPT, *flags) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads((tmp_path / "memory.json").read_text())
-    assert result["losses"][0] == pytest.approx(result["losses"][1], abs=1e-5)
+    assert result["losses"][0] == near(result["losses"][1], 1500)
     assert abs(result["losses"][0] - 0.6931) > 1e-4  # not the same pictures twice
     assert result["rows"] == 6 and result["logits_alone"] > 0 and result["config"]["pairs"] == 3
     assert min(result["value"], result["logits"]) >= 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from tolerances import error_of
 from torch import Tensor
 from torch._dynamo.utils import counters
 from toy_adapters import adapted, gradients
@@ -91,7 +92,7 @@ def test_compiled_layers_learn_the_same_from_batches_of_all_sizes(checkpointed: 
         expected, found = gradients(plain, loss), gradients(compiled, loss)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=error_of(3000), msg=name)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
