@@ -59,7 +59,9 @@ def load(path: Path) -> ModuleType:
 
 def dataclasses_of(path: Path) -> list[type]:
     """The dataclasses whose fields are a script's flags, as its call of `parse` names them; none with argparse."""
-    call = re.search(r"\(?\w+(?:, \w+)*,?\)? = parse\((\(.*?\)|[A-Z_]+)\)", path.read_text(encoding="utf-8"))
+    call = re.search(
+        r"\(?\w+(?:, \w+)*,?\)? = parse\(\s*(\([\w,\s]*?\)|[A-Z_]+)\s*\)", path.read_text(encoding="utf-8")
+    )
     names = re.findall(r"\w+", call[1]) if call else []
     return [vars(load(path))[name] for name in names]
 

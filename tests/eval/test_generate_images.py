@@ -83,7 +83,7 @@ def test_processes_share_the_work_and_change_nothing(draw: Draw, monkeypatch: py
     alone = draw("alone")
     for rank, mine in ((1, {"00002", "00003"}), (0, {f"{number:05d}" for number in range(5)})):
         state = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0)
-        monkeypatch.setattr(load_script(SCRIPT), "PartialState", lambda cpu, state=state: state)
+        monkeypatch.setattr(load_script(SCRIPT), "set_up_processes", lambda hardware, state=state: state)
         shared = draw("shared")
         assert {path.name for path in shared.iterdir() if path.is_dir()} == mine
     assert same(alone, shared)

@@ -22,8 +22,8 @@ def test_a_result_is_written_as_it_is_returned(tmp_path: Path) -> None:
     config, per_task = {"guidance_scale": 2.0}, {"colors": 0.5}
     record = write_result(path, "geneval_overall", 0.5, 8, "out/model", config, **SHARED, per_task=per_task)
     assert json.loads(path.read_text()) == record
-    names = "metric value n stderr model tokenizer config prompts_sha256 seed commit versions seconds per_task"
-    assert list(record) == names.split()
+    names = "metric value n stderr model tokenizer config prompts_sha256 seed commit versions hardware seconds"
+    assert list(record) == [*names.split(), "per_task"]
     assert (record["tokenizer"], record["prompts_sha256"], record["seconds"]) == ("feed", None, 1.3)
     assert record["versions"]["torch"] == torch.__version__
     assert [file.name for file in path.parent.iterdir()] == ["score.json"]

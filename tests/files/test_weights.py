@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from commands import error_of
 from conftest import load_script
 from safetensors.torch import load_file, save_file
@@ -89,7 +90,7 @@ def test_a_text_model(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:
         extend(tiny_llm_dir, vq_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="lacks 9 of the model's weights"):
-        load_script("data_prep/replay_text.py").load(str(tiny_llm_dir))
+        load_script("data_prep/replay_text.py").load(str(tiny_llm_dir), torch.float32)
 
 
 def test_a_base_that_language_is_compared_with(
