@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from datasets import Features, List, Value
 from PIL import Image
 from tqdm import tqdm
 
@@ -47,7 +48,7 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
 from unified.data.preferences import Pair, read_counts, write_pairs
-from unified.data.rows import init_output_folder, read_encoded_rows, shared_metadata, write_parquet
+from unified.data.rows import CODES, init_output_folder, read_encoded_rows, shared_metadata, write_parquet
 from unified.evaluation.detections import DetectionArguments, checkpoint_digest
 from unified.evaluation.geneval_files import read_captions
 from unified.evaluation.preference_scorers import (
@@ -68,9 +69,7 @@ from unified.inference.arguments import SamplingArguments
 from unified.inference.samples_per_prompt import generate_samples, image_seed
 from unified.inference.text_to_image import codes_to_images, contact_sheet
 
-SAMPLES = pa.schema(
-    [("metadata", pa.string()), ("seeds", pa.list_(pa.int64())), ("codes", pa.list_(pa.list_(pa.int32())))]
-)
+SAMPLES = Features({"metadata": Value("string"), "seeds": List(Value("int64")), "codes": CODES})
 
 
 @dataclass
@@ -183,7 +182,7 @@ def draw_shard(shard: Shard, model: UnifiedForCausalLM, processor: UnifiedProces
         ).tolist()
         told = [json.dumps(prompt) for prompt in batch]
         rows += [{"metadata": m, "seeds": s, "codes": c} for m, s, c in zip(told, seeds, codes, strict=True)]
-    write_parquet(shard.drawn, pa.Table.from_pylist(rows, schema=SAMPLES))
+    write_parquet(shard.drawn, pa.Table.from_pylist(rows, schema=SAMPLES.arrow_schema.remove_metadata()))
     return len(rows) * args.samples
 
 

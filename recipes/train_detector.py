@@ -81,7 +81,7 @@ class DetectorRun(AveragedRun):
         labels = {name: batch[name] for name in ("class_labels", "colour_labels", "box_labels")}
         output = self.model(self.seen(step, batch), **labels)
         self.update(output.loss)
-        self.update_average(step)
+        self.update_average()
         self.add(**{name: output[name] for name in ("loss", "class_loss", "colour_loss", "box_loss")})
 
     def seen(self, step: int, batch: dict[str, Tensor]) -> Tensor:

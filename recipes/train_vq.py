@@ -110,7 +110,7 @@ class TokenizerRun(AveragedRun):
         if adversarial:
             self.step_critic(pixel_values, output.reconstruction.detach().float())
         self.usage.update(output.codes)
-        self.update_average(step)
+        self.update_average()
 
     def kept_scales(self, step: int, batch: int) -> Tensor | None:
         """How many scales each image is decoded from, (B,); None: all of them."""

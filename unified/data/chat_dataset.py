@@ -13,26 +13,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.data.rows import read_rows
+from unified.data.rows import ENCODED_FEATURES, read_rows
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, draws_once, is_output
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
 CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
-PART = {"type": Value("string"), "text": Value("string")}
-FEATURES = Features(
-    {
-        "messages": List({"role": Value("string"), "content": List(PART)}),
-        "codes": List(List(Value("int32"))),
-        "metadata": Value("string"),
-        "source": Value("string"),
-    }
-)
 
 
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
@@ -62,7 +52,7 @@ def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset:
             f"{file}: its codes are of tokenizer {found or '(not recorded)'} but the model uses {vq_fingerprint}; "
             "encode the images again with data_prep/encode_images.py and this model's tokenizer"
         )
-    return datasets.Dataset.from_parquet(str(file), columns=list(FEATURES), features=FEATURES)
+    return datasets.Dataset.from_parquet(str(file), columns=list(ENCODED_FEATURES), features=ENCODED_FEATURES)
 
 
 def _has_codes(file: Path) -> bool:
@@ -77,7 +67,7 @@ def _text_rows(file: Path) -> datasets.Dataset:
         if row.images:
             raise ValueError(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
         encoded.append({"messages": row.messages, "codes": [], "metadata": row.metadata, "source": row.source})
-    return datasets.Dataset.from_list(encoded, features=FEATURES)
+    return datasets.Dataset.from_list(encoded, features=ENCODED_FEATURES)
 
 
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):

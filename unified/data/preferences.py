@@ -19,16 +19,14 @@ from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.data.chat_dataset import PART, PreferenceCollator, list_data_files
-from unified.data.rows import write_parquet
+from unified.data.chat_dataset import PreferenceCollator, list_data_files
+from unified.data.rows import CODES, MESSAGES, write_parquet
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, count_images, shorten
 from unified.models.processing import UnifiedProcessor
 
-MESSAGES = List({"role": Value("string"), "content": List(PART)})
-CODES = List(List(Value("int32")))
 PAIR_FEATURES = Features(
     {
         "messages": MESSAGES,

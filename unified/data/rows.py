@@ -12,32 +12,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
 
 from unified.files.atomic import atomic_path, write_text
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 from unified.models.messages import content_parts, count_images, shorten
 
-_MESSAGES = pa.list_(
-    pa.struct(
-        [
-            ("role", pa.string()),
-            ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),
-        ]
-    )
-)
-_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-ROW_SCHEMA = pa.schema(
-    [("messages", _MESSAGES), ("images", _IMAGES), ("metadata", pa.string()), ("source", pa.string())]
-)
-ENCODED_SCHEMA = pa.schema(
-    [
-        ("messages", _MESSAGES),
-        ("codes", pa.list_(pa.list_(pa.int32()))),
-        ("metadata", pa.string()),
-        ("source", pa.string()),
-    ]
-)
+PART = {"type": Value("string"), "text": Value("string")}
+MESSAGES = List({"role": Value("string"), "content": List(PART)})
+CODES = List(List(Value("int32")))
+_ORIGIN = {"metadata": Value("string"), "source": Value("string")}
+ROW_FEATURES = Features({"messages": MESSAGES, "images": List(Image()), **_ORIGIN})
+ENCODED_FEATURES = Features({"messages": MESSAGES, "codes": CODES, **_ORIGIN})
+# without the note about features that `datasets` would leave in files
+ROW_SCHEMA, ENCODED_SCHEMA = (kind.arrow_schema.remove_metadata() for kind in (ROW_FEATURES, ENCODED_FEATURES))
 _BATCH_ROWS = 256  # rows of parquet held in memory at once, images included
 
 

@@ -1,6 +1,6 @@
 """Power laws through learning curves: `y = floor + scale * x^-exponent`, and where they reach a goal.
 
-The floor is searched on a grid, the rest is a line in logarithms, by least squares of relative errors.
+Fitted by `scipy.optimize.least_squares` of relative errors, from the line in logarithms that has no floor.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GRID = 200
+TOLERANCE = 1e-12  # of parameters and errors, at which the search ends
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class PowerLaw:
 def fit_power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None) -> PowerLaw:
     """The law through points of positive x and y, with this floor or the one that fits best.
 
-    Raises ValueError for fewer points than it has unknowns (2, or 3 with an unknown floor), or for ones not positive.
+    Raises ValueError for fewer points than it has unknowns (2, or 3 with an unknown floor), for ones not positive, and
+    without scipy.
     """
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     needed = 2 if floor is not None else 3
@@ -42,13 +43,28 @@ def fit_power_law(x: Sequence[float], y: Sequence[float], floor: float | None = 
         raise ValueError(f"{len(xs)} points are too few for a power law; give at least {needed} of different x")
     if xs.min() <= 0 or ys.min() <= (floor or 0.0):
         raise ValueError("a power law needs x above 0 and y above its floor; leave the other points out")
-    floors = [floor] if floor is not None else np.linspace(0, ys.min(), GRID, endpoint=False)
-    return min((_line(xs, ys, float(given)) for given in floors), key=lambda law: law.error)
+    try:
+        from scipy.optimize import least_squares  # slow to import
+    except ImportError:
+        raise ValueError("power laws need scipy; pip install 'unified-ar[eval]'") from None
+    base = floor or 0.0
+    # weights so that relative errors of y count, and not of y - base
+    slope, start = np.polyfit(np.log(xs), np.log(ys - base), 1, w=(ys - base) / ys)
+    first, least, most = [start, -slope, base], [-np.inf, -np.inf, 0.0], [np.inf, np.inf, ys.min()]
+    free = 3 if floor is None else 2  # unknowns: log(scale), exponent, and the floor
 
+    def errors(unknowns: np.ndarray) -> np.ndarray:
+        log_scale, exponent, at_infinity = [*unknowns, base][:3]
+        return (at_infinity + np.exp(log_scale - exponent * np.log(xs))) / ys - 1
 
-def _line(x: np.ndarray, y: np.ndarray, floor: float) -> PowerLaw:
-    weights = (y - floor) / y  # so that relative errors of y count, and not of y - floor
-    slope, start = np.polyfit(np.log(x), np.log(y - floor), 1, w=weights)
-    law = PowerLaw(floor, float(np.exp(start)), float(-slope), 0.0)
-    errors = (floor + law.scale * x**-law.exponent) / y - 1
-    return PowerLaw(law.floor, law.scale, law.exponent, float(np.sqrt((errors**2).mean())))
+    found = least_squares(
+        errors,
+        first[:free],
+        bounds=(least[:free], most[:free]),
+        x_scale="jac",
+        xtol=TOLERANCE,
+        ftol=TOLERANCE,
+        gtol=TOLERANCE,
+    )
+    log_scale, exponent, at_infinity = [*map(float, found.x), base][:3]
+    return PowerLaw(at_infinity, float(np.exp(log_scale)), exponent, float(np.sqrt((found.fun**2).mean())))

@@ -3,7 +3,6 @@
 Trainings that HF's Trainer does not support (image tokenizer, detector) subclass `AveragedRun` and implement `step`.
 """
 
-import copy
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -44,7 +44,9 @@ class AveragedRun(ABC):
         self.accelerator, self.args = accelerator, args
         self.final_learning_rate, self.checkpoints_kept = final_learning_rate, checkpoints_kept
         self.core: Any = model.to(accelerator.device, memory_format=torch.channels_last).train()
-        self.average: Any = copy.deepcopy(self.core).requires_grad_(False).eval()
+        self.averaging = AveragedModel(self.core, multi_avg_fn=self.move_average)
+        self.averaging.n_averaged += 1  # the initial weights are the first
+        self.average: Any = self.averaging.module.requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True)
         self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
         accelerator.register_for_checkpointing(self.average)
@@ -124,11 +126,15 @@ class AveragedRun(ABC):
         seed = (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
         return torch.Generator().manual_seed(seed)
 
-    @torch.no_grad()
-    def update_average(self, step: int) -> None:
-        """Update the averaged weights; the decay is smaller in early steps, to forget the random initialization."""
-        decay = min(self.args.ema_decay, (step + 1) / (step + 10)) if self.args.ema_decay > 0 else 0.0
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.core.parameters()), 1 - decay)
+    def update_average(self) -> None:
+        """Update the averaged weights."""
+        self.averaging.update_parameters(self.core)
+
+    def move_average(self, average: Any, weights: Any, _: Any) -> None:
+        """What `AveragedModel` calls: the decay is smaller in early steps, to forget the random initialization."""
+        count = int(self.averaging.n_averaged)  # on the CPU; the one that is given is on the device, to be waited for
+        decay = min(self.args.ema_decay, count / (count + 9)) if self.args.ema_decay > 0 else 0.0
+        get_ema_multi_avg_fn(decay)(average, weights, count)
 
     def add(self, **terms: Tensor) -> None:
         """Sum terms on the device; only `log_training` waits for them."""
@@ -180,6 +186,7 @@ class AveragedRun(ABC):
         if checkpoint is None:
             return 0
         self.accelerator.load_state(str(checkpoint))
+        self.averaging.n_averaged.fill_(step + 1)  # not stored: every step adds one
         if (checkpoint / PLAN).is_file():  # checkpoints from before there were plans have none
             kept = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
             self.plan = StepPlan.restored(kept, step, self.args.max_steps)

@@ -31,7 +31,8 @@ def cast_frozen_weights(model: nn.Module, dtype: torch.dtype) -> None:
 def compile_layers(model: UnifiedForCausalLM, backend: str = "inductor") -> None:
     """torch.compile every layer of the backbone, at the first step (half a minute), with dynamic shapes.
 
-    A batch of a single row is compiled separately. In place, so names and hooks do not change;
+    A batch of a single row is compiled separately. In place, so names and hooks do not change, which
+    `accelerate.utils.compile_regions` would (it wraps modules), and all layers are one graph, where that makes four;
     `torch.compiler.set_stance` runs the layers eagerly, as the trainer's evaluations do. Raises ValueError without a
     compiler.
     """

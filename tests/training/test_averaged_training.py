@@ -1,0 +1,75 @@
+"""Averaged weights: what they are after every step, what a checkpoint holds of them, and runs that go on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unified import VQConfig, VQModel
+from unified.training.averaged_training import AveragedRun
+from unified.training.tokenizer_arguments import AveragedTrainingArguments
+
+
+class Run(AveragedRun):
+    """Trains a tokenizer towards zero; keeps its weights after every step."""
+
+    seen: list[list[Tensor]]
+
+    def step(self, step: int, batch: Any) -> None:
+        self.set_learning_rate(step)
+        loss = torch.stack([weight.square().sum() for weight in self.core.parameters()]).sum()
+        self.update(loss)
+        self.add(loss=loss)
+        self.update_average()
+        self.seen.append([weight.detach().clone() for weight in self.core.parameters()])
+
+    def report(self, done: int, last: bool) -> None: ...
+
+
+def run(out: Path, decay: float = 0.4, max_steps: int = 5) -> Run:
+    torch.manual_seed(0)
+    model = VQModel(VQConfig(channels=(32, 32), image_size=16, patch_nums=(1, 2), codebook_size=8, code_dim=4))
+    args = AveragedTrainingArguments(output_dir=str(out), ema_decay=decay, max_steps=max_steps, save_steps=2)
+    made = Run(Accelerator(cpu=True), model, args)
+    made.seen = []
+    return made
+
+
+def averaged(start: list[Tensor], steps: list[list[Tensor]], decay: float) -> list[Tensor]:
+    """The average by its definition: step n counts for 1 - min(decay, n / (n + 9)) of it, without a decay for all."""
+    for number, weights in enumerate(steps, start=1):
+        kept = min(decay, number / (number + 9)) if decay else 0.0
+        start = [torch.lerp(old, new, 1 - kept) for old, new in zip(start, weights, strict=True)]
+    return start
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.9])
+def test_the_average_warms_up_from_the_first_weights(tmp_path: Path, decay: float) -> None:
+    one = run(tmp_path, decay)
+    start = [weight.detach().clone() for weight in one.core.parameters()]
+    one.load(None)
+    one.train(range(5), 0)
+    expected = averaged(start, one.seen, decay)
+    for found, weight in zip(one.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, weight, rtol=0, atol=0)
+        assert not found.requires_grad
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_holds_the_averaged_model_alone(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    whole.load(None)
+    whole.train(range(5), 0)
+    first = run(tmp_path / "halves")
+    first.load(None)
+    first.train(range(2), 0)
+    checkpoint = tmp_path / "halves/checkpoint-0000002"
+    kept = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)
+    assert kept.keys() == first.average.state_dict().keys()  # as before torch's AveragedModel made it
+    second = run(tmp_path / "halves")
+    assert second.load(checkpoint) == 2
+    second.train(range(2, 5), 2)
+    for found, weight in zip(second.average.parameters(), whole.average.parameters(), strict=True):
+        torch.testing.assert_close(found, weight, rtol=0, atol=0)
