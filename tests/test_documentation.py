@@ -36,7 +36,7 @@ def name(path: Path) -> str:
 def program_of(line: Line) -> tuple[str, list[str], list[str]]:
     """`(script or subcommand or program, its arguments, accelerate's)` of a command."""
     words = line.words
-    if words[:2] == ["accelerate", "launch"]:
+    if words[:2] in (["accelerate", "launch"], ["unified", "run"]):
         place = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words) - 1)
         return words[place], words[place + 1 :], words[2:place]
     if words[0] == "python":
@@ -104,7 +104,7 @@ def check_line(line: Line, page: Page, made: set[str]) -> list[str]:
     outputs = {value for flag, value in given if flag in OUTPUTS}
     if program == "data_prep/render_objects.py":
         outputs |= {value for flag, value in given if flag == "prompts"}
-    if program == "data_prep/convert_var_vq.py":
+    if program in ("data_prep/convert_var_vq.py", "unified cp"):
         outputs.add(arguments[1])
     for flag, value in [*given, *values(launch)]:
         if value not in outputs and is_path(value) and not is_there(value, made, page.prose[line.number]):

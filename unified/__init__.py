@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unified.checkpoints.extension import extend
     from unified.checkpoints.loading import load
+    from unified.cli.version import __version__ as __version__
     from unified.image_tokenizer.configuration import VQConfig
     from unified.image_tokenizer.model import VQModel
     from unified.inference.chat import Chat
@@ -27,6 +28,7 @@ _MODULES = {
     "UnifiedProcessor": "models.processing",
     "VQConfig": "image_tokenizer.configuration",
     "VQModel": "image_tokenizer.model",
+    "__version__": "cli.version",
     "draw": "inference.text_to_image",
     "extend": "checkpoints.extension",
     "load": "checkpoints.loading",
@@ -56,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
+from unified.arguments.shipped_files import find_shipped
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 
 
@@ -60,7 +61,10 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     if rest:
         name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
         raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, parser.settings())}")
-    return tuple(parsed[: len(dataclass_types)])
+    filled = tuple(parsed[: len(dataclass_types)])
+    for settings in filled:
+        find_shipped(settings)
+    return filled
 
 
 def run_main(main: Callable[[], None]) -> None:

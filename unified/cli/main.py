@@ -1,4 +1,4 @@
-"""The `unified` command: extend, draw, chat, merge, average, publish, report. Thin: each command calls other packages.
+"""The `unified` command. Thin: each of its commands calls other packages.
 
 These import torch, so each command imports them itself and `unified --help` is fast.
 """
@@ -6,19 +6,18 @@ These import torch, so each command imports them itself and `unified --help` is 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from unified.cli.images import BATCH, check_prompts, draw_wanted, save_numbered, save_wanted, wanted_images
+from unified.cli import script_commands
+from unified.cli.conversation import handle_line, read_line
+from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
 from unified.models.image_sampling import ImageSampling
-
-if TYPE_CHECKING:
-    from unified.inference.chat import Chat
 
 
 def dashed(words: list[str]) -> list[str]:
@@ -42,6 +41,7 @@ def sampling_option(name: str) -> Any:
     return typer.Option(help=SamplingArguments.__dataclass_fields__[name].metadata["help"], callback=check)
 
 
+RUN, RUN_SETTINGS = "run", {"ignore_unknown_options": True, "allow_interspersed_args": False}
 FREE_MEMORY = ("--device cpu where a GPU is full", "ending other programs", "a smaller model")
 
 
@@ -50,7 +50,8 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         set_wait_policy(args)  # before a command loads torch
-        return self.with_one_line_errors(super().parse_args, ctx, dashed(args) or ["--help"])
+        words = args if args[:1] == [RUN] else dashed(args)  # a script reads its own
+        return self.with_one_line_errors(super().parse_args, ctx, words or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         return self.with_one_line_errors(super().invoke, ctx)
@@ -76,6 +77,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 main = app
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from unified.cli.version import __version__
+
+        typer.echo(f"unified {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def first(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """One model that reads text and images, writes text, and generates images scale by scale."""
+
 
 ModelDir = Annotated[Path, typer.Option("--model", help="folder of a checkpoint, or of a LoRA adapter")]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
@@ -274,6 +294,11 @@ def report(
         typer.echo(written.note, err=True)
 
 
+app.command()(script_commands.ls)
+app.command()(script_commands.cp)
+app.command(RUN, context_settings=RUN_SETTINGS)(script_commands.run)
+
+
 def choose_hardware(device: Any, precision: Any, threads: int | None, wait_policy: Any) -> Any:
     """What the model runs on, said on stderr; returns the context in which it works."""
     from unified.hardware.arguments import HardwareArguments
@@ -281,42 +306,6 @@ def choose_hardware(device: Any, precision: Any, threads: int | None, wait_polic
 
     set_up(HardwareArguments(device, precision, threads, wait_policy))
     return products
-
-
-def read_line() -> str | None:
-    """Next line of the user, None at the end of input; the prompt is shown on a terminal only."""
-    try:
-        return input("you> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return None
-
-
-def handle_line(conversation: "Chat", line: str, out_dir: Path, first: str = "") -> None:
-    """Handle one line of a chat: a command, or a question, after the question `first` if it comes with an image."""
-    from unified.files.images import read_image
-
-    command, _, rest = line.partition(" ")
-    if command == "/image":
-        conversation.show(read_image(rest.strip(), rest.strip()))
-        typer.echo(f"[{rest.strip()} is part of your next question]")
-    elif command == "/reset":
-        conversation.reset()
-        typer.echo("[a new conversation]")
-    elif line.startswith("/"):
-        raise ValueError(f"unknown command {command!r}; choose from /image FILE, /reset and /quit")
-    elif line:
-        for question in [first, line] if first and conversation.pending_images else [line]:
-            ask_and_print(conversation, question, out_dir)
-
-
-def ask_and_print(conversation: "Chat", question: str, out_dir: Path) -> None:
-    """Ask, and print the answer: text as it is generated, images as the paths they are saved at."""
-    parts = conversation.ask(question, lambda text: typer.echo(text, nl=False))
-    if any(part["type"] == "text" for part in parts):
-        typer.echo()  # the end of the line that was streamed
-    for part in parts:
-        if part["type"] == "image":
-            typer.echo(f"[image: {save_numbered(part['image'], out_dir)}]")
 
 
 def one_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from unified.arguments.shipped_files import here_or_shipped
+
 # glibc hands large tensors back to the kernel after every operation; keeping them makes a CPU step faster
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
@@ -20,7 +22,8 @@ def run_step(done: Path, label: str, command: Sequence[str], again: bool = False
         return False
     sys.stdout.write(f"[{label}] {shlex.join(command)}\n")
     sys.stdout.flush()
-    status = subprocess.run([sys.executable, *command], env=os.environ | KEEP_MEMORY, check=False).returncode
+    words = [here_or_shipped(word) if word.endswith(".py") else word for word in command]
+    status = subprocess.run([sys.executable, *words], env=os.environ | KEEP_MEMORY, check=False).returncode
     if status:
         sys.exit(status)
     done.parent.mkdir(parents=True, exist_ok=True)

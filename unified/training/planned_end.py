@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from unified.arguments.shipped_files import COMMAND
 from unified.files.atomic import write_text
 from unified.training.step_plan import Speed, StepPlan
 
@@ -142,9 +144,13 @@ def know_the_end(trainer: Trainer, minutes: float | None, command: str = "") -> 
 
 
 def command_to_go_on(argv: Sequence[str]) -> str:
-    """The command that a script was given, as one that resumes."""
-    resumes = any(word.split("=")[0] == "--resume" for word in argv)
-    return shlex.join([*argv, *([] if resumes else ["--resume", "True"])]) + " (launched as before)"
+    """The command that a script was given, or the `unified run` that was typed, as one that resumes."""
+    typed = os.environ.get(COMMAND)
+    words = shlex.split(typed) if typed else argv
+    resumes = any(word.split("=")[0] == "--resume" for word in words)
+    return shlex.join([*words, *([] if resumes else ["--resume", "True"])]) + (
+        "" if typed else " (launched as before)"
+    )
 
 
 def follow(scheduler: Any, plan: StepPlan) -> None:
