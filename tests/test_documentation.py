@@ -22,6 +22,7 @@ REFERENCE = load_script(".ci/write_reference.py")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # what a command leaves, beside the values of these flags
+HELP = {"help", "help_all"}
 OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules"}
 MADE_BY_MAKE = {"demo": ("out/demo", "out/smollm2", "out/scenes-base"), "venv": (".venv",), "docs": ("out/site",)}
 # programs of others, whose arguments are theirs
@@ -90,7 +91,7 @@ def check_line(line: Line, page: Page, made: set[str]) -> list[str]:
         targets = re.search(r"^\.PHONY: (.*)$", MAKE, re.MULTILINE)
         assert targets
         return [] if line.words[1] in targets[1].split() else [f"make has no target {line.words[1]}"]
-    if program in OTHERS or program.startswith("python -"):
+    if program in OTHERS or program.startswith("python -") or program == "unified --version":
         return []
     if program.endswith(".py") and not (ROOT / program).is_file():
         return [f"{program} is not there"]
@@ -100,7 +101,7 @@ def check_line(line: Line, page: Page, made: set[str]) -> list[str]:
     options = {option.lstrip("-") for option in launch_command_parser()._option_string_actions}
     wrong += [f"accelerate launch has no --{flag}" for flag, _ in values(launch) if flag and flag not in options]
     used = {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-    wrong += [f"{program} has no --{flag}" for flag in used - flags_of(program)]
+    wrong += [f"{program} has no --{flag}" for flag in used - flags_of(program) - HELP]
     outputs = {value for flag, value in given if flag in OUTPUTS}
     if program == "data_prep/render_objects.py":
         outputs |= {value for flag, value in given if flag == "prompts"}
