@@ -183,7 +183,7 @@ def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
     check_room(resolve_checkpoint(args.model, run), run.max_length)
-    settings = {name: value for name, value in vars(args).items() if name != "rounds"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("rounds", "launch")}
     out, model = init_output_folder(args.out, settings), args.model
     start = out / "round_0"
     heldout = Path(args.heldout or write_prompts(args, start, "heldout", args.heldout_prompts, args.seed))

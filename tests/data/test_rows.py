@@ -145,6 +145,20 @@ def test_a_folder_keeps_the_settings_it_was_made_with(tmp_path):
     assert [file.name for file in out.iterdir()] == ["settings.json"]
 
 
+def test_a_folder_of_version_1_is_gone_on_with_under_the_settings_it_had(tmp_path):
+    old = {"model": "m", "guidance": 3.0, "temperature": 0.7, "heldout_guidance": 1.0, "launch": "cpu_bf16.yaml"}
+    new = {"model": "m", "guidance_scale": 3.0, "temperature": 0.7, "heldout_guidance_scale": 1.0}
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    (tmp_path / "00000.parquet").touch()
+    assert init_output_folder(tmp_path, new | {"top_k": 0, "top_p": 1.0}) == tmp_path
+    with pytest.raises(ValueError, match="was made with guidance_scale 3.0, not 2.0"):
+        init_output_folder(tmp_path, new | {"guidance_scale": 2.0, "top_k": 0, "top_p": 1.0})
+    with pytest.raises(ValueError, match="was made with top_k 0, not 5"):
+        init_output_folder(tmp_path, new | {"top_k": 5, "top_p": 1.0})
+    (tmp_path / "settings.json").write_text(json.dumps(old | {"top_k": 5, "top_p": 0.9}))  # as eval/generate_images.py
+    assert init_output_folder(tmp_path, new | {"top_k": 5, "top_p": 0.9}) == tmp_path
+
+
 def test_shards_that_no_settings_tell_of_are_left_alone(tmp_path):
     (tmp_path / "00000.parquet").touch()
     with pytest.raises(ValueError, match="holds parquet files without a settings.json; give another --out"):

@@ -17,6 +17,7 @@ from datasets import Features, Image, List, Value
 from unified.files.atomic import atomic_path, write_text
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
+from unified.models.format_version import upgrade_settings
 from unified.models.messages import content_parts, count_images, shorten
 
 PART = {"type": Value("string"), "text": Value("string")}
@@ -134,7 +135,7 @@ def init_output_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path, has_shards = folder / "settings.json", any(folder.glob("*.parquet"))  # shards are written after it
     if path.exists():
-        found, settings = json.loads(path.read_text()), json.loads(text)
+        found, settings = upgrade_settings(json.loads(path.read_text(encoding="utf-8"))), json.loads(text)
         changed = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
         if changed:
             key = changed[0]

@@ -13,6 +13,10 @@ RENAMED_VALUES = {
     "image_positions": {"tick": "shared"},
     "positions": {"image": "image_tokens", "onward": "after_image", "apart": "split_ranks"},
 }
+# of a folder's settings.json, which has no version: key of version 1 -> key of version 2
+RENAMED_SETTINGS = {"guidance": "guidance_scale", "heldout_guidance": "heldout_guidance_scale"}
+ADDED_SETTINGS = {"top_k": 0, "top_p": 1.0}  # what jobs of version 1 without these keys did
+DROPPED_SETTINGS = ("launch",)  # on which nothing in the folder depends
 
 
 def upgrade(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -24,6 +28,12 @@ def upgrade(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     renamed = {key: names[stored[key]] for key, names in RENAMED_VALUES.items() if stored.get(key) in names}
     return {**stored, **renamed, "format_version": FORMAT_VERSION}
+
+
+def upgrade_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a folder's settings of version 1, which named the guidance otherwise, to this version's."""
+    kept = {RENAMED_SETTINGS.get(key, key): value for key, value in stored.items() if key not in DROPPED_SETTINGS}
+    return {**(ADDED_SETTINGS if "guidance" in stored else {}), **kept}
 
 
 def name_in_version_1(key: str, value: str) -> str:
