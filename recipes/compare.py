@@ -23,7 +23,7 @@ from unified.arguments.parser import parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.inference.arguments import GuidedSamplingArguments
-from unified.reports.commands import run_step
+from unified.reports.commands import launch_words, run_step
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.log_history import read_logs
 
@@ -48,8 +48,8 @@ class CompareArguments(GuidedSamplingArguments):
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "every trial runs with each"})
     prompts: int = field(default=0, metadata={"help": "prompts of Scenes-GenEval; 0: losses only"})
     keep_weights: bool = field(default=False, metadata={"help": "keep what was trained: 0.6 GB a trial of SmolLM2"})
-    launch: str = field(
-        default="recipes/accelerate_configs/cpu.yaml", metadata={"help": "accelerate's file for training"}
+    launch: str | None = field(
+        default=None, metadata={"help": "accelerate's file for training; None: all GPUs, else one process on the CPU"}
     )
 
 
@@ -92,7 +92,7 @@ def run_trial(args: CompareArguments, name: str, seed: int) -> dict[str, Any]:
         return json.loads(result.read_text(encoding="utf-8"))
     shutil.rmtree(trained, ignore_errors=True)  # half a trial has no equal time
     told = training_flags(args, name, seed, trained)
-    command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/sft.py", *told]
+    command = [*launch_words("recipes/sft.py", args.launch), *told]
     run_step(folder / "done" / "train", folder.name, command, again=True)
     history = read_logs([trained])
     last = {key: value for entry in history for key, value in entry.items()}

@@ -33,7 +33,7 @@ from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.inference.arguments import GuidedSamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
-from unified.reports.commands import run_step
+from unified.reports.commands import launch_words, run_step
 from unified.scenes.prompts import sample_prompts
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, tags_of
 from unified.training.arguments import DpoArguments
@@ -67,8 +67,8 @@ class IterateArguments(GuidedSamplingArguments):
     heldout_temperature: float = arg_of(GuidedSamplingArguments, "temperature", prefix="measured pictures: ")
     detector: str = field(default="scenes", metadata={"help": "as for eval/geneval.py"})
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once"})
-    launch: str = field(
-        default="recipes/accelerate_configs/cpu.yaml", metadata={"help": "accelerate's file for training"}
+    launch: str | None = field(
+        default=None, metadata={"help": "accelerate's file for training; None: all GPUs, else one process on the CPU"}
     )
     seed: int = field(default=0, metadata={"help": "seed of prompts and pictures"})
 
@@ -139,7 +139,7 @@ def build_pairs(args: IterateArguments, folder: Path, model: str, number: int) -
 def train(args: IterateArguments, folder: Path, model: str, pairs: Path) -> str:
     """A round's training; returns the folder of its checkpoint or adapter."""
     tuned = folder / "dpo"
-    command = ["-m", "accelerate.commands.launch", "--config_file", args.launch, "recipes/dpo.py"]
+    command = launch_words("recipes/dpo.py", args.launch)
     command += ["--config", args.run, "--model", model, "--output_dir", str(tuned), "--resume", "True"]
     step(folder, "train", [*command, "--train_files", str(pairs), *args.extra])
     return str(tuned)

@@ -118,3 +118,18 @@ def test_the_record_is_json_with_every_reason() -> None:
     record = json.loads(json.dumps(choice.record()))
     assert record["precision"] == "bf16" and record["reasons"]["precision"] == "bf16 385 against 140 GFLOP/s"
     assert choice.line().startswith("hardware: amx: cpu (no GPU here), bf16 (") and "\n" not in choice.line()
+
+
+@pytest.mark.parametrize(
+    ("told", "threads", "why"),
+    [
+        ({"omp_default": True}, 8, "8 cores, as OMP_NUM_THREADS=1 is the launcher's"),
+        ({"omp_default": True, "processes": 4}, 2, "8 cores for 4 processes, as OMP_NUM_THREADS=1 is"),
+        ({"omp_default": True, "quota": 3.0}, 3, "a quota of 3, as OMP_NUM_THREADS=1 is the launcher's"),
+        ({}, 1, "OMP_NUM_THREADS"),
+    ],
+)
+def test_a_launchers_default_of_one_thread_is_no_wish(told: dict[str, object], threads: int, why: str) -> None:
+    choice = decide(machine(cores=8, omp_threads=1, **told))
+    assert choice.threads == threads and why in choice.line()
+    assert decide(machine(cores=8, omp_threads=1, **told), Wishes(threads=5)).threads == 5

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from unified.hardware.limits import cpu_quota, other_tasks, running_tasks, usable_cores
+from unified.hardware.limits import (
+    cpu_quota,
+    local_processes,
+    omp_threads,
+    other_tasks,
+    running_tasks,
+    usable_cores,
+)
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -62,3 +69,28 @@ def test_tasks_that_run_are_counted_without_this_one(tmp_path: Path) -> None:
 
 def test_there_is_a_core_to_run_on() -> None:
     assert usable_cores() >= 1
+
+
+ACCELERATE, TORCHRUN = {"ACCELERATE_MIXED_PRECISION": "no"}, {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, (None, False)),
+        ({"OMP_NUM_THREADS": "1"}, (1, False)),  # its user's
+        ({"OMP_NUM_THREADS": "4,2"}, (None, False)),
+        ({"OMP_NUM_THREADS": "0"}, (None, False)),
+        (ACCELERATE, (None, False)),
+        (ACCELERATE | {"OMP_NUM_THREADS": "1"}, (1, True)),
+        (ACCELERATE | {"OMP_NUM_THREADS": "3"}, (3, False)),  # of its user, or of a configuration
+        (TORCHRUN | {"OMP_NUM_THREADS": "1"}, (1, True)),
+    ],
+)
+def test_a_launchers_own_thread_count_is_told_from_a_users(environment: dict[str, str], threads: tuple) -> None:
+    assert omp_threads(environment) == threads
+
+
+def test_processes_of_every_launcher_are_counted() -> None:
+    assert local_processes({}) == local_processes({"LOCAL_WORLD_SIZE": ""}) == 1
+    assert local_processes(TORCHRUN) == 4 and local_processes({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_steps import World
 
-from unified.reports.commands import run_step
+from unified.reports.commands import launch_words, run_step
 from unified.reports.steps import Step, Steps
 
 
@@ -85,3 +85,9 @@ def test_a_command_is_run_once_and_a_failure_ends_the_job(
     with pytest.raises(SystemExit) as stop:
         run_step(tmp_path / "done/fail", "fail", ["x.py"])
     assert stop.value.code == 3 and not (tmp_path / "done/fail").exists()
+
+
+def test_a_training_is_launched_on_what_there_is_unless_a_file_says() -> None:
+    words = ["-m", "accelerate.commands.launch"]
+    assert launch_words("recipes/sft.py") == [*words, "recipes/sft.py"]
+    assert launch_words("recipes/sft.py", "a.yaml") == [*words, "--config_file", "a.yaml", "recipes/sft.py"]

@@ -141,7 +141,7 @@ def choose_threads(machine: Machine, wishes: Wishes) -> tuple[int, str]:
     if machine.quota is not None:
         limits[f"a quota of {machine.quota:g}"] = machine.quota
     share = {name: limit / machine.processes for name, limit in limits.items()}
-    if machine.omp_threads is not None:
+    if machine.omp_threads is not None and not machine.omp_default:
         share["OMP_NUM_THREADS"] = machine.omp_threads
     name = min(share, key=lambda limit: share[limit])
     threads = max(1, int(share[name]))
@@ -150,6 +150,7 @@ def choose_threads(machine: Machine, wishes: Wishes) -> tuple[int, str]:
     if spins and left < threads:  # a thread that spins for one that does not run loses more than it gains
         return left, f"{machine.others:.0f} of {machine.cores} cores are busy, and waiting threads spin"
     among = f" for {machine.processes} processes" if machine.processes > 1 else ""
+    among += f", as OMP_NUM_THREADS={machine.omp_threads} is the launcher's" if machine.omp_default else ""
     return threads, f"{name}{among}"
 
 

@@ -3,10 +3,13 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path("/")
 CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")  # names under which version 1 is mounted
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun always set
 SAMPLES, PAUSE = 5, 0.01  # looks at the number of tasks that run, and seconds between them
 
 
@@ -15,6 +18,22 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def local_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of this run on this machine, as torch's launcher, accelerate or MPI says; 1 where none does."""
+    return next((int(environment[name]) for name in LOCAL_SIZES if environment.get(name, "").isdecimal()), 1)
+
+
+def omp_threads(environment: Mapping[str, str] = os.environ) -> tuple[int | None, bool]:
+    """OMP_NUM_THREADS, None where it is no number, and whether it is a launcher's own default.
+
+    `accelerate launch` and torchrun set it to 1 where their user says nothing, which cannot be told from a user's 1:
+    under them, UNIFIED_THREADS or --threads says 1.
+    """
+    told = environment.get("OMP_NUM_THREADS", "")
+    threads = int(told) if told.isdecimal() and int(told) > 0 else None
+    return threads, threads == 1 and any(name in environment for name in LAUNCHERS)
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

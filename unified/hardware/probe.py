@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
-from unified.hardware.limits import cpu_quota, other_tasks, usable_cores
+from unified.hardware.limits import cpu_quota, omp_threads, other_tasks, usable_cores
 from unified.hardware.machine import Gpu, Machine
 from unified.hardware.waiting import current_policy
 
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 def ask(processes: int = 1) -> Machine:
     """The machine without its products' speed, for `processes` of a run on it."""
     capabilities = torch.cpu.get_capabilities()
-    omp, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores()
+    (threads, by_launcher), cores = omp_threads(), usable_cores()
     return Machine(
         cpu=cpu_name(),
         system=platform.system(),
@@ -36,7 +36,8 @@ def ask(processes: int = 1) -> Machine:
         quota=cpu_quota(),
         others=other_tasks() * cores / (os.cpu_count() or cores),
         processes=processes,
-        omp_threads=int(omp) if omp.isdecimal() else None,
+        omp_threads=threads,
+        omp_default=by_launcher,
         wait_policy=current_policy(),
         isa=tuple(name for name in ISA if capabilities.get(name)),
         memory_gib=psutil.virtual_memory().total / 2**30,

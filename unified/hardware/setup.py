@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Choice, Wishes, decide
 from unified.hardware.device import set_best_device
+from unified.hardware.limits import local_processes
 from unified.hardware.probe import DTYPES, ask, measured
 from unified.hardware.waiting import current_policy
 
@@ -37,7 +38,7 @@ def set_up(
     Raises ValueError for what this machine cannot grant.
     """
     wishes = wishes if wishes is not None else (arguments or HardwareArguments()).wishes()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_processes()
     if torch.distributed.is_initialized():  # a launcher has begun; one chooses
         box: list[Any] = [choose(wishes, training, minutes, processes) if PartialState().is_main_process else None]
         choice: Choice = broadcast_object_list(box)[0]

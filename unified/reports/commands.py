@@ -29,3 +29,11 @@ def run_step(done: Path, label: str, command: Sequence[str], again: bool = False
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()
     return True
+
+
+def launch_words(script: str, launch: str | None = None) -> list[str]:
+    """`accelerate launch SCRIPT` as words for `run_step`, with the file `launch` if there is one.
+
+    Without one it is accelerate's default configuration, or all GPUs of this machine, or one process on the CPU.
+    """
+    return ["-m", "accelerate.commands.launch", *(["--config_file", launch] if launch else []), script]
