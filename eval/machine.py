@@ -1,15 +1,19 @@
 """What this machine is and what is chosen on it: products by precision, and work alone and beside busy processes.
 
-    python eval/machine.py --out docs/machines
-    python eval/machine.py --model weights/scenes-smollm2 --out docs/machines      # and how long work takes
+    python eval/machine.py --out docs/machines                                       # a minute
+    python eval/machine.py --model weights/scenes-smollm2 --out docs/machines        # three, and how long work takes
 
 Writes OUT/<cpu>-<cores>.json and prints it:
 
-    machine         what was asked of system and torch; `choices` are the lines for training and for inference
-    products        GFLOP/s by precision; bf16 and fp16 with small products first, for CPUs on which large ones hang
-    emulated        the same with the variables that lower what a CPU offers, each in a process of its own
-    beside          with --model: seconds of a drawing, an answer and a training step, by waiting policy and threads,
-                    alone and beside busy processes; medians of --repeats, all ways in turns in each of them
+    machine         what was asked of system and torch
+    products        GFLOP/s by precision; bf16 and fp16 with small products first, for CPUs on which large ones hang;
+                    `choices` are the lines for training and for inference
+    emulated        the same with the variables that lower what a CPU offers, each in a process of its own; `fell` are
+                    the precisions whose products are slower by a fifth or more: where none is, the variable does
+                    nothing here
+    beside          with --model: seconds of a drawing, an answer and a training step alone and beside busy processes,
+                    before (OpenMP's own waiting, all cores) and after (passive waiting, all cores); medians of
+                    --repeats in turns. Within --minutes: `left_out` counts what there was no time for
 
 `load` is that of the machine before the figures were taken: on one that others use, repeat. On Linux `nice -n -15`
 before the line takes the machine for itself (root only).
@@ -37,8 +41,8 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
-from unified.hardware.decisions import decide
-from unified.hardware.probe import ask, measured, speed
+from unified.hardware.limits import usable_cores
+from unified.hardware.probe import DTYPES, ask
 from unified.hardware.setup import set_up
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import generate_codes
@@ -49,6 +53,10 @@ LOWERED = {  # what each variable may be set to, from the most to the least
     "ATEN_CPU_CAPABILITY": ("avx512", "avx2", "default"),
     "MKL_ENABLE_INSTRUCTIONS": ("AVX512", "AVX2", "SSE4_2"),
 }
+PRODUCTS = "import json; from unified.hardware.probe import speeds; print(json.dumps(speeds()))"
+PRODUCTS_SECONDS = 60  # from which on a process that measures products is given up
+FALLEN = 0.8  # of the speed without the variable
+WAYS = {"before": "system", "after": "passive"}  # waiting policies; both with all cores
 TASKS = ("drawing", "answer", "training_step")
 BUSY = "while True: pass"
 PROMPT, QUESTION = "a photo of a red apple", "What is the capital of France?"
@@ -62,43 +70,44 @@ class MachineArguments:
     model: str | None = field(
         default=None, metadata={"help": "checkpoint or adapter that works; None: products alone"}
     )
-    policies: list[str] = field(default_factory=lambda: ["system", "passive"], metadata={"help": "of waiting"})
-    thread_counts: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "threads that work"})
+    variables: list[str] = field(default_factory=lambda: list(LOWERED), metadata={"help": "that lower instructions"})
     busy: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "busy processes beside"})
     tasks: list[str] = field(
         default_factory=lambda: list(TASKS), metadata={"help": "of drawing, answer, training_step"}
     )
-    repeats: int = field(default=5, metadata={"help": "of every measurement, of which the median counts"})
+    repeats: int = field(default=3, metadata={"help": "of every measurement beside others; the median counts"})
+    minutes: float = field(default=2.0, metadata={"help": "for the work beside others; every piece once at least"})
     serve: bool = field(default=False, metadata={"help": "inside: do what standard input names, say how long it took"})
-    products: bool = field(default=False, metadata={"help": "inside: print this process's products, and no more"})
 
     def __post_init__(self) -> None:
-        check_minimum(self, repeats=1)
-        if unknown := set(self.tasks) - set(TASKS):
-            raise ValueError(f"--tasks {', '.join(sorted(unknown))}; give some of {', '.join(TASKS)}")
+        check_minimum(self, repeats=1, minutes=0)
+        for name, given, known in (("tasks", self.tasks, TASKS), ("variables", self.variables, LOWERED)):
+            if unknown := set(given) - set(known):
+                raise ValueError(f"--{name} {', '.join(sorted(unknown))}; give some of {', '.join(known)}")
 
 
-def products() -> dict[str, Any]:
-    """What this process's products reach, and what torch and oneDNN say that they use."""
-    found: dict[str, Any] = {name: round(speed(name), 1) for name in ("float32", "bf16", "fp16")}
-    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    found["bf16_products"] = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return found
+def products(**variables: str) -> dict[str, Any]:
+    """`speeds` of a process with these environment variables; `error` where it has none."""
+    command, environment = [sys.executable, "-c", PRODUCTS], os.environ | variables
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=PRODUCTS_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {PRODUCTS_SECONDS} s"}
+    if done.returncode:
+        return {"error": (done.stderr.splitlines() or [f"status {done.returncode}"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def emulated(args: MachineArguments) -> dict[str, dict[str, Any]]:
-    """`products` of processes with a variable that lowers the instructions in use."""
+def emulated(args: MachineArguments, full: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`products` with every variable that lowers the instructions in use, and which precisions it slowed."""
     found = {}
-    for name, values in LOWERED.items():
-        for value in values:
-            done = subprocess.run(
-                [sys.executable, __file__, "--products", "True"],
-                env=os.environ | {name: value},
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            found[f"{name}={value}"] = json.loads(done.stdout.splitlines()[-1])
+    for name in args.variables:
+        for value in LOWERED[name]:
+            lowered = products(**{name: value})
+            fell = [kind for kind in DTYPES if kind in lowered and lowered[kind] < FALLEN * full[kind]]
+            found[f"{name}={value}"] = lowered | {"fell": fell}
     return found
 
 
@@ -143,49 +152,68 @@ def serve(args: MachineArguments) -> None:
 
 
 class Worker:
-    """A process that serves, with its own waiting policy and threads."""
+    """A process that serves on all cores, with its own waiting policy."""
 
-    def __init__(self, args: MachineArguments, policy: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", "True", "--model", str(args.model), "--threads", str(threads)]
+    def __init__(self, args: MachineArguments, policy: str) -> None:
+        command = [sys.executable, __file__, "--serve", "True", "--model", str(args.model)]
         self.process = subprocess.Popen(
-            [*command, "--wait_policy", policy],
+            [*command, "--threads", str(usable_cores()), "--wait_policy", policy, "--device", "cpu"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"},
+            encoding="utf-8",
+            env={
+                name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+            },
         )
 
     def seconds(self, task: str) -> float:
-        """How long a task takes now."""
+        """How long a task takes now; ValueError where the process has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{task}\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        try:
+            self.process.stdin.write(f"{task}\n")
+            self.process.stdin.flush()
+            return float(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            told = " ".join(map(str, self.process.args))
+            raise ValueError(f"{task} ended its process with {self.process.wait()}; try {told}") from None
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
 
 
-def beside(args: MachineArguments) -> dict[str, dict[str, dict[str, float]]]:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a busy process and wait until it is gone."""
+    process.kill()
+    process.wait()
+
+
+def beside(args: MachineArguments) -> dict[str, Any]:
     """Median seconds by task, way and number of busy processes."""
+    times: dict[tuple[str, str, int], list[float]] = {}
     with ExitStack() as stack:
         workers = {}
-        for policy in args.policies:
-            for threads in args.thread_counts:
-                worker = Worker(args, policy, threads)
-                stack.callback(worker.process.kill)
-                workers[f"{policy}, {threads} thread{'s' * (threads != 1)}"] = worker
-        for worker in workers.values():
+        for way, policy in WAYS.items():
+            workers[way] = Worker(args, policy)
+            stack.callback(workers[way].close)
             for task in args.tasks:
-                worker.seconds(task)  # warms up
-        times: dict[tuple[str, str, int], list[float]] = {}
-        for _ in range(args.repeats):
+                workers[way].seconds(task)  # warms up
+        end, left_out = time.monotonic() + 60 * args.minutes, 0
+        for repeat in range(args.repeats):
             for count in args.busy:
                 with ExitStack() as others:
                     for _ in range(count):
-                        others.callback(subprocess.Popen([sys.executable, "-c", BUSY]).kill)
+                        others.callback(stop, subprocess.Popen([sys.executable, "-c", BUSY]))
                     for task in args.tasks:
                         for way, worker in workers.items():
-                            times.setdefault((task, way, count), []).append(worker.seconds(task))
-    found: dict[str, dict[str, dict[str, float]]] = {}
+                            if repeat and time.monotonic() > end:
+                                left_out += 1
+                            else:
+                                times.setdefault((task, way, count), []).append(worker.seconds(task))
+    found: dict[str, Any] = {"left_out": left_out}
     for (task, way, count), values in times.items():
         found.setdefault(task, {}).setdefault(way, {})[f"{count} busy"] = round(statistics.median(values), 3)
     return found
@@ -193,32 +221,27 @@ def beside(args: MachineArguments) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> None:
     hardware, args = parse((HardwareArguments, MachineArguments))
-    if args.products:
-        print(json.dumps(products()))
-        return
     if args.serve:
         set_up(hardware)
         serve(args)
         return
     started, load_before = time.perf_counter(), os.getloadavg() if sys.platform != "win32" else None
-    machine, wishes = ask(), hardware.wishes()
-    choices = {
-        kind: decide(measured(machine, kind == "training"), wishes, kind == "training").line() for kind in KINDS
-    }
-    set_up(hardware)
-    found: dict[str, Any] = {"machine": asdict(machine), "choices": choices, "load": load_before}
-    found |= {"products": products(), "emulated": emulated(args)}
+    machine, full = ask(), products()
+    if "error" in full:
+        raise ValueError(f"products could not be measured: {full['error']}")
+    found: dict[str, Any] = {"machine": asdict(machine), "load": load_before, "products": full}
+    found["emulated"] = emulated(args, full)
     if args.model is not None:
         found["beside"] = beside(args)
     name = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-")
     config = {"repeats": args.repeats, "model": args.model, "busy": args.busy}
     details = {"stderr": None, "tokenizer": None, "prompts_sha256": None, "seed": None}
     details["seconds"] = time.perf_counter() - started
-    path, value = Path(args.out) / f"{name}-{machine.cores}.json", found["products"]["float32"]
-    print(json.dumps(write_result(path, "float32_gflops", value, 1, machine.cpu, config, **details, **found)))
+    path = Path(args.out) / f"{name}-{machine.cores}.json"
+    print(
+        json.dumps(write_result(path, "float32_gflops", full["float32"], 1, machine.cpu, config, **details, **found))
+    )
 
-
-KINDS = ("training", "inference")
 
 if __name__ == "__main__":
     run_main(main)

@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
+from unified.hardware.decisions import decide
 from unified.hardware.limits import cpu_quota, omp_threads, other_tasks, usable_cores
 from unified.hardware.machine import Gpu, Machine
 from unified.hardware.waiting import current_policy
@@ -97,6 +99,18 @@ def speed(precision: str, device: str = "cpu", seconds: float = 0.2) -> float:
         best = max(best, 2 * rows * INNER * OUTER / taken / 1e9)
         rows = min(2 * rows, MOST_ROWS) if taken < SLOW else rows
     return best
+
+
+def speeds(seconds: float = 0.2) -> dict[str, Any]:
+    """What this process's products reach on the CPU, GFLOP/s by precision, and what torch and oneDNN say they use.
+
+    `choices` are the lines that commands would say here, by what they do.
+    """
+    found: dict[str, Any] = {name: round(speed(name, seconds=seconds), 1) for name in DTYPES}
+    machine = ask()
+    kinds = {"training": True, "inference": False}
+    choices = {name: decide(measured(machine, kind), training=kind).line() for name, kind in kinds.items()}
+    return found | {"capability": torch.backends.cpu.get_cpu_capability(), "choices": choices}
 
 
 def wait_for(device: str) -> None:
