@@ -87,7 +87,7 @@ def resident(device: torch.device, peak: bool) -> int:
     """Bytes in use on `device` now, or at most since the last `start_over`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     line = next(line for line in status if line.startswith("VmHWM:" if peak else "VmRSS:"))
     return int(line.split()[1]) * 1024
 
@@ -97,12 +97,15 @@ def start_over(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def measure(args: MemoryArguments, way: str) -> dict[str, float]:
     """One step: GiB above what was there before, loss, and the GiB of the logits alone."""
-    device, source = torch.device(best_device()), resolve_base_checkpoint(args.model)
+    device = torch.device(best_device())
+    if device.type != "cuda" and sys.platform != "linux":
+        raise ValueError(f"memory of {device.type} on {sys.platform} is not known here; run it on Linux or with CUDA")
+    source = resolve_base_checkpoint(args.model)
     model = UnifiedForCausalLM.from_pretrained(source, dtype="float32").to(device).train()
     processor = UnifiedProcessor.from_pretrained(source)
     model.requires_grad_(True).model.vq_model.requires_grad_(False)
@@ -126,7 +129,7 @@ def measure_in_subprocess(args: MemoryArguments, way: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     flags = {"model": args.model, "pairs": args.pairs, "prompt": args.prompt, "bf16": args.bf16, "way": way}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads(done.stdout.splitlines()[-1])

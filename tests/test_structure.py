@@ -185,3 +185,20 @@ def test_the_library_opens_no_file_beside_it_and_its_messages_name_those_that_ex
             assert not re.fullmatch(beside, node.value), f"line {node.lineno}: take the path as an argument"
             for named in re.findall(beside, node.value):
                 assert (ROOT / named).exists(), f"line {node.lineno}: there is no {named}"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name)
+def test_text_is_utf_8_on_every_system(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        opens_text = (
+            isinstance(node.func, ast.Name)
+            and called == "open"
+            and "b" not in "".join(map(ast.unparse, node.args[1:2]))
+        )
+        reads = isinstance(node.func, ast.Attribute) and called in ("read_text", "write_text")
+        if reads or opens_text or words.get("text") == "True":
+            assert "encoding" in words, f"line {node.lineno}: Windows would take its own encoding"

@@ -1,10 +1,12 @@
 """eval/dpo_memory.py on a toy: both ways compute the same loss, each in its own process."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 from tolerances import near
 
 SCRIPT = "eval/dpo_memory.py"
@@ -26,3 +28,10 @@ def test_both_ways_are_one_loss(
 def test_no_pairs_are_refused(run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script(SCRIPT, "--pairs", 0) == 2
     assert "pairs" in capsys.readouterr().err
+
+
+def test_a_system_that_does_not_tell_its_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script(SCRIPT)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ValueError, match="memory of cpu on win32 is not known here; run it on Linux or with CUDA"):
+        script.measure(script.MemoryArguments(model="."), "fused")

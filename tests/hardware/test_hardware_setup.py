@@ -1,6 +1,7 @@
 """Flags, environment variables, the early call, and the one call of every command."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from unified.arguments.parser import parse
-from unified.hardware import device, probe, setup
+from unified.hardware import device, limits, probe, setup
+from unified.hardware.allocator import keep_freed_memory
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Wishes, decide
 from unified.hardware.device import best_device
@@ -150,3 +152,27 @@ def test_without_a_choice_nothing_is_cast(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(setup, "_CHOSEN", [])
     with products():
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_torch_without_onednn_is_not_asked_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops, "mkldnn", raising=False)  # as in builds for Macs
+    assert probe.bf16_products() is False
+    assert not probe.ask().bf16_products
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_can_be_asked(
+    system: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    for name in ("sched_getaffinity", *(["getloadavg"] if system == "win32" else [])):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(limits, "ROOT", tmp_path)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(setup, "_CHOSEN", [])
+    assert limits.usable_cores() == os.cpu_count()
+    assert limits.cpu_quota(tmp_path) is None and limits.other_tasks(tmp_path) >= 0
+    assert not keep_freed_memory()
+    set_up(HardwareArguments(device="cpu", threads=1))
+    assert capsys.readouterr().err.startswith("hardware: ")

@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified.image_tokenizer.scales import grid_centres, image_length, normalize_patch_nums, scale_ids, scale_spans
+from unified.image_tokenizer import scales
+from unified.image_tokenizer.scales import (
+    grid_centres,
+    image_length,
+    normalize_patch_nums,
+    pools_elsewhere,
+    resize_area,
+    scale_ids,
+    scale_spans,
+)
 
 SIDES = st.lists(st.integers(1, 6), min_size=1, max_size=5).map(sorted)
 PATCH_NUMS = st.tuples(SIDES, SIDES).map(lambda sides: tuple(zip(*sides, strict=False)))
@@ -50,3 +59,24 @@ def test_the_image_centre_is_the_same_at_odd_scales() -> None:
 def test_impossible_scales_are_refused(patch_nums: tuple, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         normalize_patch_nums(patch_nums)
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "elsewhere"),
+    [
+        ("mps", (4, 4), False),
+        ("mps", (3, 3), True),
+        ("mps", (4, 3), True),
+        ("mps", (8, 8), False),
+        ("cpu", (3, 3), False),
+    ],
+)
+def test_sides_that_a_device_cannot_pool_are_resized_elsewhere(device: str, size: tuple, elsewhere: bool) -> None:
+    assert pools_elsewhere(torch.device(device), (8, 8), size) == elsewhere
+
+
+def test_resizing_by_area_is_the_same_on_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.rand(1, 2, 8, 8)
+    expected = resize_area(features, (3, 3))
+    monkeypatch.setattr(scales, "pools_elsewhere", lambda *_: True)
+    assert torch.equal(resize_area(features, (3, 3)), expected)

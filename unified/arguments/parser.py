@@ -17,6 +17,7 @@ import yaml
 from trl import TrlParser
 
 from unified.arguments.shipped_files import find_shipped
+from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 
 
@@ -69,6 +70,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
 
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`; a ValueError, an OSError or too little memory is `error: <one line>` on stderr, exit status 2."""
+    show_any_text()
     try:
         main()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

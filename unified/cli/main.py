@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from unified.cli import script_commands
 from unified.cli.conversation import handle_line, read_line
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
+from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
@@ -49,6 +50,7 @@ class Commands(TyperGroup):
     """Reports invalid input as `error: <one line>` with exit status 2; UNIFIED_DEBUG=1 shows the traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        show_any_text()
         set_wait_policy(args)  # before a command loads torch
         words = args if args[:1] == [RUN] else dashed(args)  # a script reads its own
         return self.with_one_line_errors(super().parse_args, ctx, words or ["--help"])

@@ -194,4 +194,5 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of `features` (N, D), in float64; raises ValueError for fewer than two."""
     if len(features) < 2:
         raise ValueError(f"{len(features)} pictures have no covariance; give at least 2 (FID wants 10,000)")
-    return features.double().mean(dim=0), torch.cov(features.double().T)
+    features = features.cpu().double()  # MPS has no float64
+    return features.mean(dim=0), torch.cov(features.T)

@@ -4,6 +4,7 @@ A command calls `waiting.set_wait_policy` before torch loads and `setup.set_up` 
 
 allocator  what the C library does with freed memory
 arguments  flags and environment variables that override what is chosen
+console    what a terminal can show
 decisions  the choice and its reasons, from a machine's numbers alone
 device     the best device there is, for library calls that name none
 limits     cores, a container's quota, what others leave of them
@@ -18,6 +19,7 @@ waiting    how OpenMP's threads wait for each other
 __all__ = [
     "allocator",
     "arguments",
+    "console",
     "decisions",
     "device",
     "limits",

@@ -56,7 +56,7 @@ def other_tasks(root: Path = ROOT) -> float:
     seen = []
     for look in range(SAMPLES):
         time.sleep(PAUSE if look else 0)
-        seen.append(running_tasks(stat.read_text()))
+        seen.append(running_tasks(stat.read_text(encoding="utf-8")))
     return float(max(0, sorted(seen)[SAMPLES // 2] - 1))  # one is this process, which looks
 
 
@@ -71,7 +71,7 @@ def _groups(root: Path) -> list[Path]:
     if not listed.is_file():
         return []
     found = []
-    for line in listed.read_text().splitlines():
+    for line in listed.read_text(encoding="utf-8").splitlines():
         number, names, path = line.split(":", 2)
         mounts = [root / "sys/fs/cgroup"] if number == "0" else [root / "sys/fs/cgroup" / name for name in CONTROLLERS]
         if number == "0" or "cpu" in names.split(","):
@@ -82,9 +82,9 @@ def _groups(root: Path) -> list[Path]:
 
 def _limit(group: Path) -> float | None:
     if (group / "cpu.max").is_file():
-        quota, period = (group / "cpu.max").read_text().split()
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
     if (group / "cpu.cfs_quota_us").is_file():
-        given = int((group / "cpu.cfs_quota_us").read_text())
-        return None if given <= 0 else given / int((group / "cpu.cfs_period_us").read_text())
+        given = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        return None if given <= 0 else given / int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
     return None

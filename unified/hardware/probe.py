@@ -43,10 +43,15 @@ def ask(processes: int = 1) -> Machine:
         wait_policy=current_policy(),
         isa=tuple(name for name in ISA if capabilities.get(name)),
         memory_gib=psutil.virtual_memory().total / 2**30,
-        bf16_products=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        bf16_products=bf16_products(),
         gpus=gpus(),
         compiles=compiles(),
     )
+
+
+def bf16_products() -> bool:
+    """Whether oneDNN has bf16 products for this CPU; builds of torch without it, as for Macs, cannot be asked."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compiles() -> tuple[str, ...]:
@@ -59,7 +64,7 @@ def cpu_name() -> str:
     """The CPU's own name."""
     told = str(torch.cpu.get_capabilities().get("cpu_name", ""))
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return named or told or platform.processor() or platform.machine()
 

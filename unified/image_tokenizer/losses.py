@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_spans
+from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, resize_area, scale_spans
 
 
 class PatchDiscriminator(nn.Module):
@@ -106,7 +106,7 @@ def residuals(features: Tensor, next_scale_inputs: Tensor, patch_nums: PatchNums
     resizing is linear, so resized(f - f_hat) is resized(f) - resized(f_hat).
     """
     sides = normalize_patch_nums(patch_nums)
-    resized = torch.cat([F.interpolate(features, size=side, mode="area").flatten(2) for side in sides], dim=2)
+    resized = torch.cat([resize_area(features, side).flatten(2) for side in sides], dim=2)
     first = sides[0][0] * sides[0][1]
     known = F.pad(next_scale_inputs, (0, 0, first, 0))
     return (resized.transpose(1, 2) - known).flatten(0, 1)

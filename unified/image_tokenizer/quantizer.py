@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unified.image_tokenizer.configuration import VQConfig
-from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums, scale_spans
+from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums, resize_area, scale_spans
 
 
 @dataclass
@@ -105,7 +105,7 @@ class MultiScaleQuantizer(nn.Module):
     def scale_codes(self, residual: Tensor, scale: int) -> Tensor:
         """Codes of `residual` (B, C, h_K, w_K) at one scale, (B, h_k*w_k)."""
         if scale < len(self.patch_nums) - 1:
-            residual = F.interpolate(residual, size=self.patch_nums[scale], mode="area")
+            residual = resize_area(residual, self.patch_nums[scale])
         h, w = self.patch_nums[scale]
         return rearrange(self.nearest(rearrange(residual, "b c h w -> (b h w) c")), "(b h w) -> b (h w)", h=h, w=w)
 
@@ -140,9 +140,7 @@ class MultiScaleQuantizer(nn.Module):
         """`features` (B, C, h_K, w_K) downsampled to one scale by area and upsampled like codes, in the same shape."""
         if scale == len(self.patch_nums) - 1:
             return features
-        return F.interpolate(
-            F.interpolate(features, size=self.patch_nums[scale], mode="area"), size=self.grid, mode="bicubic"
-        )
+        return F.interpolate(resize_area(features, self.patch_nums[scale]), size=self.grid, mode="bicubic")
 
     @torch.no_grad()
     def quantize(self, features: Tensor) -> Tensor:
@@ -179,7 +177,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def scale_input(self, f_hat: Tensor, scale: int) -> Tensor:
         """`f_hat` (B, C, h_K, w_K) resized to one scale's grid, (B, h_k*w_k, C)."""
-        return rearrange(F.interpolate(f_hat, size=self.patch_nums[scale], mode="area"), "b c h w -> b (h w) c")
+        return rearrange(resize_area(f_hat, self.patch_nums[scale]), "b c h w -> b (h w) c")
 
     def check_grid(self, features: Tensor) -> None:
         """Raise ValueError unless `features` has the last scale's sides."""

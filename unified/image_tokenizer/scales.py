@@ -7,6 +7,7 @@ either form. Legend: K scales, L = sum of h*w positions, all scales concatenated
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PatchNums = Sequence[int | Sequence[int]]
@@ -54,3 +55,15 @@ def grid_centres(patch_nums: PatchNums) -> Tensor:
         rows, columns = (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w
         grids.append(torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2))
     return torch.cat(grids)
+
+
+def resize_area(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """`features` (B, C, H, W) resized by area to `size`: every new pixel is the mean of those it covers."""
+    if pools_elsewhere(features.device, (features.shape[-2], features.shape[-1]), size):
+        return F.interpolate(features.cpu(), size=size, mode="area").to(features.device)
+    return F.interpolate(features, size=size, mode="area")
+
+
+def pools_elsewhere(device: torch.device, sides: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a device cannot resize these sides by area: MPS pools only where the new sides divide the old ones."""
+    return device.type == "mps" and any(old % new for old, new in zip(sides, size, strict=True))
