@@ -94,6 +94,7 @@ def test_rows_of_another_dtype_take_the_matrix_s() -> None:
     assert rows.merge_into(torch.zeros(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # PEFT's, before it is refused
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_lora_of_the_output_matrix_is_refused(tied: bool) -> None:
     """Losses multiply by the matrix itself: its update would get no gradient."""
