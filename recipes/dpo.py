@@ -163,6 +163,8 @@ def build_trainer(
     else:
         model = prepare_full(model, args.train_text_rows)
         given["ref_model"] = None if args.precompute_ref_log_probs else load()
+        if args.sync_ref_model and given["ref_model"] is not None:  # TRL copies parameters one by one, in their order
+            prepare_full(given["ref_model"], args.train_text_rows)
     trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
     trainer.add_callback(HardwareRecord())
     if not trainer.is_deepspeed_enabled:

@@ -155,6 +155,12 @@ def test_a_full_run_leaves_a_checkpoint_and_is_resumed(dpo: Dpo, toy_checkpoint:
     assert draw(model, processor, ["two cats"], seed=1)[0].size == (16, 16)
 
 
+def test_a_reference_that_follows_is_the_policy(dpo: Dpo) -> None:
+    """TRL copies the policy's parameters one by one: after every step it starts from ln 2 again."""
+    log = dpo("imut", "--sync_ref_model", True, "--ref_model_sync_steps", 1, "--ref_model_mixup_alpha", 1.0)
+    assert [entry["loss"] for entry in log] == pytest.approx([LN2, LN2], abs=1e-4)
+
+
 def test_a_lora_run_leaves_an_adapter_of_the_backbone(dpo: Dpo, toy_checkpoint: Path, tmp_path: Path) -> None:
     dpo("imut", "--tuning", "lora", "--learning_rate", 1e-2)
     names = set(load_file(tmp_path / "out/adapter_model.safetensors"))

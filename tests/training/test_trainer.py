@@ -155,13 +155,40 @@ def test_full_tuning_moves_all_but_the_tokenizer(make_trainer: Callable[..., Uni
 
 def test_align_trains_only_the_new_modules(make_trainer: Callable[..., UnifiedTrainer]) -> None:
     trainer = make_trainer(tuning="align")
-    before = snapshot(trainer.core)
+    before, matrix = snapshot(trainer.core), trainer.core.lm_head.weight.detach().clone()
     text_rows = trainer.core.config.boi_token_id
     trainer.train()
-    table = "model.language_model.embed_tokens.weight"  # tied: the output matrix is the same parameter
-    expected = {name for name in before if name.startswith("model.image_embedding.")} | {table}
-    assert moved(before, trainer.core) == expected
-    assert torch.equal(trainer.core.lm_head.weight[:text_rows], before[table][:text_rows])
+    expected = {name for name in before if name.startswith("model.image_embedding.")}
+    assert moved(before, trainer.core) == expected | {"model.new_rows.embed_tokens.values"}  # tied: of both matrices
+    assert torch.equal(trainer.core.lm_head.weight[:text_rows], matrix[:text_rows])
+    assert not torch.equal(trainer.core.lm_head.weight, matrix)
+
+
+@pytest.mark.parametrize("tuning", ["full", "align"])
+def test_a_run_of_whole_matrices_is_resumed(make_trainer: Callable[..., UnifiedTrainer], tuning: str) -> None:
+    """As earlier versions trained them: text rows with a gradient of 0."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "tuning": tuning}
+    expected = make_trainer(**settings | {"save_strategy": "no"})
+    expected.train()
+    old = make_trainer(**settings | {"tuning": "full", "train_text_rows": True})
+    if tuning == "align":
+        old.core.requires_grad_(False)
+        for module in (old.core.model.image_embedding, old.core.lm_head):
+            module.requires_grad_(True)
+    text = torch.ones(old.core.config.vocabulary.size, 1).index_fill(0, torch.tensor(new_ids(old)), 0) > 0
+    old.core.lm_head.weight.register_hook(lambda gradient: gradient.masked_fill(text, 0))
+    old.train()
+    checkpoint = Path(old.args.output_dir) / "checkpoint-2"
+    resumed = make_trainer(**settings)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert [e["loss"] for e in logged(resumed)] == pytest.approx([e["loss"] for e in logged(expected)], rel=1e-5)
+    for name, value in resumed.core.named_parameters():
+        torch.testing.assert_close(value, dict(expected.core.named_parameters())[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def new_ids(trainer: UnifiedTrainer) -> list[int]:
+    vocabulary = trainer.core.config.vocabulary
+    return [*vocabulary.special_ids, *vocabulary.image_ids]
 
 
 def test_lora_trains_only_adapters_and_new_rows(make_trainer: Callable[..., UnifiedTrainer]) -> None:

@@ -11,11 +11,13 @@ attention             attention with a block mask, fast on CPUs
 format_version        translates values that earlier versions stored
 losses                cross-entropy over text and codes without holding the logits; weights per modality and scale
 modeling              UnifiedModel, UnifiedForCausalLM
+pretrained            what the two share
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
 generation            generate(): text token by token, images scale by scale
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
 trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
+new_rows              new rows of the vocabulary as parameters of their own; files with whole matrices
 remote_code           trust_remote_code module of a checkpoint, for programs that do not import this package
 """
 
@@ -30,7 +32,9 @@ __all__ = [
     "losses",
     "messages",
     "modeling",
+    "new_rows",
     "position_gated_lora",
+    "pretrained",
     "processing",
     "remote_code",
     "sampling",

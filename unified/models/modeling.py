@@ -12,61 +12,31 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Dyn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unified.files.weights import StrictPreTrainedModel
 from unified.image_tokenizer.scales import scale_spans
 from unified.models.attention import prepare_mask
 from unified.models.configuration import UnifiedConfig, check_layer_types
-from unified.models.frozen_tokenizer import FrozenImageTokenizer, frozen_names
+from unified.models.frozen_tokenizer import FrozenImageTokenizer
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, loss_weights, soft_cap, union_loss
+from unified.models.new_rows import from_files, separate, to_files
 from unified.models.position_gated_lora import ImageGate
+from unified.models.pretrained import UnifiedPreTrainedModel
 from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, read_packing, rope_positions
 from unified.models.trainable_token_rows import look_up, prepare_output_layer, split_rows
 
 
-class UnifiedPreTrainedModel(StrictPreTrainedModel):
-    """Shared by base model and head: weight initialization and supported attention implementations."""
-
-    config: UnifiedConfig
-    config_class = UnifiedConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would change the codes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The backbone's: HF would save that of the first parameter, which is the image tokenizer's float32."""
-        return next(self.base_model.get_submodule("language_model").parameters()).dtype
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
-        """Read by DDP, which would otherwise send the tokenizer to all ranks before every forward pass."""
-        return frozen_names(self)
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """HF's deprecated name, which PEFT 0.21 and TRL 1.16 use; HF's property warns every time."""
-        return self.is_activation_checkpointing
-
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.text_config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 class UnifiedModel(UnifiedPreTrainedModel):
     """Embed, place, mask, run the backbone, and roll image states onto the shifted positions."""
+
+    new_rows: nn.ModuleDict | None  # see `UnifiedForCausalLM.separate_new_rows`
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__(config)
         self.vq_model = FrozenImageTokenizer(config.vq_config)
         self.image_embedding = ImageEmbedding(config)
         self.set_backbone(AutoModel.from_config(config.text_config))
+        self.register_module("new_rows", None)
         self.post_init()
 
     def set_backbone(self, backbone: PreTrainedModel) -> None:
@@ -239,7 +209,8 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.vocabulary.size, bias=False)
         table = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is table)
-        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.embedding_name = f"model.{name}.weight"  # in files
+        self._tied_weights_keys = {"lm_head.weight": self.embedding_name}
         self.post_init()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -248,8 +219,34 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             prepare_output_layer(value)
         super().__setattr__(name, value)
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def separate_new_rows(self) -> None:
+        """Make the vocabulary's new rows parameters of their own and freeze the others; see new_rows.py."""
+        base = self.model
+        base.new_rows, embedding, self.lm_head = separate(base.get_input_embeddings(), self.lm_head, self.config)
+        base.set_input_embeddings(embedding)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As HF's; an output layer of frozen tied rows refers to the embedding, so that there is nothing to tie."""
+        if self.model.new_rows is None:
+            super().tie_weights(*args, **kwargs)
+
+    def save_pretrained(  # type: ignore[override]  # HF's other arguments are left out in kwargs
+        self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any
+    ) -> None:
+        """As HF's; files hold whole matrices, whatever of them learns."""
+        if self.model.new_rows is not None:
+            state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+            to_files(state_dict, self.embedding_name, self.model.new_rows)
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As torch's, before the same of what is inside; takes new rows out of the whole matrices of files."""
+        if self.model.new_rows is not None:
+            from_files(state_dict, self.embedding_name, self.model.new_rows, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "UnifiedForCausalLM":

@@ -6,11 +6,14 @@ Legend: V rows of the vocabulary, R trainable rows, D hidden.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,113 @@ class TrainableRows:
         return TrainableRows(self.ids[inside] - start, self.values[inside]).merge_into(matrix)
 
 
+def whole(parameter: Tensor) -> Tensor:
+    """`parameter` as a plain tensor: of one that FSDP2 has sharded all is gathered, and its gradient averaged."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    gathered: Tensor = parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+    return gathered
+
+
+class TokenRows(nn.Module):
+    """Trainable `values` (R, D) of the rows `ids` (R,) of a frozen `matrix` (V, D)."""
+
+    ids: Tensor
+
+    def __init__(self, ids: list[int], matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.tensor(ids, device=matrix.device), persistent=False)
+        self.values = nn.Parameter(matrix[self.ids])
+
+    def forward(self) -> Tensor:
+        """The values; ZeRO-3 gathers them before this, and their copy stays when it parts them again."""
+        return whole(self.values).clone()
+
+    def rows(self) -> TrainableRows:
+        """Ids and values."""
+        return TrainableRows(self.ids, self())
+
+
+class _WholeMatrix(torch.autograd.Function):
+    """`table` (V, D), into which `values` (R, D) of rows `ids` (R,) are written, with their gradient; no copy."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        # by .data: no new version of `table` to autograd, as earlier uses before an update saw the same values
+        table.data.index_copy_(0, ids, values.to(table.dtype))
+        return table.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, gradient[ctx.saved_tensors[0]]
+
+
+class MatrixWithRows(nn.Module):
+    """A layer whose matrix is frozen, a buffer, but for `TokenRows`; see new_rows.py for why."""
+
+    bias: None = None  # which TRL reads
+    source: nn.Module
+    token_rows: TokenRows
+
+    def __init__(self, source: nn.Module, token_rows: TokenRows, tied: bool = False) -> None:
+        """`source`: the layer that has the matrix as its `weight`; another one's, which stays there, if `tied`."""
+        super().__init__()
+        vars(self)["token_rows"] = token_rows  # the base model has it, where FSDP2's root gathers it
+        if tied:
+            vars(self)["source"] = source
+        else:
+            self.source = source
+
+    @property
+    def table(self) -> Tensor:
+        """The matrix (V, D), without a gradient; its trainable rows may be old."""
+        return self.source.weight  # type: ignore[return-value]  # any module, to torch
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (V, D) as it is now, with a gradient to the trainable rows: TRL's trainers multiply by it."""
+        matrix: Tensor = _WholeMatrix.apply(self.table, self.token_rows.ids, self.token_rows())
+        if is_deepspeed_zero3_enabled():
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+            matrix.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]  # TRL: nothing to gather
+        return matrix
+
+
+class InputLayer(MatrixWithRows):
+    """An embedding with trainable rows."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """States (B, T, D) of `ids` (B, T), with a gradient of the trainable rows only."""
+        scale = dict(self.source.named_buffers()).get("embed_scale")  # Gemma's
+        return replace_states(self.source(ids), ids, self.token_rows.rows(), len(self.table), scale)
+
+
+class OutputLayer(MatrixWithRows):
+    """An output layer with trainable rows."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of `hidden` (..., D)."""
+        return nn.functional.linear(hidden, self.weight)
+
+
+def matrix_names(model: nn.Module) -> set[str]:
+    """Names of the buffers of `model` that hold frozen matrices and ids of trainable rows; DDP is to skip them."""
+    matrices = {f"{name}.source.weight" for name, part in model.named_modules() if isinstance(part, MatrixWithRows)}
+    return matrices | {f"{name}.ids" for name, part in model.named_modules() if isinstance(part, TokenRows)}
+
+
+def replace_states(states: Tensor, ids: Tensor, rows: TrainableRows, size: int, scale: Tensor | None) -> Tensor:
+    """Embedding `states` (B, T, D) of `ids` (B, T) below `size`, with `scale` times the `rows` in place of theirs."""
+    order = torch.arange(len(rows.ids)).to(ids)
+    row_of_id = torch.full((size,), -1, device=ids.device).scatter(0, rows.ids, order)
+    row = row_of_id[ids]
+    trainable = nn.functional.embedding(row.clamp(min=0), rows.values.to(states.dtype))
+    trainable = trainable if scale is None else trainable * scale.to(trainable.dtype)
+    return torch.where((row >= 0)[..., None], trainable, states)
+
+
 def prepare_output_layer(layer: nn.Module) -> None:
     """Give PEFT's wrapper of token rows the `bias` that TRL reads, None; ValueError for a LoRA of the output matrix.
 
@@ -45,10 +155,12 @@ def prepare_output_layer(layer: nn.Module) -> None:
 
 
 def split_rows(layer: nn.Module) -> tuple[Tensor, TrainableRows | None]:
-    """The matrix (V, D) of an embedding or output layer, and the rows by which a PEFT adapter replaces some of its.
+    """The matrix (V, D) of an embedding or output layer, and the trainable rows, also a PEFT adapter's, of some ids.
 
-    None without such an adapter, and for one that is merged or disabled.
+    None without such rows, and for an adapter that is merged or disabled.
     """
+    if isinstance(layer, MatrixWithRows):
+        return layer.table, layer.token_rows.rows()
     if not isinstance(layer, TrainableTokensWrapper):
         return layer.weight, None  # type: ignore[return-value]  # any module, to torch
     adapter = layer.token_adapter
@@ -65,11 +177,5 @@ def look_up(layer: nn.Module, ids: Tensor) -> Tensor:
     if rows is None or not isinstance(layer, TrainableTokensWrapper):
         states: Tensor = layer(ids)
         return states
-    order = torch.arange(len(rows.ids)).to(ids)
-    row_of_id = torch.full((len(table),), -1, device=ids.device).scatter(0, rows.ids, order)
-    row = row_of_id[ids]
     scale = layer.token_adapter._get_embed_scale()  # Gemma's; its layer scales the frozen rows itself
-    trainable = nn.functional.embedding(row.clamp(min=0), rows.values.to(table.dtype))
-    trainable = trainable if scale is None else trainable * scale.to(trainable.dtype)
-    frozen: Tensor = layer.token_adapter.base_layer(ids)
-    return torch.where((row >= 0)[..., None], trainable.to(frozen.dtype), frozen)
+    return replace_states(layer.token_adapter.base_layer(ids), ids, rows, len(table), scale)

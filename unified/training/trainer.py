@@ -20,6 +20,7 @@ from unified.files.weights import check_weights
 from unified.inference.text_to_image import contact_sheet, draw
 from unified.models.frozen_tokenizer import check_frozen
 from unified.models.modeling import UnifiedForCausalLM
+from unified.models.new_rows import load_whole_matrices
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.self_correction import SelfCorrection
@@ -200,7 +201,12 @@ class UnifiedTrainer(Trainer):
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             core = self.core
-            modules = (core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding)
+            modules: list[Any] = [
+                core.get_input_embeddings(),
+                core.get_output_embeddings(),
+                core.model.image_embedding,
+            ]
+            modules += [core.model.new_rows] if core.model.new_rows is not None else []
             new_ids = {id(parameter) for module in modules for parameter in module.parameters()}
             decayed = set(self.get_decay_parameter_names(self.model))
             trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -212,6 +218,8 @@ class UnifiedTrainer(Trainer):
                 {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
             ]
             self.optimizer = cls([group for group in groups if group["params"]], **options)
+            if core.model.new_rows is not None:
+                load_whole_matrices(self.optimizer, core.model.new_rows)
         return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

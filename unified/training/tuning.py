@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from unified.checkpoints.adapters import adapter_positions, attach, is_adapter, read_adapter_config
 from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.models.modeling import UnifiedForCausalLM
+from unified.models.new_rows import INPUT, new_row_ids
 from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 
@@ -28,24 +29,14 @@ POSITION_UPGRADES = {
 }  # (old, new): supported changes of `lora_positions` of an adapter that is trained further
 
 
-def freeze_text_rows(model: UnifiedForCausalLM) -> None:
-    """Train only the rows of the embedding and output matrices that `unified extend` added.
-
-    Text rows get a gradient of exactly 0, so Adam does not change them; without this, Adam would scale the tiny
-    gradients of image positions with respect to text rows up to full steps, and the language would drift.
-    """
-    vocabulary = model.config.vocabulary
-    rows = torch.arange(vocabulary.size)
-    trainable = vocabulary.is_image(rows) | torch.isin(rows, torch.tensor(vocabulary.special_ids))
-    matrices = (model.get_input_embeddings(), model.get_output_embeddings())
-    for weight in {matrix.get_parameter("weight") for matrix in matrices}:  # a single one if they are tied
-        weight.register_hook(lambda gradient: gradient * trainable[:, None].to(gradient))
-
-
 def prepare_full(model: UnifiedForCausalLM, train_text_rows: bool) -> UnifiedForCausalLM:
-    """Train all weights except the image tokenizer's."""
+    """Train all weights except the image tokenizer's and, unless `train_text_rows`, the text rows.
+
+    Adam would scale the tiny gradients of image positions with respect to text rows up to full steps, and the language
+    would drift.
+    """
     if not train_text_rows:
-        freeze_text_rows(model)
+        model.separate_new_rows()
     return model
 
 
@@ -53,9 +44,7 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
     """Train only the new parameters: image embedding and the rows of codes and special tokens."""
     model.requires_grad_(False)
     model.model.image_embedding.requires_grad_(True)
-    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
-        matrix.weight.requires_grad_(True)
-    freeze_text_rows(model)
+    model.separate_new_rows()
     return model
 
 
@@ -87,13 +76,9 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
 
 def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> PeftModel:
     """A PEFT model: LoRA of the backbone, plus the parameters that `prepare_align` trains, in one adapter."""
-    vocabulary = model.config.vocabulary
-    rows = [*vocabulary.special_ids, *vocabulary.image_ids]
-    table = model.get_input_embeddings()
+    ids, table = new_row_ids(model.config), model.get_input_embeddings()
     name = next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is table)
-    token_rows: dict[str, list[int]] = {name: rows}
-    if not model.config.tie_word_embeddings:
-        token_rows["lm_head"] = rows
+    token_rows = {name if matrix == INPUT else matrix: rows for matrix, rows in ids.items()}
     config = lora_config(
         model,
         args,

@@ -1,0 +1,43 @@
+"""What the model's classes share: weight initialization, dtype, supported attention, and what DDP leaves alone."""
+
+import torch
+from torch import nn
+
+from unified.files.weights import StrictPreTrainedModel
+from unified.models.configuration import UnifiedConfig
+from unified.models.frozen_tokenizer import frozen_names
+from unified.models.trainable_token_rows import matrix_names
+
+
+class UnifiedPreTrainedModel(StrictPreTrainedModel):
+    """Shared by base model and head: weight initialization and supported attention implementations."""
+
+    config: UnifiedConfig
+    config_class = UnifiedConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would change the codes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's: HF would save that of the first parameter, which is the image tokenizer's float32."""
+        return next(self.base_model.get_submodule("language_model").parameters()).dtype
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
+        """Read by DDP, which would otherwise send tokenizer and text rows to all ranks before every forward pass."""
+        return frozen_names(self) | matrix_names(self)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """HF's deprecated name, which PEFT 0.21 and TRL 1.16 use; HF's property warns every time."""
+        return self.is_activation_checkpointing
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.text_config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
