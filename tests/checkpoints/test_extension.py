@@ -1,5 +1,6 @@
 """Vocabulary extension of a text LLM: text logits do not change, and the folder loads with the Auto classes."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tolerances import assert_sums_agree, terms_of
 from torch import Tensor
 from toy_adapters import adapted
 from toy_models import BACKBONES, make_lively, toy_backbone
+from toys import CHAT_TEMPLATE, make_tokenizer, make_vq, save_llm
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -21,7 +23,8 @@ from transformers import (
 )
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor, VQConfig, VQModel
-from unified.checkpoints.extension import check_backbone, extend, join
+from unified.checkpoints.extension import check_backbone, extend, join, template_findings
+from unified.checkpoints.loading import load
 from unified.models.vocabulary import SPECIAL_TOKENS
 
 TEXT = torch.tensor([[5, 9, 30, 7, 7, 12, 41, 3, 25, 18, 33, 8, 50, 6]])  # longer than Gemma's window
@@ -219,3 +222,42 @@ def test_special_tokens_begin_as_the_mean_of_words_where_matrices_are_padded(
         torch.testing.assert_close(matrix.weight[special], mean.expand(3, -1))
         assert torch.equal(matrix.weight[:words], old[:words])
         assert torch.equal(matrix.weight[words + 3 : words + padding], old[words + 3 :])
+
+
+CHATML_OF_A_BASE = {"eos_token": "<|pad|>"}  # as Qwen2.5's base models: a chat template, and eos `<|endoftext|>`
+
+
+def extended(folder: Path, template: str, **tokens: str) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    make_vq().save_pretrained(folder / "vq")
+    extend(save_llm(folder / "llm", tokenizer), folder / "vq", folder / "model")
+    return load(folder / "model", device="cpu")
+
+
+@pytest.mark.parametrize("tokens", [{}, CHATML_OF_A_BASE], ids=["instruct", "base"])
+def test_generation_stops_at_the_end_that_is_trained(tmp_path: Path, tokens: dict[str, str]) -> None:
+    model, processor = extended(tmp_path, CHAT_TEMPLATE, **tokens)
+    chat = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "Paris"}]
+    end = processor.encode_chat(chat).labels[-2]  # a line break follows, which is not trained
+    assert end == processor.end_token_id == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in model.eos_token_ids({}) and processor.tokenizer.eos_token_id in model.eos_token_ids({})
+
+
+def test_the_date_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Frozen when it is made; and `unified extend` says what it mended."""
+    dated = "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE
+    _, processor = extended(tmp_path, dated)
+    today = datetime.date.today().strftime("%d %b %Y")
+    assert "strftime_now" not in processor.chat_template and today in processor.chat_template
+    assert [finding.kind for finding in template_findings(tmp_path / "llm")] == ["date"]
+    asked = processor.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert asked.startswith(f"{today} <|im_start|>user")
+
+
+def test_a_template_that_cannot_be_mended_is_refused_in_time(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="writes 1 of 2 contents"):
+        extended(tmp_path, "{{ messages[0].content }}<|im_end|>")
+    assert not (tmp_path / "model").exists()

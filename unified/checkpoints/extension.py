@@ -26,11 +26,14 @@ from unified.files.atomic import check_not_exists
 from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
+from unified.models.chat_templates import default_template
 from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, check_layer_types
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
+from unified.models.template_mending import mend
+from unified.models.template_probe import Finding, probe
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary, offset_for
 
 # multipliers between hidden state and logits that our head does not apply, and their neutral values
@@ -48,7 +51,8 @@ def extend(
 ) -> UnifiedForCausalLM:
     """Extend the vocabulary of `llm` by the codes of `vq`, write checkpoint and processor to `out`; returns the model.
 
-    Raises ValueError if `out` exists, and as `check_llm`, `check_backbone` and `load_vq`.
+    What is wrong with the LLM's chat template is mended in the checkpoint's own.
+    Raises ValueError if `out` exists, and as `check_llm`, `check_backbone`, `load_vq` and `mend`.
     """
     check_not_exists(out)
     check_llm(llm, "--llm")
@@ -56,9 +60,32 @@ def extend(
     check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
     backbone = load_strict(AutoModelForCausalLM, llm, dtype=dtype)
+    mend(tokenizer)  # refused before weights are computed
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
-    save(model, UnifiedProcessor.from_config(tokenizer, model.config), out)
+    processor = UnifiedProcessor.from_config(tokenizer, model.config)
+    stop_at(model, processor)
+    save(model, processor, out)
     return model
+
+
+def stop_at(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
+    """Add the token that ends answers in the chat template to those at which `model.generate` stops.
+
+    Base models name another one, with which a chat would never stop.
+    """
+    end = processor.end_token_id
+    assert end is not None, "a template that `mend` took has an end"
+    found = model.generation_config.eos_token_id
+    ends = [] if found is None else [found] if isinstance(found, int) else list(found)
+    if end not in ends:
+        model.generation_config.eos_token_id = [*ends, end] if ends else end
+
+
+def template_findings(llm: str | os.PathLike) -> list[Finding]:
+    """What `extend` mends in the chat template of `llm`, one finding of each kind."""
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    found = probe(tokenizer, default_template(tokenizer))
+    return list({finding.kind: finding for finding in reversed(found)}.values())[::-1]
 
 
 def check_llm(folder: str | os.PathLike, flag: str) -> None:

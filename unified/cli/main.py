@@ -132,8 +132,11 @@ def extend(
 ) -> None:
     """Combine an LLM and an image tokenizer into one checkpoint for training."""
     from unified.checkpoints.extension import extend as extend_llm
+    from unified.checkpoints.extension import template_findings
 
     model = extend_llm(llm, vq, out, image_order, image_positions)
+    for finding in template_findings(llm):
+        typer.echo(f"chat template mended, {finding}")
     ids = model.config.vocabulary.image_ids
     typer.echo(f"{out}: {ids.start} text ids and {len(ids)} image codes, {model.config.image_length} codes per image")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.data.rows import ENCODED_FEATURES, read_rows
+from unified.data.rows import ENCODED_FEATURES, count_rows, read_rows
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, draws_once, is_output
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
@@ -82,6 +82,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             last user turn is text and whose answer is one image, with words or without. The choice is a function of
             `(seed, epoch, index)`, so it is the same in a resumed run.
         evaluation: mark the items, of which the collator then keeps every position.
+        files: what `load_encoded_rows` read, by which errors name a row.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         caption_dropout: float = 0.0,
         seed: int = 0,
         evaluation: bool = False,
+        files: Sequence[str] = (),
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout {caption_dropout} is not in [0, 1); 0.1 is usual for guidance")
-        self.rows, self.processor = rows, processor
+        self.rows, self.processor, self.files = rows, processor, files
         self.caption_dropout, self.seed, self.epoch, self.evaluation = caption_dropout, seed, 0, evaluation
 
     def set_epoch(self, epoch: int) -> None:
@@ -126,7 +128,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes)))
             if lengths[-1] > max_length:
                 raise ValueError(
-                    f"row {index} (source {row['source']}) takes {lengths[-1]} positions, more than max_length "
+                    f"{self._name(row, index)} takes {lengths[-1]} positions, more than max_length "
                     f"{max_length}; raise max_length or remove the row"
                 )
         return lengths
@@ -135,7 +137,17 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         try:
             return self.processor.encode_chat(row["messages"], row["codes"])
         except ValueError as error:
-            raise ValueError(f"row {index} (source {row['source']}): {error}") from error
+            raise ValueError(f"{self._name(row, index)}: {error}") from error
+
+    def _name(self, row: Mapping[str, Any], index: int) -> str:
+        """A row for error messages: `file:number`, counted from 1, where the files are known."""
+        first = 0
+        for file in (file for path in self.files for file in list_data_files(path)):
+            count = count_rows(file)
+            if index < first + count:
+                return f"{file}:{index - first + 1} (source {row['source']})"
+            first += count
+        return f"row {index} (source {row['source']})"
 
     def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
         # labels are shifted, so the first one is never used
@@ -144,7 +156,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         answered = any(map(is_output, row["messages"]))
         why = "its assistant turns are empty" if answered else "it has no assistant turn"
         raise ValueError(
-            f"row {index} (source {row['source']}): {why}, so nothing in it is trained (every label is "
+            f"{self._name(row, index)}: {why}, so nothing in it is trained (every label is "
             f"{IGNORE_INDEX}); give it an answer with text or an image, or remove the row"
         )
 

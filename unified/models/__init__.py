@@ -3,6 +3,10 @@
 configuration         UnifiedConfig
 vocabulary            codes <-> ids; the only offset arithmetic
 messages              conversations: roles, text and image parts
+chat_templates        a chat template as text around contents
+chat_tokenization     chats -> ids of text, as the tokenizer's own
+template_probe        what is wrong with a chat template
+template_mending      a chat template whose prompts are those of training
 processing            UnifiedProcessor: chat template, chats -> ids, ids -> text and images
 sequence_layout       images, scales, RoPE positions and attention mask, derived from input_ids
 frozen_tokenizer      the image tokenizer inside a model: buffers, float32
@@ -23,6 +27,8 @@ remote_code           trust_remote_code module of a checkpoint, for programs tha
 
 __all__ = [
     "attention",
+    "chat_templates",
+    "chat_tokenization",
     "configuration",
     "format_version",
     "frozen_tokenizer",
@@ -39,6 +45,8 @@ __all__ = [
     "remote_code",
     "sampling",
     "sequence_layout",
+    "template_mending",
+    "template_probe",
     "trainable_token_rows",
     "vocabulary",
 ]

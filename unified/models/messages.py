@@ -3,24 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = Mapping[str, Any]
-
-
-def supports_system_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template of `tokenizer` accepts a system message."""
-    if not tokenizer.chat_template:
-        return False  # the constructor raises the error
-    chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "Hello."}]
-    try:
-        return bool(tokenizer.apply_chat_template(chat, tokenize=False))
-    except TemplateError:
-        return False
 
 
 def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[Message]:

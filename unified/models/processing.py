@@ -5,7 +5,6 @@ An input image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -17,21 +16,15 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from unified.files.images import image_to_pixels
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
+from unified.models.chat_templates import default_template, render_pieces, text_runs
+from unified.models.chat_tokenization import ChatTokenizer, interleave
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import (
-    SYSTEM_PROMPT,
-    Message,
-    content_parts,
-    count_images,
-    is_output,
-    supports_system_prompt,
-    with_system_prompt,
-)
-from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, SPECIAL_TOKENS, Vocabulary
+from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, with_system_prompt
+from unified.models.template_mending import mend
+from unified.models.template_probe import keeps_system
+from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
-SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: placeholder of a content part while the template is rendered
-IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
 
 Codes = Sequence[int] | Tensor
 
@@ -70,7 +63,7 @@ class UnifiedProcessor(ProcessorMixin):
         system_prompt: str | None = SYSTEM_PROMPT,
         chat_template: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(tokenizer, chat_template=chat_template or default_template(tokenizer))
         self.boi_token_id, self.eoi_token_id, self.image_pad_token_id = boi_token_id, eoi_token_id, image_pad_token_id
         self.image_token_offset, self.codebook_size = image_token_offset, codebook_size
         self._vocabulary = Vocabulary(
@@ -78,15 +71,16 @@ class UnifiedProcessor(ProcessorMixin):
         )
         self.patch_nums = normalize_patch_nums(patch_nums)
         self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
-        if not self.chat_template:
-            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model's")
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
-        self._layouts: dict[tuple, list[list[int]]] = {}
+        self._chat_tokenizer = ChatTokenizer(tokenizer, system_prompt)
 
     @classmethod
     def from_config(cls, tokenizer: PreTrainedTokenizerBase, config: UnifiedConfig) -> "UnifiedProcessor":
-        """Processor of a model's `config`; raises ValueError unless `tokenizer` is the one it was extended with."""
+        """Processor of a model's `config`, with the chat template mended.
+
+        Raises ValueError unless `tokenizer` is the one that the model was extended with, and as `mend`.
+        """
         expected = [config.boi_token_id, config.eoi_token_id, config.image_pad_token_id]
         special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         found = [special.get(token) for token in SPECIAL_TOKENS]
@@ -95,13 +89,15 @@ class UnifiedProcessor(ProcessorMixin):
                 f"the tokenizer ({len(tokenizer)} tokens) lacks {SPECIAL_TOKENS} as special ids {expected} below "
                 f"image_token_offset {config.image_token_offset}; make the checkpoint with `unified extend`"
             )
+        template, _ = mend(tokenizer)
+        tokenizer.chat_template = template
         return cls(
             tokenizer,
             **asdict(config.vocabulary),
             patch_nums=config.patch_nums,
             image_size=config.vq_config.image_size,
             image_order=config.image_order,
-            system_prompt=SYSTEM_PROMPT if supports_system_prompt(tokenizer) else None,
+            system_prompt=SYSTEM_PROMPT if keeps_system(tokenizer, template) else None,
         )
 
     @property
@@ -116,9 +112,18 @@ class UnifiedProcessor(ProcessorMixin):
 
     @property
     def pad_token_id(self) -> int:
-        """Padding id: the tokenizer's pad token, else its EOS token."""
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        """Padding id: the tokenizer's pad token, else its EOS token, else the token that ends an answer."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.end_token_id)
+        return next(i for i in ids if i is not None)
+
+    @property
+    def _template(self) -> str:
+        return cast(str, self.chat_template)
+
+    @property
+    def end_token_id(self) -> int | None:
+        """Last of the special tokens that the chat template writes behind an answer, at which generation stops."""
+        return next(reversed(self._chat_tokenizer.end_ids(self._template)), None)
 
     def encode_chat(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> EncodedChat:
         """Encode a whole conversation for training.
@@ -149,6 +154,7 @@ class UnifiedProcessor(ProcessorMixin):
         tokenize: bool = True,
         return_dict: bool = True,
         return_tensors: str = "pt",
+        enable_thinking: bool = False,
     ) -> BatchFeature | Tensor | str | list[str]:
         """Encode one conversation or a list of them for generation, padded on the left.
 
@@ -156,14 +162,16 @@ class UnifiedProcessor(ProcessorMixin):
             codes: L codes for every image part of all conversations, in order of appearance.
             images: the input images as PIL images; then `codes` holds those of the output images only.
             tokenize: False returns the rendered text, with images as `boi image_pad eoi`, for inspection.
+            enable_thinking: let a reasoning model think before it answers in text; it was not trained so here.
 
         Returns `input_ids`, `attention_mask` (B, T) and, with input images, `image_codes` (N, L) or `pixel_values`
         (N, 3, H, W). Raises ValueError as `encode_chat` does.
         """
+        options = {"enable_thinking": True} if enable_thinking else {}
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         chats = cast(list[Sequence[Message]], list(conversation) if batched else [conversation])
         if not tokenize:
-            texts = [self._render_text(chat, add_generation_prompt) for chat in chats]
+            texts = [self._render_text(chat, add_generation_prompt, **options) for chat in chats]
             return texts if batched else texts[0]
         if return_tensors != "pt":
             raise ValueError(f"return_tensors {return_tensors!r} is not supported; use 'pt'")
@@ -171,7 +179,7 @@ class UnifiedProcessor(ProcessorMixin):
         encoded = []
         for chat in chats:
             chat_codes = [next(pending) for _ in range(count_images(chat))]
-            encoded.append(self._encode(chat, chat_codes, add_generation_prompt))
+            encoded.append(self._encode(chat, chat_codes, add_generation_prompt, **options))
         features = self._pad_left([chat.input_ids for chat in encoded])
         input_image_codes = [image for chat in encoded for image in chat.input_image_codes]
         if images:
@@ -240,39 +248,29 @@ class UnifiedProcessor(ProcessorMixin):
         return [texts] if isinstance(texts, str) else texts
 
     def _encode(
-        self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool
+        self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool, **options: Any
     ) -> EncodedChat:
         messages = with_system_prompt(messages, self.system_prompt)
-        parts = [(is_output(message), part) for message in messages for part in content_parts(message)]
-        template_pieces = self._template_ids(messages, add_generation_prompt)
-        chat = EncodedChat(list(template_pieces[0]), [IGNORE_INDEX] * len(template_pieces[0]))
-        contents = self._content_ids(parts, codes, chat.input_image_codes)
-        for (by_assistant, _), content, template in zip(parts, contents, template_pieces[1:], strict=True):
-            chat.input_ids += content
-            chat.labels += [i if by_assistant and i not in self._forced_ids else IGNORE_INDEX for i in content]
-            ends_turn = template[:1] if by_assistant and template and template[0] in self._special_ids else []
-            chat.input_ids += template
-            chat.labels += ends_turn + [IGNORE_INDEX] * (len(template) - len(ends_turn))
+        contents = [(is_output(message), run) for message in messages for run in text_runs(message)]
+        segments = self._chat_tokenizer.segments(self._template, messages, add_generation_prompt, **options)
+        rows = self._chat_tokenizer.encode(segments, [run for _, run in contents])
+        chat = EncodedChat([], [])
+        outputs = [output for output, run in contents if run is None]
+        if len(outputs) != len(codes):
+            raise ValueError(
+                f"{len(outputs)} image parts in the messages but codes for {len(codes)}; pass one list per part"
+            )
+        images = iter([self._image_ids(*image, chat.input_image_codes) for image in zip(outputs, codes, strict=True)])
+        for segment, row in zip(segments, rows, strict=True):
+            trained = segment.answer_length(row)
+            for place, token in enumerate(row):
+                ids = next(images) if token == self.image_pad_token_id else [token]
+                chat.input_ids += ids
+                chat.labels += [i if place < trained and i not in self._forced_ids else IGNORE_INDEX for i in ids]
         return chat
 
-    def _content_ids(
-        self, parts: list[tuple[bool, dict]], codes: list[Codes | None], input_image_codes: list[list[int]]
-    ) -> list[list[int]]:
-        """Ids of every content part; codes of the input images are appended to `input_image_codes`."""
-        count = sum(part["type"] == "image" for _, part in parts)
-        if count != len(codes):
-            raise ValueError(f"{count} image parts in the messages but codes for {len(codes)}; pass one list per part")
-        texts, pending = iter(self._text_ids([p["text"] for _, p in parts if p["type"] == "text"])), iter(codes)
-        return [
-            next(texts) if part["type"] == "text" else self._image_ids(by_assistant, next(pending), input_image_codes)
-            for by_assistant, part in parts
-        ]
-
-    def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        # split_special_tokens: "<|im_end|>" in a user's text is tokenized as ordinary text
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
-
     def _image_ids(self, is_output_image: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
+        """Ids between image start and end; codes of an input image are appended to `input_image_codes`."""
         h, w = self.patch_nums[-1]
         inner = [self.image_pad_token_id] * (h * w)
         if codes is not None:
@@ -283,7 +281,7 @@ class UnifiedProcessor(ProcessorMixin):
                 inner = ids
             else:
                 input_image_codes.append(codes.tolist())
-        return [self.boi_token_id, *inner, self.eoi_token_id]
+        return inner
 
     def _check_length(self, length: int) -> None:
         if length != self.image_length:
@@ -306,39 +304,10 @@ class UnifiedProcessor(ProcessorMixin):
         pending = iter(given)
         return [next(pending) if has_codes else None for has_codes in as_codes]
 
-    def _template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[list[int]]:
-        """Ids that the chat template inserts before, between and after the content parts; a function of the roles."""
-        roles = tuple((message["role"], len(content_parts(message))) for message in messages)
-        key = (self.chat_template, roles, add_generation_prompt)
-        if key not in self._layouts:
-            rendered, count = self._render(messages, add_generation_prompt)
-            pieces = re.split(SENTINEL.format(r"(\d+)"), rendered)
-            if [int(index) for index in pieces[1::2]] != list(range(count)):
-                raise ValueError(
-                    f"the chat template renders {len(pieces) // 2} of {count} contents for roles "
-                    f"{[role for role, _ in roles]}, or in another order; use a template that keeps every message"
-                )
-            # special tokens are parsed here, in the template's text, and nowhere else
-            self._layouts[key] = self.tokenizer(pieces[::2], add_special_tokens=False)["input_ids"]
-        return self._layouts[key]
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, int]:
-        """Rendered template with a numbered sentinel for every content part, and the number of parts."""
-        skeleton, count = [], 0
-        for message in messages:
-            stop = count + len(content_parts(message))
-            skeleton.append({"role": message["role"], "content": "".join(map(SENTINEL.format, range(count, stop)))})
-            count = stop
-        return self.tokenizer.apply_chat_template(
-            skeleton, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
-        ), count
-
-    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> str:
         messages = with_system_prompt(messages, self.system_prompt)
-        parts = [part for message in messages for part in content_parts(message)]
-        rendered, _ = self._render(messages, add_generation_prompt)
-        texts = [part["text"] if part["type"] == "text" else IMAGE_TEXT for part in parts]
-        return re.sub(SENTINEL.format(r"(\d+)"), lambda match: texts[int(match[1])], rendered)
+        pieces = render_pieces(self.tokenizer, self._template, messages, add_generation_prompt, **options)
+        return interleave(pieces, [run for message in messages for run in text_runs(message)])
 
     def _pad_left(self, rows: list[list[int]]) -> dict[str, Tensor]:
         width = max(map(len, rows))

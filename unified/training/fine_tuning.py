@@ -68,7 +68,7 @@ def build_trainer(
     for files, evaluation in ((data_args.train_files, False), (data_args.eval_files, True)):
         rows = load_encoded_rows(files, model.config) if files else None
         dropout = 0.0 if evaluation else data_args.caption_dropout
-        datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation) if files else None)
+        datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation, files) if files else None)
         if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
             datasets[-1].check_lengths(*((context, 1.0) if evaluation else (data_args.max_length, fraction)))
     check_code_noise(model.config, args.code_noise)

@@ -1,0 +1,140 @@
+"""A chat template as text around contents: rendered once with placeholders, so that no content is ever parsed by it.
+
+A template is jinja of the tokenizer's; `pieces` are the texts before, between and after the contents of a chat.
+"""
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from unified.models.messages import Message, content_parts
+from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN
+
+SENTINEL = "\uf8ff{}\uf8ff"  # private-use character: placeholder of a content while the template is rendered
+IMAGE_TEXT = f"{BOI_TOKEN}{IMAGE_PAD_TOKEN}{EOI_TOKEN}"
+# a template may tell images by their first token, as `unified.models.template_mending` does
+_PLACE = re.compile(f"(?:{re.escape(BOI_TOKEN)})?{SENTINEL.format('([0-9]+)')}(?:{re.escape(EOI_TOKEN)})?")
+_FAULTS = (TemplateError, TypeError, KeyError, AttributeError, IndexError)  # of a template's own expressions
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template of `tokenizer`, the one named `default` if it has several; ValueError without any."""
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    if not template:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model's")
+    return str(template)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts of all special tokens, long ones first."""
+    found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(found, key=lambda text: (-len(text), text))
+
+
+def special_pattern(tokens: Collection[str]) -> re.Pattern[str]:
+    """Matches any of `tokens`; nothing if there are none."""
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def text_runs(message: Message) -> list[str | None]:
+    """The message's contents: texts, neighbours joined, and None for every image."""
+    runs: list[str | None] = []
+    for part in content_parts(message):
+        if part["type"] == "image":
+            runs.append(None)
+        elif runs and runs[-1] is not None:
+            runs[-1] += part["text"]
+        else:
+            runs.append(part["text"])
+    return runs
+
+
+def edges(text: str) -> tuple[str, str, str]:
+    """White space before a text, the text, and white space after it: templates may strip them."""
+    core = text.strip()
+    start = text.index(core) if core else len(text)
+    return text[:start], core, text[start + len(core) :]
+
+
+def skeleton(messages: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
+    """Messages with a numbered placeholder for every content, and the number of contents."""
+    result, count = [], 0
+    for message in messages:
+        content = ""
+        for run in text_runs(message):
+            if run is None:
+                content += f"{BOI_TOKEN}{SENTINEL.format(count)}{EOI_TOKEN}"
+            else:
+                before, _, after = edges(run)
+                content += f"{before}{SENTINEL.format(count)}{after}"
+            count += 1
+        result.append({"role": message["role"], "content": content})
+    return result, count
+
+
+def render_pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    as_parts: bool = False,
+    **options: Any,
+) -> list[str]:
+    """What `template` writes before, between and after the contents of `messages`: one text more than contents.
+
+    Args:
+        as_parts: give contents to the template as lists of parts rather than strings.
+        options: variables of the template, such as `enable_thinking`.
+
+    Raises ValueError, in one line, where the template refuses the chat, drops a content or changes the order.
+    """
+    chat: list[dict[str, Any]]
+    chat, count = skeleton(messages)  # type: ignore[assignment]  # contents become lists below
+    roles = ", ".join(message["role"] for message in messages)
+    if as_parts:
+        chat = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in chat]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            chat, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+    except _FAULTS as error:
+        raise ValueError(f"the chat template refuses the roles {roles}: {' '.join(str(error).split())}") from None
+    pieces = _PLACE.split(str(rendered))
+    places = [int(place) for place in pieces[1::2]]
+    if places != list(range(count)):
+        lost = f"writes {len(places)} of {count} contents" if len(places) < count else "changes the order of contents"
+        raise ValueError(f"the chat template {lost} for the roles {roles}; leave out the role that it does not keep")
+    return pieces[::2]
+
+
+def find_end(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str:
+    """What ends an answer: white space and the special tokens that follow it at once; empty if there is none.
+
+    Found in a chat that ends with an answer and in one that goes on, as a template may close the whole text as well.
+    """
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    start = [{"role": "system", "content": system}] if system else []
+    try:
+        last = render_pieces(tokenizer, template, [*start, question, answer], False)[-1]
+    except ValueError:
+        return ""
+    try:
+        following = render_pieces(tokenizer, template, [*start, question, answer, question], False)[-2]
+    except ValueError:
+        following = last
+    return common_end(last, following, special_tokens(tokenizer))
+
+
+def common_end(last: str, following: str, tokens: Collection[str]) -> str:
+    """White space and special tokens with which `last` and `following` begin alike, else those of `last`."""
+    ends = re.compile(rf"\s*(?:{special_pattern(tokens).pattern})+")
+    found, again = ends.match(last), ends.match(following)
+    if not found:
+        return ""
+    alike = ends.match(os.path.commonprefix([found[0], again[0]])) if again else None
+    return alike[0] if alike else found[0]

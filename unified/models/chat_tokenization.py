@@ -1,0 +1,237 @@
+"""Chats to ids of text: a chat's text is tokenized as one, as `tokenizer.apply_chat_template` does it.
+
+It is cut in two places only. Where an answer begins, so that a prompt has the ids in training that it has in use; and
+around a text that spells a special token, which stays text. Behind a cut the text is tokenized as a continuation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from unified.models.chat_templates import (
+    IMAGE_TEXT,
+    edges,
+    find_end,
+    render_pieces,
+    special_pattern,
+    special_tokens,
+    text_runs,
+)
+from unified.models.messages import Message, is_output
+from unified.models.vocabulary import BOI_TOKEN, SPECIAL_TOKENS
+
+CONTEXT = 64  # characters before a cut that are tokenized with what follows it
+MAX_LAYOUTS = 4096
+LINE_BREAK = "\n"  # before it no tokenizer joins words, and behind it none marks the start of a text
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A chat's text from one cut to the next: texts of the template and numbers of contents.
+
+    `left` is the text before it, from a special token on, and `left_ids` its ids. `end` are the ids of the special
+    tokens that end the answer with which an `answered` segment begins; without any all of the segment is the answer.
+    `special_count` is the number of special tokens that the template puts into it.
+    """
+
+    parts: tuple[str | int, ...]
+    left: str
+    left_ids: tuple[int, ...]
+    answered: bool
+    end: tuple[int, ...]
+    special_count: int
+
+    def answer_length(self, ids: Sequence[int]) -> int:
+        """Number of the first ids that are the answer and its end."""
+        if not self.answered:
+            return 0
+        size = len(self.end)
+        ends = (at + size for at in range(len(ids) - size + 1) if tuple(ids[at : at + size]) == self.end)
+        return next(ends, len(ids)) if size else len(ids)
+
+
+class ChatTokenizer:
+    """Lays out chats by the template, and tokenizes them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
+        self.tokenizer, self.system_prompt = tokenizer, system_prompt
+        self.special = special_pattern(special_tokens(tokenizer))
+        ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = {i for text, i in ids.items() if text not in (*SPECIAL_TOKENS, tokenizer.unk_token)}
+        self._ends: dict[str, str] = {}
+        self._layouts: dict[tuple, list[Segment]] = {}
+        self._plain: Tokenizer | None = None
+        words, behind = self.parse("a"), self.parse(f"{LINE_BREAK}a")
+        self.marks_starts = behind != self.parse(LINE_BREAK) + words
+        self.marks_behind_special = self.parse(f"{BOI_TOKEN}a") == self.parse(BOI_TOKEN) + words
+
+    def parse(self, text: str) -> list[int]:
+        """Ids of a text whose special tokens count."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def end(self, template: str) -> str:
+        """What ends an answer; see `find_end`."""
+        if template not in self._ends:
+            self._ends[template] = find_end(self.tokenizer, template, self.system_prompt)
+        return self._ends[template]
+
+    def end_ids(self, template: str) -> tuple[int, ...]:
+        """Ids of the special tokens that end an answer."""
+        ids = self.tokenizer.get_vocab()
+        return tuple(ids[token] for token in self.special.findall(self.end(template)))
+
+    def segments(
+        self, template: str, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
+    ) -> list[Segment]:
+        """The layout of a chat, a function of its roles, kinds of contents and white space at their edges.
+
+        Raises ValueError as `render_pieces`.
+        """
+        runs = [text_runs(message) for message in messages]
+        shape = tuple(
+            (message["role"], *((None if run is None else edges(run)[::2]) for run in of_message))
+            for message, of_message in zip(messages, runs, strict=True)
+        )
+        key = (template, shape, add_generation_prompt, *sorted(options.items()))
+        if key not in self._layouts:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            pieces = render_pieces(self.tokenizer, template, messages, add_generation_prompt, **options)
+            self._layouts[key] = self._cut(template, messages, runs, pieces, options)
+        return self._layouts[key]
+
+    def encode(self, segments: Sequence[Segment], contents: Sequence[str | None]) -> list[list[int]]:
+        """Ids of every segment; a content of None is an image: image start, one placeholder, image end."""
+        texts = [[part if isinstance(part, str) else fill(contents[part]) for part in s.parts] for s in segments]
+        joined = [segment.left + "".join(own) for segment, own in zip(segments, texts, strict=True)]
+        rows = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
+        spelled = {at for at, text in enumerate(contents) if text is not None and self.special.search(text)}
+        result = []
+        for segment, own, row in zip(segments, texts, rows, strict=True):
+            unsafe = spelled.intersection(part for part in segment.parts if isinstance(part, int))
+            ids = row[len(segment.left_ids) :] if tuple(row[: len(segment.left_ids)]) == segment.left_ids else None
+            if ids is None and not unsafe:
+                ids = self._continue("".join(own))
+            if ids is None or unsafe or self._count_special(ids) != segment.special_count:
+                texts_alone = {p for p in segment.parts if isinstance(p, int) and contents[p] is not None}
+                ids = self._encode_apart(segment, own, unsafe or texts_alone)
+            result.append(ids)
+        return result
+
+    def _count_special(self, ids: Sequence[int]) -> int:
+        return sum(i in self.special_ids for i in ids)
+
+    def _continue(self, text: str, left: str = "") -> list[int]:
+        """Ids of `text` where it goes on from `left`, or from other text, not from a special token."""
+        for before in (left, LINE_BREAK if self.marks_starts else ""):
+            ids, ids_before = self.parse(before + text), self.parse(before) if before else []
+            if before and ids[: len(ids_before)] == ids_before:
+                return ids[len(ids_before) :]
+        return self.parse(text)
+
+    def _encode_apart(self, segment: Segment, texts: Sequence[str], alone: set[int]) -> list[int]:
+        """Ids of a segment whose contents `alone` are tokenized by themselves, as text; their neighbours are not."""
+        ids: list[int] = []
+        run, left = "", segment.left
+        for part, text in zip(segment.parts, texts, strict=True):
+            if part not in alone or isinstance(part, str):
+                run += text
+                continue
+            ids += self._continue(run, left) if run else []
+            ids += self._encode_plain(text, left + run)
+            run, left = "", ""
+        return ids + (self._continue(run, left) if run else [])
+
+    def _encode_plain(self, text: str, left: str) -> list[int]:
+        """Ids of `text` without any special token."""
+        if self._plain is None:  # a tokenizer of its own, as this setting would reach other threads
+            self._plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+            self._plain.encode_special_tokens = True
+            self._plain.no_padding()
+            self._plain.no_truncation()
+
+        def ids(words: str) -> list[int]:
+            return self._plain.encode(words, add_special_tokens=False).ids  # type: ignore[union-attr]  # made above
+
+        last = next((m for m in reversed(list(self.special.finditer(left)))), None)
+        behind_special = last is not None and last.end() == len(left)
+        if not self.marks_starts or not left or (behind_special and self.marks_behind_special):
+            return ids(text)
+        before = ids(LINE_BREAK)
+        behind = ids(LINE_BREAK + text)
+        return behind[len(before) :] if behind[: len(before)] == before else ids(text)
+
+    def _cut(
+        self,
+        template: str,
+        messages: Sequence[Message],
+        runs: Sequence[Sequence[str | None]],
+        pieces: Sequence[str],
+        options: Mapping[str, Any],
+    ) -> list[Segment]:
+        """Segments of a rendered chat."""
+        end, starts, stops = self.end(template), {}, {}
+        place = 0
+        for number, (message, own) in enumerate(zip(messages, runs, strict=True)):
+            if is_output(message) and own:
+                piece, before = pieces[place], edges(own[0])[0] if own[0] is not None else ""
+                starts[place] = self._answer_start(template, messages[:number], piece.removesuffix(before), options)
+                piece, after = pieces[place + len(own)], edges(own[-1])[2] if own[-1] is not None else ""
+                if not end or not piece.removeprefix(after).lstrip().startswith(end.lstrip()):
+                    stops[place + len(own)] = len(after) if piece.startswith(after) else 0
+            place += len(own)
+        segments: list[Segment] = []
+        parts: list[str | int] = []
+        left, answered, ended = "", False, True
+
+        def close() -> None:
+            segments.append(self._segment(tuple(parts), left, answered, self.end_ids(template) if ended else ()))
+            parts.clear()
+
+        for at, piece in enumerate(pieces):
+            done = 0
+            if at in stops:
+                parts.append(piece[: stops[at]])
+                ended = False
+                close()
+                done, left, answered, ended = stops[at], piece[: stops[at]], False, True
+            if at in starts:
+                parts.append(piece[done : starts[at]])
+                close()
+                done, left, answered = starts[at], piece[: starts[at]], True
+            parts.append(piece[done:])
+            if at < len(pieces) - 1:
+                parts.append(at)
+        close()
+        return segments
+
+    def _answer_start(self, template: str, prompt: Sequence[Message], piece: str, options: Mapping[str, Any]) -> int:
+        """Where in the text before an answer its prompt ends: a space behind that belongs to the answer's words."""
+        if piece.endswith(" "):
+            try:
+                asked = render_pieces(self.tokenizer, template, prompt, True, **options)[-1]
+            except ValueError:
+                return len(piece)
+            if piece.startswith(asked) and not piece[len(asked) :].strip():
+                return len(asked)
+        return len(piece)
+
+    def _segment(self, parts: tuple[str | int, ...], left: str, answered: bool, end: tuple[int, ...]) -> Segment:
+        last = next((m for m in reversed(list(self.special.finditer(left)))), None)
+        left = left[last.start() :] if last else left[-CONTEXT:]
+        left_ids = tuple(self.parse(left)) if left else ()
+        kinds = "".join(part if isinstance(part, str) else "x" for part in parts)
+        return Segment(parts, left, left_ids, answered, end, self._count_special(self.parse(kinds)))
+
+
+def fill(content: str | None) -> str:
+    """The text of a content in a rendered chat, without white space at its edges, which the layout holds."""
+    return IMAGE_TEXT if content is None else edges(content)[1]
+
+
+def interleave(pieces: Sequence[str], contents: Sequence[str | None]) -> str:
+    """The rendered chat of a template's pieces and the contents between them."""
+    return pieces[0] + "".join(fill(content) + piece for content, piece in zip(contents, pieces[1:], strict=True))
