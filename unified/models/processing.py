@@ -21,7 +21,7 @@ from unified.models.chat_tokenization import ChatTokenizer, interleave
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, with_system_prompt
 from unified.models.template_mending import mend
-from unified.models.template_probe import keeps_system
+from unified.models.template_probe import supports_system_prompt
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
@@ -97,7 +97,7 @@ class UnifiedProcessor(ProcessorMixin):
             patch_nums=config.patch_nums,
             image_size=config.vq_config.image_size,
             image_order=config.image_order,
-            system_prompt=SYSTEM_PROMPT if keeps_system(tokenizer, template) else None,
+            system_prompt=SYSTEM_PROMPT if supports_system_prompt(tokenizer, template) else None,
         )
 
     @property

@@ -140,7 +140,7 @@ def depends_on_date(probe: Probe) -> bool:
     )
 
 
-def keeps_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def supports_system_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     """Whether `template` takes a system message and writes what it says."""
     return Probe(tokenizer, template).pieces("sua") is not None
 
