@@ -6,7 +6,7 @@
 A model that was trained only on chats of one image answers whatever comes after it with another image, or with words
 about the first. Every row is a chat of --first, which has codes, and after it one of --then without its system turn:
 text, or encoded rows again. Both are gone through in a random order of --seed, the shorter one again and again. Writes
-OUT/00000.parquet, whole or not at all, and OUT/settings.json, which records the inputs.
+OUT/00000.parquet, atomically, and OUT/settings.json, which records the inputs.
 """
 
 import json

@@ -232,7 +232,7 @@ def mean(cases: Sequence[Case], values: Sequence[float]) -> dict[str, float | No
 
 
 def write_rules(path: Path, rules: GenevalRules) -> None:
-    """The thresholds as flags of eval/geneval.py, whole or not at all; JSON is YAML too, so --config takes it."""
+    """The thresholds as flags of eval/geneval.py, written atomically; JSON is YAML too, so --config takes it."""
     write_text(path, json.dumps({name: asdict(rules)[name] for name in FIELDS}, indent=1) + "\n")
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.evaluation.diversity import pair_differences, picture_statistics
+from unified.evaluation.diversity import image_statistics, pair_differences
 from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
 from unified.evaluation.metrics import clustered_mean
 from unified.files.images import image_to_pixels
@@ -83,7 +83,7 @@ def measure(vq: VQModel, samples: list[Sample], groups: list[Tensor], batch_size
     spans = scale_spans(vq.config.patch_nums)
     usage = CodeUsage(vq.config.codebook_size, vq.config.patch_nums)
     usage.update(codes)
-    statistics = {name: round(float(values.mean()), 4) for name, values in picture_statistics(pixels).items()}
+    statistics = {name: round(float(values.mean()), 4) for name, values in image_statistics(pixels).items()}
     return {
         "value": value,
         "stderr": stderr,

@@ -62,7 +62,7 @@ def word(part: str, truth: str) -> str:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The file, whole or not at all."""
+    """Write the file atomically."""
     with atomic_path(path) as partial:
         Dataset.from_list(rows, features=FEATURES).to_parquet(partial)
 

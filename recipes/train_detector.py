@@ -39,7 +39,7 @@ from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.scenes.detector_arguments import DetectorArguments, DetectorTrainingArguments
 from unified.scenes.detector_ceilings import ceilings
-from unified.scenes.detector_data import PictureMix, SceneBatches, retouch
+from unified.scenes.detector_data import ImageMix, SceneBatches, retouch
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.hardware_choice import choose_for_accelerator
@@ -130,7 +130,7 @@ def load_tokenizer(args: DetectorTrainingArguments) -> VQModel:
 def make_loader(config: DetectorConfig, first_step: int, run: DetectorRun) -> DataLoader:
     """This process's batches from `first_step` on."""
     args = run.args
-    mix = PictureMix(args.tidy_share, args.torn_share, args.tokenizer_share)
+    mix = ImageMix(args.tidy_share, args.torn_share, args.tokenizer_share)
     batches = SceneBatches(config, mix, args.batch_size, args.max_steps, args.seed, run.accelerator.process_index)
     return DataLoader(
         batches, batch_size=None, sampler=range(first_step, args.max_steps), num_workers=args.num_workers

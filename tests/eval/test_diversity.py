@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from unified import VQModel
-from unified.evaluation.diversity import pair_differences, picture_statistics
+from unified.evaluation.diversity import image_statistics, pair_differences
 
 SCRIPT = "eval/diversity.py"
 ASKED = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
@@ -29,7 +29,7 @@ def test_statistics_tell_looks_apart() -> None:
     half = white.clone()
     half[:, :, :4] = -1
     red = torch.stack([torch.ones(8, 8), -torch.ones(8, 8), -torch.ones(8, 8)])
-    found = picture_statistics(torch.stack([grey, white, half, red]))
+    found = image_statistics(torch.stack([grey, white, half, red]))
     torch.testing.assert_close(found["brightness"], torch.tensor([0.5, 1.0, 0.5, 0.299]))
     torch.testing.assert_close(found["contrast"], torch.tensor([0.0, 0.0, 0.5, 0.0]))
     torch.testing.assert_close(found["sharpness"], torch.tensor([0.0, 0.0, 1 / 7 / 2, 0.0]))

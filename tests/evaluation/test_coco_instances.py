@@ -23,8 +23,8 @@ from unified.evaluation.coco_detector import (
     centre_square,
     cut_outs,
     find_instances,
+    image_sizes,
     mask_boxes,
-    picture_sizes,
     prepare,
 )
 
@@ -156,7 +156,7 @@ def test_a_threshold_that_means_nothing_is_refused() -> None:
     ],
 )
 def test_pictures_are_scaled_as_mmdet_does(size: tuple, resized: tuple, padded: tuple) -> None:
-    assert picture_sizes(Image.new("RGB", size), CocoSettings()) == (size[::-1], resized, padded)
+    assert image_sizes(Image.new("RGB", size), CocoSettings()) == (size[::-1], resized, padded)
 
 
 def test_pictures_are_not_smoothed_before_they_shrink() -> None:
@@ -164,7 +164,7 @@ def test_pictures_are_not_smoothed_before_they_shrink() -> None:
     columns = np.zeros((8, 8, 3), dtype=np.uint8)
     columns[:, (0, 3)] = 200  # at a quarter of the size, only columns 1, 2, 5 and 6 are looked at
     picture = Image.fromarray(columns)
-    pixels = prepare(picture, picture_sizes(picture, settings), settings)
+    pixels = prepare(picture, image_sizes(picture, settings), settings)
     zero = -settings.pixel_mean[0] / settings.pixel_std[0]
     assert pixels[0, :2, :2].flatten().tolist() == pytest.approx([zero] * 4)
 
@@ -179,7 +179,7 @@ def test_constants_are_those_the_models_were_trained_with() -> None:
 def test_prepared_pixels_are_normalised_and_padded_with_grey() -> None:
     settings = replace(TINY, size_divisor=32, shortest_edge=4, longest_edge=8)
     picture = Image.fromarray(np.array([[[0, 10, 20], [200, 10, 20]], [[0, 10, 20], [200, 10, 20]]], dtype=np.uint8))
-    pixels = prepare(picture, picture_sizes(picture, settings), settings)
+    pixels = prepare(picture, image_sizes(picture, settings), settings)
     mean, std = torch.tensor(settings.pixel_mean)[:, None, None], torch.tensor(settings.pixel_std)[:, None, None]
     levels = pixels * std + mean
     assert pixels.shape == (3, 32, 32)

@@ -20,9 +20,9 @@ from unified.scenes.detector_data import (
     SCRAMBLED,
     SMEARED,
     UNTOUCHED,
-    PictureMix,
+    ImageMix,
     SceneBatches,
-    draw_picture,
+    draw_labeled_image,
     label,
     patchwork,
     recast,
@@ -178,7 +178,7 @@ def test_pictures_are_detected_in_batches_alike() -> None:
 def test_a_batch_depends_on_seed_step_and_rank_alone() -> None:
     config = DetectorConfig(**NAMES)
     first, again, later, other = (
-        SceneBatches(config, PictureMix(), 4, 9, seed=1, rank=rank)[step]
+        SceneBatches(config, ImageMix(), 4, 9, seed=1, rank=rank)[step]
         for rank, step in ((0, 3), (0, 3), (0, 4), (1, 3))
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -205,7 +205,7 @@ def test_what_is_left_of_an_object_decides_what_it_is(columns: int, labelled: st
     apple = place("apple", "red", (0, 0), 32)
     shown = np.zeros((64, 64), dtype=bool)
     shown[:, :columns] = True
-    torn = patchwork(draw_picture(Scene("colors", (apple,), {})), BLANK, shown)
+    torn = patchwork(draw_labeled_image(Scene("colors", (apple,), {})), BLANK, shown)
     classes, _, _ = label(torn.objects, 9)
     expected = {"apple": 1 + list(CLASSES).index("apple"), "nothing": 0, None: IGNORED}[labelled]
     assert classes[place_of(apple.box)] == expected
@@ -216,21 +216,21 @@ def test_both_halves_of_a_patchwork_can_be_whole() -> None:
     left, right = place("dog", None, (0, 16), 32), place("cat", "blue", (32, 16), 32)
     shown = np.zeros((64, 64), dtype=bool)
     shown[:, :32] = True
-    both = patchwork(*(draw_picture(Scene("colors", (o,), {})) for o in (left, right)), shown)
+    both = patchwork(*(draw_labeled_image(Scene("colors", (o,), {})) for o in (left, right)), shown)
     assert [(o.class_name, share) for o, share in both.objects] == [("dog", 1.0), ("cat", 1.0)]
     assert np.array_equal(both.pixels, np.asarray(draw_scene(Scene("two_object", (left, right), {}))))
 
 
 def test_tears_are_of_all_sizes() -> None:
     rng = np.random.default_rng(0)
-    picture = draw_picture(sample_scene("single_object", rng))
+    picture = draw_labeled_image(sample_scene("single_object", rng))
     left = [tear(picture, rng).mean() for _ in range(40)]
     assert min(left) < 0.4 and max(left) > 0.8
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(2, -1), (-2, 0), (0, 0)])
 def test_a_shift_moves_ink_and_boxes_together(dx: int, dy: int) -> None:
-    moved = shift(draw_picture(Scene("colors", (place("car", "red", (8, 8), 48),), {})), dx, dy)
+    moved = shift(draw_labeled_image(Scene("colors", (place("car", "red", (8, 8), 48),), {})), dx, dy)
     x1, y1, x2, y2 = moved.objects[0][0].box
     ink = np.nonzero((moved.pixels != 236).any(-1))
     assert (ink[1].min(), ink[0].min(), ink[1].max() + 1, ink[0].max() + 1) == (x1, y1, x2, y2)
@@ -248,7 +248,7 @@ def test_the_tokenizer_touches_only_the_rows_it_should(vq: VQModel) -> None:
 
 
 def test_ruined_pictures_show_nothing() -> None:
-    batch = SceneBatches(DetectorConfig(**NAMES), PictureMix(tokenizer_share=1.0), 60, 1, seed=0)[0]
+    batch = SceneBatches(DetectorConfig(**NAMES), ImageMix(tokenizer_share=1.0), 60, 1, seed=0)[0]
     ruined = (batch["retouch"] == SCRAMBLED) | (batch["retouch"] == SMEARED)
     assert ruined.any() and (batch["class_labels"][ruined] == 0).all() and (batch["class_labels"][~ruined] > 0).any()
     assert set(batch["retouch"].tolist()) == {RECONSTRUCTED, NOISY, SCRAMBLED, SMEARED}

@@ -48,7 +48,7 @@ def load_model(gguf: Path) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write both to `out`, whole or not at all."""
+    """Write both to `out` atomically."""
     tokenizer.model_max_length = model.config.max_position_embeddings
     with new_folder(out) as folder:
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Pictures with captions, in the forms in which people have them, as chats: a picture is asked for, or described."""
+"""Images with captions, in the forms in which people have them, as chats: an image is asked for, or described."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ class CaptionArguments:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture, what is written below it, and where that was read (`file:line`, or the file)."""
+    """An image, what is written below it, and where that was read (`file:line`, or the file)."""
 
     path: Path
     captions: list[str]
@@ -57,7 +57,7 @@ class Captioned:
 
 
 def write_conversations(args: CaptionArguments) -> dict[str, Any]:
-    """Write the rows of a folder to `args.out`, whole or not at all; returns how many pictures, rows and kinds.
+    """Write the rows of a folder to `args.out` atomically; returns how many images, rows and kinds.
 
     Raises ValueError as `read_folder`, and for kinds that are none.
     """
@@ -74,7 +74,7 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
 
 
 def read_folder(folder: Path, column: str) -> list[Captioned]:
-    """Every picture of the folder, by the order of its metadata, or of the names where captions are .txt.
+    """Every image of the folder, by the order of its metadata, or of the names where captions are .txt.
 
     Raises ValueError naming file and line of whatever does not fit.
     """
@@ -106,7 +106,7 @@ def no_captions(files: list[Path]) -> str:
 
 
 def from_table(table: Path, column: str) -> list[Captioned]:
-    """Pictures of a metadata.jsonl or metadata.csv, whose file names are relative to it."""
+    """Images of a metadata.jsonl or metadata.csv, whose file names are relative to it."""
     seen: dict[Path, str] = {}
     captioned = []
     for number, record in read_lines(table) if table.suffix == ".jsonl" else csv_lines(table):
@@ -115,7 +115,7 @@ def from_table(table: Path, column: str) -> list[Captioned]:
             if name not in record:
                 remedy = " (--caption_column names the captions')" if name == column else ""
                 raise ValueError(f"{where}: no column {name!r}; {nearest(name, record)}{remedy}")
-        path = picture_at(table, record[FILE_NAME], where)
+        path = image_at(table, record[FILE_NAME], where)
         if path in seen:
             raise ValueError(f"{where}: {path.name} was named in {seen[path]}; write all its captions in one line")
         seen[path] = where
@@ -123,7 +123,7 @@ def from_table(table: Path, column: str) -> list[Captioned]:
     return captioned
 
 
-def picture_at(table: Path, name: Any, where: str) -> Path:
+def image_at(table: Path, name: Any, where: str) -> Path:
     """The file that `file_name` names."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: {FILE_NAME} {name!r} names no file; write the picture's path in the folder")
@@ -163,7 +163,7 @@ def checked_captions(value: Any, column: str, where: str) -> list[str]:
 
 
 def from_texts(pictures: list[Path], texts: list[Path]) -> list[Captioned]:
-    """Pictures with a `.txt` of the same name beside them, a caption a line."""
+    """Images with a `.txt` of the same name beside them, a caption a line."""
     stems: dict[Path, Path] = {}
     for path in pictures:
         other = stems.setdefault(path.with_suffix(""), path)
@@ -186,7 +186,7 @@ def from_texts(pictures: list[Path], texts: list[Path]) -> list[Captioned]:
 
 
 def check_all_captioned(pictures: list[Path], captioned: list[Captioned], place: str) -> None:
-    """Raise ValueError for the first picture of the folder that has no caption."""
+    """Raise ValueError for the first image of the folder that has no caption."""
     known = {item.path for item in captioned}
     for path in pictures:
         if Path(os.path.normpath(path)) not in known:
@@ -199,7 +199,7 @@ def check_all_captioned(pictures: list[Path], captioned: list[Captioned], place:
 def conversations(
     pictures: list[Captioned], weights: dict[str, float], args: CaptionArguments
 ) -> Iterator[dict[str, Any]]:
-    """--repeat rows for every picture; all pictures come once before one comes again."""
+    """--repeat rows for every image; all images come once before one comes again."""
     rng = np.random.default_rng(args.seed)
     for _ in range(args.repeat):
         for item in pictures:

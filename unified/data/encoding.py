@@ -1,4 +1,4 @@
-"""Rows with pictures to rows with codes, shard by shard, so that training never runs the image tokenizer's encoder."""
+"""Rows with images to rows with codes, shard by shard, so that training never runs the image tokenizer's encoder."""
 
 import json
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""GenEval's detector for real pictures on current packages: Mask2Former finds instances, CLIP names their colours.
+"""GenEval's detector for real images on current packages: Mask2Former finds instances, CLIP names their colours.
 
 The protocol is that of djghosh13/geneval (arXiv 2310.11513) with mmdet 2.x: instances as Mask2Former's instance
-segmentation makes them, no further suppression, colours zero-shot over the instance alone on a grey ground. Pictures
+segmentation makes them, no further suppression, colours zero-shot over the instance alone on a grey ground. Images
 are prepared here rather than by image processors, for two reasons: those of the published checkpoints squeeze every
-picture to 384 x 384, where GenEval detects at 800 pixels, and they differ with and without torchvision.
+image to 384 x 384, where GenEval detects at 800 pixels, and they differ with and without torchvision.
 
-Legend: B pictures of one size, Q queries, N instances, H W pixels, D width of CLIP's embedding.
+Legend: B images of one size, Q queries, N instances, H W pixels, D width of CLIP's embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,13 +51,13 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 class CocoSettings:
     """The protocol's numbers; the defaults are the published ones, except `min_score` and the batch sizes."""
 
-    shortest_edge: int = 800  # pictures are scaled to this shorter side ...
+    shortest_edge: int = 800  # images are scaled to this shorter side ...
     longest_edge: int = 1333  # ... unless the longer one would exceed this
     size_divisor: int = 32  # and padded to its multiples on the right and below
     pad_value: int = 128
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    max_instances: int = 100  # of all queries and classes of a picture, before any score
+    max_instances: int = 100  # of all queries and classes of an image, before any score
     min_score: float = 0.05  # ours: weaker instances are left out, far below the .3 that GenEval asks for
     background: int = 0x99  # grey level around an instance whose colour is asked
     templates: tuple[str, ...] = (
@@ -67,7 +67,7 @@ class CocoSettings:
     )
     clip_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     clip_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    batch_size: int = 4  # pictures of one size in a batch
+    batch_size: int = 4  # images of one size in a batch
     colour_batch_size: int = 32  # instances in a batch
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class CocoSettings:
 
 
 class Sizes(NamedTuple):
-    """(height, width) of a picture as it came, as the model sees it, and with the padding."""
+    """(height, width) of an image as it came, as the model sees it, and with the padding."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -84,7 +84,7 @@ class Sizes(NamedTuple):
 
 
 class Instances(NamedTuple):
-    """What was found in one picture, best first."""
+    """What was found in one image, best first."""
 
     labels: Tensor  # (N,) index of COCO's class
     scores: Tensor  # (N,)
@@ -110,7 +110,7 @@ class InstanceSegmenter(Mask2FormerPreTrainedModel):
         return self.class_predictor(queries), outputs.masks_queries_logits[-1]
 
 
-def picture_sizes(image: Image.Image, settings: CocoSettings) -> Sizes:
+def image_sizes(image: Image.Image, settings: CocoSettings) -> Sizes:
     """To what size mmdet would scale and pad `image`."""
     width, height = image.size
     scale = min(settings.longest_edge / max(image.size), settings.shortest_edge / min(image.size))
@@ -120,7 +120,7 @@ def picture_sizes(image: Image.Image, settings: CocoSettings) -> Sizes:
 
 
 def prepare(image: Image.Image, sizes: Sizes, settings: CocoSettings) -> Tensor:
-    """RGB picture -> normalised pixels (3, *sizes.padded); bilinear without smoothing, as mmdet's OpenCV does it."""
+    """RGB image -> normalised pixels (3, *sizes.padded); bilinear without smoothing, as mmdet's OpenCV does it."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(pixels, sizes.resized, mode="bilinear", align_corners=False).round()
     (height, width), (padded_height, padded_width) = sizes.resized, sizes.padded
@@ -130,7 +130,7 @@ def prepare(image: Image.Image, sizes: Sizes, settings: CocoSettings) -> Tensor:
 
 
 def resize_masks(mask_logits: Tensor, sizes: Sizes) -> Tensor:
-    """Logits (N, h, w) of the padded picture -> (N, H, W) of the original, in mmdet's two steps."""
+    """Logits (N, h, w) of the padded image -> (N, H, W) of the original, in mmdet's two steps."""
     height, width = sizes.resized
     padded = F.interpolate(mask_logits[:, None].float(), sizes.padded, mode="bilinear", align_corners=False)
     cropped = padded[..., :height, :width]
@@ -146,11 +146,11 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def find_instances(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, settings: CocoSettings) -> Instances:
-    """One picture's logits of classes (Q, classes + 1) and masks (Q, h, w) -> its instances, as mmdet makes them.
+    """One image's logits of classes (Q, classes + 1) and masks (Q, h, w) -> its instances, as mmdet makes them.
 
     transformers' post_process_instance_segmentation is no substitute: it scores masks at 384 x 384, keeps as many
     (query, class) pairs as there are queries, lets a later segment overwrite an earlier one, and resizes what is
-    already binary. Here masks overlap freely, are resized as logits, and are scored in the picture's own pixels.
+    already binary. Here masks overlap freely, are resized as logits, and are scored in the image's own pixels.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     best = probabilities.flatten().topk(min(settings.max_instances, probabilities.numel()))
@@ -169,7 +169,7 @@ def find_instances(class_logits: Tensor, mask_logits: Tensor, sizes: Sizes, sett
 
 
 def cut_outs(pixels: np.ndarray, instances: Instances, background: int) -> list[Image.Image]:
-    """Every instance's own pixels of the picture (H, W, 3) on grey, cropped to its box."""
+    """Every instance's own pixels of the image (H, W, 3) on grey, cropped to its box."""
     pictures = []
     masks = instances.masks.cpu().numpy()
     for mask, (left, top, right, bottom) in zip(masks, instances.boxes.tolist(), strict=True):
@@ -226,7 +226,7 @@ class ColourNamer:
 
 
 class CocoDetector:
-    """Pictures -> detections of COCO's classes under GenEval's names, above `settings.min_score`, before its rules."""
+    """Images -> detections of COCO's classes under GenEval's names, above `settings.min_score`, before its rules."""
 
     def __init__(
         self, segmenter: InstanceSegmenter, colours: ColourNamer, name: str, dtype: torch.dtype = torch.float32
@@ -267,9 +267,9 @@ class CocoDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[dict[str, list[list[float]]]]:
-        """Of every picture: class -> `[x1, y1, x2, y2, score, colour]`, best first; absent classes have no key.
+        """Of every image: class -> `[x1, y1, x2, y2, score, colour]`, best first; absent classes have no key.
 
-        Only pictures of one size share a batch, so that what is found in one depends on no other.
+        Only images of one size share a batch, so that what is found in one depends on no other.
         """
         pictures = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
         found: list[dict[str, list[list[float]]]] = [{} for _ in pictures]
@@ -282,7 +282,7 @@ class CocoDetector:
     def _batches(self, pictures: Sequence[Image.Image]) -> Iterator[tuple[Sizes, list[int]]]:
         groups: dict[Sizes, list[int]] = {}
         for index, picture in enumerate(pictures):
-            groups.setdefault(picture_sizes(picture, self.settings), []).append(index)
+            groups.setdefault(image_sizes(picture, self.settings), []).append(index)
         for sizes, indices in groups.items():
             for start in range(0, len(indices), self.settings.batch_size):
                 yield sizes, indices[start : start + self.settings.batch_size]
@@ -298,7 +298,7 @@ class CocoDetector:
         rows: list[list[list[float]]] = []
         cutouts: list[Image.Image] = []
         for picture, classes, masks in zip(pictures, class_logits, mask_logits, strict=True):
-            # one picture's masks at a time: 100 of a megapixel each are half a gigabyte
+            # one image's masks at a time: 100 of a megapixel each are half a gigabyte
             instances = find_instances(classes, masks, sizes, self.settings)
             names.append([CLASS_NAMES[label] for label in instances.labels.tolist()])
             rows.append(torch.cat([instances.boxes, instances.scores[:, None]], dim=1).tolist())

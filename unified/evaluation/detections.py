@@ -110,7 +110,7 @@ class DetectionLog:
     """Detections of files in a JSONL file that grows: a first line that says who detected, then a line an image.
 
     A job that was stopped opens it again and goes on. An image is known by its name and its content, so that another
-    picture of the same name is detected anew.
+    image of the same name is detected anew.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:

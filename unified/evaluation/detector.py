@@ -151,9 +151,9 @@ class SceneDetector(StrictPreTrainedModel):
         return output
 
     def detect(self, images: Sequence[Image.Image], batch_size: int = 128) -> list[dict[str, list[list[float]]]]:
-        """`Detections` of every picture: class name -> [x1, y1, x2, y2, score, colour index], best score first.
+        """`Detections` of every image: class name -> [x1, y1, x2, y2, score, colour index], best score first.
 
-        Boxes are in pixels of the picture itself. Scores are probabilities and no threshold has been applied to them,
+        Boxes are in pixels of the image itself. Scores are probabilities and no threshold has been applied to them,
         other than `score_floor`.
         """
         found = []
@@ -166,7 +166,7 @@ class SceneDetector(StrictPreTrainedModel):
 
     @torch.no_grad()
     def peaks(self, pixel_values: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For every picture (B, 3, H, W): class (O,) and box, score, colour index (O, 6), best score first.
+        """For every image (B, 3, H, W): class (O,) and box, score, colour index (O, 6), best score first.
 
         A peak is a place whose best class is likelier than that of its 8 neighbours, whichever classes those are:
         what is nearer than 12 pixels to another object is not an object of its own in any scene.
@@ -185,9 +185,9 @@ class SceneDetector(StrictPreTrainedModel):
         return found
 
     def _named(self, classes: Tensor, rows: Tensor, size: tuple[int, int]) -> dict[str, list[list[float]]]:
-        """One picture's peaks by class name, their boxes moved to a picture of `size` (width, height)."""
+        """One image's peaks by class name, their boxes moved to an image of `size` (width, height)."""
         side = self.config.image_size
-        scale = min(size) / side  # the picture was scaled to cover the square and cropped to its centre
+        scale = min(size) / side  # the image was scaled to cover the square and cropped to its centre
         left, top = ((length - side * scale) / 2 for length in size)
         detections: dict[str, list[list[float]]] = {}
         for number, (x1, y1, x2, y2, score, colour) in zip(classes.tolist(), rows.tolist(), strict=True):

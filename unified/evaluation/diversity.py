@@ -1,6 +1,6 @@
 """Diversity and low-level statistics of images, as pure functions: numbers that fall where a model collapses.
 
-Legend: N pictures of one prompt, L codes of a picture, B pictures.
+Legend: N images of one prompt, L codes of an image, B images.
 """
 
 from itertools import combinations
@@ -12,12 +12,12 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def pair_differences(codes: Tensor) -> Tensor:
-    """Which codes differ between every two of N pictures: (N, L) -> bool (N (N - 1) / 2, L)."""
+    """Which codes differ between every two of N images: (N, L) -> bool (N (N - 1) / 2, L)."""
     pairs = torch.tensor(list(combinations(range(len(codes)), 2)), dtype=torch.long).reshape(-1, 2)
     return codes[pairs[:, 0]] != codes[pairs[:, 1]]
 
 
-def picture_statistics(pixel_values: Tensor) -> dict[str, Tensor]:
+def image_statistics(pixel_values: Tensor) -> dict[str, Tensor]:
     """Low-level statistics of every image (B, 3, H, W) in [-1, 1], each (B,), of values scaled to [0, 1].
 
     brightness, contrast: mean and standard deviation of luminance; sharpness: its mean absolute difference between

@@ -93,7 +93,7 @@ def read_folder(
     Args:
         per_prompt: images every prompt must have; None: as `settings.json` says, else as many as the first one has.
         prompts: the set the folder was made from, which it must match prompt by prompt; None: as `PROMPT_SET` says.
-        plain: whether prompts may lack GenEval's metadata of what a picture should show.
+        plain: whether prompts may lack GenEval's metadata of what an image should show.
 
     Raises ValueError naming the file or folder that is missing, does not belong there or does not match.
     """
@@ -189,7 +189,7 @@ def check_image(path: Path) -> str:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture as viewers show it (EXIF's turn applied), RGB. Raises ValueError naming one that is broken."""
+    """The image as viewers show it (EXIF's turn applied), RGB. Raises ValueError naming one that is broken."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")

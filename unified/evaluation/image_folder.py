@@ -46,19 +46,19 @@ class GenerateArguments(SamplingArguments):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of the file, where its pictures go, and their seeds."""
+    """One line of the file, where its images go, and their seeds."""
 
     metadata: dict[str, Any]
     folder: Path
     seeds: list[int]
 
     def is_done(self) -> bool:
-        """Whether the folder is whole; a picture that was taken out makes it incomplete."""
+        """Whether the folder is whole; an image that was taken out makes it incomplete."""
         pictures = [self.folder / "samples" / f"{number:04d}.png" for number in range(len(self.seeds))]
         return all(path.is_file() for path in [self.folder / "metadata.jsonl", *pictures])
 
     def write(self, images: list[Image.Image]) -> None:
-        """Write the folder, whole or not at all."""
+        """Write the folder atomically."""
         with new_folder(self.folder, replace=True) as partial:  # what is there is incomplete
             (partial / "samples").mkdir()
             for number, image in enumerate(images):
@@ -102,9 +102,9 @@ def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, firs
 def draw_group(
     model: UnifiedForCausalLM, processor: UnifiedProcessor, group: list[Prompt], args: GenerateArguments, bar: tqdm
 ) -> int:
-    """Draw and write the prompts of a group that are missing; the number of pictures drawn.
+    """Draw and write the prompts of a group that are missing; the number of images drawn.
 
-    A group is drawn whole even where some of it is done, so that a picture always has the same neighbours.
+    A group is drawn whole even where some of it is done, so that an image always has the same neighbours.
     """
     jobs = [(prompt.metadata["prompt"], seed) for prompt in group for seed in prompt.seeds]
     images: list[Image.Image] = []
@@ -129,7 +129,7 @@ def check_lengths(model: UnifiedForCausalLM, processor: UnifiedProcessor, prompt
 
 @dataclass(frozen=True)
 class Generated:
-    """What `generate_folder` has done: pictures drawn by this process, in so many seconds, of how many prompts."""
+    """What `generate_folder` has done: images drawn by this process, in so many seconds, of how many prompts."""
 
     images: int
     seconds: float

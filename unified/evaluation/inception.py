@@ -1,6 +1,6 @@
-"""The Inception network of FID: 2,048 features of a picture, with the weights behind published numbers.
+"""The Inception network of FID: 2,048 features of an image, with the weights behind published numbers.
 
-Legend: B batch, H W pixels, N pictures, D features.
+Legend: B batch, H W pixels, N images, D features.
 
 It is TensorFlow's network of December 2015 (Szegedy et al., arXiv 1512.00567), whose pooling and resizing differ from
 torchvision's. Module names are those of the two files that carry its weights, either of which `load` reads:
@@ -104,7 +104,7 @@ _BLOCK_E: dict[str, tuple[Step, ...]] = {
 
 
 class Inception(nn.Module):
-    """Features for FID: uint8 pictures (B, H, W, 3) of any size -> (B, 2048)."""
+    """Features for FID: uint8 images (B, H, W, 3) of any size -> (B, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()

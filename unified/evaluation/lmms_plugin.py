@@ -40,7 +40,7 @@ def manifest() -> Any:
 
 
 def as_query(turns: Iterable[Mapping[str, Any]]) -> Query:
-    """lmms-eval's messages as ours; their images are PIL pictures or files. Raises ValueError for sound and video."""
+    """lmms-eval's messages as ours; their images are PIL images or files. Raises ValueError for sound and video."""
     messages, images = [], []
     for turn in turns:
         parts = []

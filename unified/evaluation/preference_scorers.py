@@ -67,7 +67,7 @@ class VerdictScorer:
 
 
 class MarginScorer(VerdictScorer):
-    """The verdict plus `detector_margin`: right pictures score from 1 to 2, wrong ones from 0 to 1."""
+    """The verdict plus `detector_margin`: right images score from 1 to 2, wrong ones from 0 to 1."""
 
     def score_detections(self, metadata: Metadata, detections: Detections) -> float:
         """Score of one image by its detections."""
@@ -98,7 +98,7 @@ def _best_scores(clause: Mapping[str, Any], detections: Detections) -> list[floa
 
 
 class ClipScorer:
-    """100 x the cosine of picture and prompt in the embedding of a CLIP model (CLIPScore, arXiv:2104.08718)."""
+    """100 x the cosine of image and prompt in the embedding of a CLIP model (CLIPScore, arXiv:2104.08718)."""
 
     def __init__(self, folder: str, device: str = "cpu", batch_size: int = 32) -> None:
         """`folder` holds the model, its tokenizer and image processor; ValueError where there is no such model."""
@@ -135,7 +135,7 @@ class ClipScorer:
 
 
 class ChoiceScorer:
-    """What people chose among the pictures of a prompt: the preferred one 1, the other 0, the rest `UNSCORED`."""
+    """What people chose among the images of a prompt: the preferred one 1, the other 0, the rest `UNSCORED`."""
 
     def __init__(self, choices: Mapping[str, tuple[int, int]]) -> None:
         self.choices = choices
@@ -144,7 +144,7 @@ class ChoiceScorer:
         """A prompt without a choice gives no pair; that is no mistake."""
 
     def score(self, prompts: Sequence[Metadata], images: Sequence[Sequence[Image.Image]]) -> list[list[float]]:
-        """See `Scorer`; raises ValueError for a choice of a picture that is not there."""
+        """See `Scorer`; raises ValueError for a choice of an image that is not there."""
         scores = [[UNSCORED] * len(own) for own in images]
         for metadata, own in zip(prompts, scores, strict=True):
             chosen, rejected = self.choices.get(metadata["prompt"], (-1, -1))
@@ -159,7 +159,7 @@ class ChoiceScorer:
 
 
 def read_choices(path: str | Path) -> dict[str, tuple[int, int]]:
-    """Choices by prompt, from JSONL of `{"prompt", "chosen", "rejected"}` with numbers of pictures counted from 0.
+    """Choices by prompt, from JSONL of `{"prompt", "chosen", "rejected"}` with numbers of images counted from 0.
 
     Raises ValueError naming the line where one is not so, or has a prompt that came before.
     """
@@ -182,10 +182,10 @@ def read_choices(path: str | Path) -> dict[str, tuple[int, int]]:
 def choose_pairs(
     scores: Sequence[float], codes: Sequence[Sequence[int]], max_pairs: int = 1, min_gap: float = 0.0
 ) -> tuple[list[tuple[int, int]], int]:
-    """Pairs (better, worse) of a prompt's pictures: best with worst, second with last but one, each picture once.
+    """Pairs (better, worse) of a prompt's images: best with worst, second with last but one, each image once.
 
-    Dropped are pairs whose scores tie or differ by no more than `min_gap`, and pairs of the same picture; their number
-    comes second. `codes` are (N, L). Among equal scores the picture that was drawn first counts as better.
+    Dropped are pairs whose scores tie or differ by no more than `min_gap`, and pairs of the same image; their number
+    comes second. `codes` are (N, L). Among equal scores the image that was drawn first counts as better.
     """
     scored = [index for index, score in enumerate(scores) if not math.isnan(score)]
     order = sorted(scored, key=lambda index: -scores[index])

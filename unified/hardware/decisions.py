@@ -70,7 +70,7 @@ def decide(machine: Machine, wishes: Wishes | None = None, training: bool = Fals
 
     Args:
         training: of inference the products stay in the dtype of the stored weights, so that a seed gives the same
-            picture on every machine. minutes: that a training is given, 0 where nobody knows.
+            image on every machine. minutes: that a training is given, 0 where nobody knows.
 
     Raises ValueError for a wish that this machine cannot grant.
     """

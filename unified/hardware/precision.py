@@ -1,4 +1,4 @@
-"""The precision of matrix products, which autocast may set apart from that of what is stored."""
+"""The precision of matrix products, which autocast may set while weights stay as stored."""
 
 import torch
 

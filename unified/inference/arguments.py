@@ -24,7 +24,7 @@ class SamplingArguments:
         return sampling_of(self)
 
     def sampling_settings(self) -> dict[str, Any]:
-        """The values by name: what pictures depend on."""
+        """The values by name: what images depend on."""
         return {name: getattr(self, name) for name in NAMES}
 
     def sampling_flags(self) -> list[str]:

@@ -22,7 +22,7 @@ RECORD = "transcript.json"
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked, about a picture or none; `note` is for those who read the answer, not for the model."""
+    """What is asked, about an image or none; `note` is for those who read the answer, not for the model."""
 
     text: str
     image: Image.Image | None = None
@@ -31,7 +31,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture after each scale, coarse to fine, and what it was drawn from."""
+    """An image after each scale, coarse to fine, and what it was drawn from."""
 
     prompt: str
     seed: int
@@ -46,7 +46,7 @@ class DemoTranscript:
     drawn: Sequence[Drawing]
 
     def write(self, folder: Path) -> None:
-        """Keep it in `folder`: pictures, and `transcript.json`, which comes last."""
+        """Keep it in `folder`: images, and `transcript.json`, which comes last."""
         names = (f"{number:03d}.png" for number in itertools.count())
         chat = [{**vars(turn), "image": _keep(turn.image, folder, names)} for turn in self.chat]
         drawn = [{**vars(one), "scales": [_keep(image, folder, names) for image in one.scales]} for one in self.drawn]
@@ -82,19 +82,19 @@ def object_named(words: str) -> Colouring:
 
 
 def about_scene(scene: Scene, question: str) -> Query:
-    """A question about the scene's picture."""
+    """A question about the scene's image."""
     return Query(question, draw_scene(scene), f"The picture was rendered from: {scene.metadata['prompt']}.")
 
 
 def about_objects(names: Sequence[str], questions: Sequence[str]) -> list[Query]:
-    """A question about the picture of each object. Raises ValueError as `object_named`, and for too few or many."""
+    """A question about the image of each object. Raises ValueError as `object_named`, and for too few or many."""
     if len(names) != len(questions):
         raise ValueError(f"{len(names)} pictures and {len(questions)} picture_questions; give a question for each")
     return [about_scene(object_scene([object_named(name)]), text) for name, text in zip(names, questions, strict=True)]
 
 
 def converse(chat: Chat, queries: Sequence[Query]) -> list[Turn]:
-    """Each query in a conversation of its own, and its answer: words, and the picture if there is one."""
+    """Each query in a conversation of its own, and its answer: words, and the image if there is one."""
     turns = []
     for query in queries:
         chat.reset()

@@ -16,7 +16,7 @@ from unified.reports.page import render
 FORMATS = (".html", ".md")
 # of a result: they go with its settings
 CIRCUMSTANCES = ("tokenizer", "prompts_sha256", "seed", "commit", "versions")
-EXAMPLES = 4  # right and wrong pictures of a task that are shown
+EXAMPLES = 4  # right and wrong images of a task that are shown
 LONG, CUT = 24, 12  # a table of more rows is folded away in HTML, in Markdown cut to so many
 
 
@@ -90,7 +90,7 @@ class Section:
 
 
 @dataclass
-class Pictures:
+class ShownImages:
     """Files that results name: how many were `wanted`, and the names of those that are `missing`."""
 
     wanted: int = 0
@@ -197,7 +197,7 @@ def find(name: str, result: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def examples(result: Result, pictures: Pictures) -> list[Examples]:
+def examples(result: Result, pictures: ShownImages) -> list[Examples]:
     """Some right and some wrong images of every task of a GenEval result; none of other results.
 
     `details["results"]` names the JSONL with a line for every image, as eval/geneval.py writes it. What is not there
@@ -222,7 +222,7 @@ def examples(result: Result, pictures: Pictures) -> list[Examples]:
     return found
 
 
-def _captioned(record: dict[str, Any], result: Path, pictures: Pictures) -> tuple[Image.Image, str]:
+def _captioned(record: dict[str, Any], result: Path, pictures: ShownImages) -> tuple[Image.Image, str]:
     caption = ": ".join(filter(None, (record["prompt"], record["reason"].replace("\n", "; "))))
     pictures.wanted += 1
     try:
@@ -233,7 +233,7 @@ def _captioned(record: dict[str, Any], result: Path, pictures: Pictures) -> tupl
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The report without pictures."""
+    """The report without images."""
     parts = ["# Results\n\n", overview(results).markdown()]
     for result in results:
         parts.append(f"## {result.metric} of {result.model}\n\n{result.cell}, from `{result.path}`\n\n")
@@ -242,7 +242,7 @@ def as_markdown(results: Sequence[Result]) -> str:
     return "".join(parts)
 
 
-def as_html(results: Sequence[Result], pictures: Pictures) -> str:
+def as_html(results: Sequence[Result], pictures: ShownImages) -> str:
     """The report as one self-contained page; `pictures` learns which are missing."""
     sections = [
         Section(
@@ -260,20 +260,20 @@ def as_html(results: Sequence[Result], pictures: Pictures) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: how many `results`, and one line about pictures that were not found, or none."""
+    """What was written: how many `results`, and one line about images that were not found, or none."""
 
     results: int
     note: str
 
 
 def write_report(paths: Sequence[Path], out: Path) -> Report:
-    """Write the report of the results under `paths` to `out`, whole or not at all.
+    """Write the report of the results under `paths` to `out` atomically.
 
     Raises ValueError for a name that ends with neither .html nor .md, and where `read_results` does.
     """
     if out.suffix not in FORMATS:
         raise ValueError(f"{out} ends with {out.suffix or 'nothing'}; a report is {' or '.join(FORMATS)}")
-    results, pictures = read_results(paths), Pictures()
+    results, pictures = read_results(paths), ShownImages()
     page = as_html(results, pictures) if out.suffix == ".html" else as_markdown(results)
     write_text(out, page)
     return Report(len(results), pictures.note())

@@ -5,7 +5,7 @@ rendering           scenes: sampled and rendered
 tidy_layout         objects always in the same places
 dataset             scenes as rows to train on
 new_objects         objects that Scenes has not, for fine-tuning
-object_folder       pictures of them with captions, as people bring their own
+object_folder       images of them with captions, as people bring their own
 texts               captions and questions about scenes
 answer_parsing      what an answer or a caption says
 understanding       the understanding benchmark: question types and their scores

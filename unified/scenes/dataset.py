@@ -1,4 +1,4 @@
-"""Scenes as rows to train on: pictures and conversations in parquet shards, which depend on the settings alone."""
+"""Scenes as rows to train on: images and conversations in parquet shards, which depend on the settings alone."""
 
 import dataclasses
 import io

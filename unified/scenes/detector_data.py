@@ -37,7 +37,7 @@ from unified.scenes.rendering import (
 from unified.scenes.tidy_layout import tidy
 
 WHOLE, RUIN = 0.8, 0.55  # visible shares of an object's box
-SHIFT = 2  # pixels a picture is moved off the scenes' grid at most; from 4 on, two places are equally near
+SHIFT = 2  # pixels an image is moved off the scenes' grid at most; from 4 on, two places are equally near
 SHIFTED_SHARE = 0.25
 BLANK_SHARE = 0.03
 RECAST_SHARE = 0.5
@@ -55,26 +55,26 @@ COLOUR_LABELS = {name: index for index, name in enumerate(COLOURS)}
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabeledImage:
     """`pixels` uint8 (H, W, 3) and the objects in them with the visible shares of their boxes."""
 
     pixels: np.ndarray
     objects: tuple[tuple[SceneObject, float], ...] = ()
 
 
-BLANK = Picture(np.full((CANVAS, CANVAS, 3), BACKGROUND, dtype=np.uint8))
+BLANK = LabeledImage(np.full((CANVAS, CANVAS, 3), BACKGROUND, dtype=np.uint8))
 
 
-def draw_picture(scene: Scene) -> Picture:
+def draw_labeled_image(scene: Scene) -> LabeledImage:
     """A scene, whole."""
-    return Picture(np.asarray(draw_scene(scene)), tuple((item, 1.0) for item in scene.objects))
+    return LabeledImage(np.asarray(draw_scene(scene)), tuple((item, 1.0) for item in scene.objects))
 
 
-def sample_picture(rng: Rng, tidy_share: float) -> Picture:
+def sample_labeled_image(rng: Rng, tidy_share: float) -> LabeledImage:
     """A training scene of any task, free or tidy; half of them recast, which also shows every held-out colouring."""
     scene = sample_scene(TAGS[rng.integers(len(TAGS))], rng)
     scene = tidy(scene) if rng.random() < tidy_share else scene
-    return draw_picture(recast(scene, rng) if rng.random() < RECAST_SHARE else scene)
+    return draw_labeled_image(recast(scene, rng) if rng.random() < RECAST_SHARE else scene)
 
 
 def recast(scene: Scene, rng: Rng) -> Scene:
@@ -86,11 +86,11 @@ def recast(scene: Scene, rng: Rng) -> Scene:
     return Scene(scene.tag, tuple(objects), {})
 
 
-def patchwork(over: Picture, under: Picture, shown: np.ndarray) -> Picture:
+def patchwork(over: LabeledImage, under: LabeledImage, shown: np.ndarray) -> LabeledImage:
     """`over` where `shown` (H, W) holds, `under` elsewhere; every object's visible share is counted anew."""
     pixels = np.where(shown[..., None], over.pixels, under.pixels)
     parts = [(picture.objects, mask) for picture, mask in ((over, shown), (under, ~shown))]
-    return Picture(pixels, tuple((o, share * _share(o, mask)) for objects, mask in parts for o, share in objects))
+    return LabeledImage(pixels, tuple((o, share * _share(o, mask)) for objects, mask in parts for o, share in objects))
 
 
 def _share(item: SceneObject, mask: np.ndarray) -> float:
@@ -98,7 +98,7 @@ def _share(item: SceneObject, mask: np.ndarray) -> float:
     return float(mask[y1:y2, x1:x2].mean())
 
 
-def tear(picture: Picture, rng: Rng) -> np.ndarray:
+def tear(picture: LabeledImage, rng: Rng) -> np.ndarray:
     """Mask (H, W) of what stays: all on one side of a line near an object's centre, or all but some blocks."""
     if not picture.objects or rng.random() < 0.4:
         side = CANVAS // STRIDE
@@ -109,13 +109,13 @@ def tear(picture: Picture, rng: Rng) -> np.ndarray:
     return (x - (x1 + x2) / 2) * np.cos(angle) + (y - (y1 + y2) / 2) * np.sin(angle) < offset
 
 
-def shift(picture: Picture, dx: int, dy: int) -> Picture:
-    """The picture moved by at most `SHIFT` pixels, background coming in; objects keep their sizes and cells."""
+def shift(picture: LabeledImage, dx: int, dy: int) -> LabeledImage:
+    """The image moved by at most `SHIFT` pixels, background coming in; objects keep their sizes and cells."""
     pixels = BLANK.pixels.copy()
     pixels[max(dy, 0) : CANVAS + min(dy, 0), max(dx, 0) : CANVAS + min(dx, 0)] = picture.pixels[
         max(-dy, 0) : CANVAS + min(-dy, 0), max(-dx, 0) : CANVAS + min(-dx, 0)
     ]
-    return Picture(pixels, tuple((_moved(item, dx, dy), share) for item, share in picture.objects))
+    return LabeledImage(pixels, tuple((_moved(item, dx, dy), share) for item, share in picture.objects))
 
 
 def _moved(item: SceneObject, dx: int, dy: int) -> SceneObject:
@@ -123,13 +123,13 @@ def _moved(item: SceneObject, dx: int, dy: int) -> SceneObject:
     return SceneObject(item.class_name, item.colour, (x1 + dx, y1 + dy, x2 + dx, y2 + dy), item.cell)
 
 
-def training_picture(rng: Rng, tidy_share: float, torn_share: float) -> Picture:
+def training_image(rng: Rng, tidy_share: float, torn_share: float) -> LabeledImage:
     """One image before reconstruction: a scene, two scenes or a scene and an empty one patched together, or empty."""
     if rng.random() < BLANK_SHARE:
         return BLANK
-    picture = sample_picture(rng, tidy_share)
+    picture = sample_labeled_image(rng, tidy_share)
     if rng.random() < torn_share:
-        under = sample_picture(rng, tidy_share) if rng.random() < 0.7 else BLANK
+        under = sample_labeled_image(rng, tidy_share) if rng.random() < 0.7 else BLANK
         picture = patchwork(picture, under, tear(picture, rng))
     return picture
 
@@ -152,7 +152,7 @@ def label(objects: Sequence[tuple[SceneObject, float]], grid: int) -> tuple[np.n
 
 
 @dataclass(frozen=True)
-class PictureMix:
+class ImageMix:
     """Shares of training images: tidy scenes, torn ones, and those reconstructed by the tokenizer."""
 
     tidy_share: float = 0.5
@@ -167,7 +167,7 @@ class SceneBatches(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, config: DetectorConfig, mix: PictureMix, batch_size: int, steps: int, seed: int, rank: int = 0
+        self, config: DetectorConfig, mix: ImageMix, batch_size: int, steps: int, seed: int, rank: int = 0
     ) -> None:
         self.config, self.mix, self.batch_size, self.steps = config, mix, batch_size, steps
         self.seed, self.rank = seed, rank
@@ -181,7 +181,7 @@ class SceneBatches(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
     def _row(self, rng: Rng) -> dict[str, Any]:
-        picture = training_picture(rng, self.mix.tidy_share, self.mix.torn_share)
+        picture = training_image(rng, self.mix.tidy_share, self.mix.torn_share)
         touch = UNTOUCHED
         if rng.random() < self.mix.tokenizer_share:
             touch = int(rng.choice(list(RETOUCHES), p=list(RETOUCHES.values())))

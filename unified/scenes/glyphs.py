@@ -28,7 +28,7 @@ CLASSES: dict[str, str] = {
     "toilet": "🚽", "toothbrush": "🪥", "traffic light": "🚦", "train": "🚂", "truck": "🚛", "tv": "📺",
     "umbrella": "☂", "vase": "🏺", "wine glass": "🍷", "zebra": "🦓",
 }  # fmt: skip
-# Not in Scenes, so that no model trained on Scenes has seen them: "your own pictures" of `make demo`. Of the 67 that
+# Not in Scenes, so that no model trained on Scenes has seen them: "your own images" of `make demo`. Of the 67 that
 # were compared, these are among the best recognised after the Scenes tokenizer, which was not trained on them either.
 NEW_OBJECTS: dict[str, str] = {"star": "⭐", "heart": "❤", "key": "🔑", "flag": "🚩", "sock": "🧦", "leaf": "🍁"}
 COLOURS: dict[str, tuple[int, int, int]] = {

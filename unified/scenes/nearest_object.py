@@ -37,8 +37,8 @@ WINDOWS = {1: ((0, CANVAS),), 2: ((0, CANVAS // 2), (CANVAS // 2, CANVAS))}  # c
 NOTHING = "nothing"  # the class of the empty canvas
 TAGS = ("single_object", "colors", "two_object", "color_attr")
 
-Pictures = Sequence[Image.Image]
-Reconstruct = Callable[[Pictures], Pictures]  # images -> the tokenizer's reconstructions, encode then decode
+Images = Sequence[Image.Image]
+Reconstruct = Callable[[Images], Images]  # images -> the tokenizer's reconstructions, encode then decode
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ObjectClassifier:
         """Of every window."""
         return [window.threshold for window in self.windows]
 
-    def classify(self, images: Pictures) -> list[list[Prediction]]:
+    def classify(self, images: Images) -> list[list[Prediction]]:
         """Predictions of every window of every image. Raises ValueError for an image of another size."""
         for image in images:
             if image.size != (CANVAS, CANVAS):
@@ -118,9 +118,9 @@ class _Window:
         self,
         columns: tuple[int, int],
         shown: list[Colouring],
-        known: Pictures,
+        known: Images,
         fitted: list[Colouring],
-        shifted: Pictures,
+        shifted: Images,
     ) -> None:
         self.columns, self.fitted = columns, fitted
         self.classes, self.colours = list(dict.fromkeys(name for name, _ in shown)), list(COLOURS)
@@ -137,7 +137,7 @@ class _Window:
         least = torch.full((len(distances), len(self.classes)), torch.inf)
         return least.scatter_reduce(1, self.class_of.expand_as(distances), distances, "amin")
 
-    def classify(self, images: Pictures) -> list[Prediction]:
+    def classify(self, images: Images) -> list[Prediction]:
         """One prediction for the window of every image."""
         distances = torch.cdist(features(images, self.columns), self.known)
         (best, second), (nearest, _) = (part.unbind(1) for part in self._by_class(distances).topk(2, largest=False))
@@ -154,7 +154,7 @@ class _Window:
 
 
 def draw(items: Sequence[Colouring]) -> Image.Image:
-    """The tidy picture of one or two objects."""
+    """The tidy image of one or two objects."""
     return draw_scene(object_scene(items))
 
 
@@ -164,7 +164,7 @@ def mix(labels: Sequence[Colouring], count: int, rng: Rng) -> list[tuple[Colouri
     return list(zip(labels, *others, strict=True))
 
 
-def features(images: Pictures, columns: tuple[int, int]) -> Tensor:
+def features(images: Images, columns: tuple[int, int]) -> Tensor:
     """(N, F): a window less the background, averaged; scaled so that distances are root mean squares."""
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     window = rearrange(pixels[:, :, slice(*columns)].float(), "n h w c -> n c h w") - BACKGROUND[0]
@@ -173,7 +173,7 @@ def features(images: Pictures, columns: tuple[int, int]) -> Tensor:
 
 
 def moved(image: Image.Image, x: int, y: int) -> Image.Image:
-    """The picture moved by `x`, `y` pixels; its border must be background."""
+    """The image moved by `x`, `y` pixels; its border must be background."""
     return ImageChops.offset(image, x, y)
 
 
@@ -183,12 +183,12 @@ def empty() -> Image.Image:
 
 
 def differs(label: Colouring, item: Colouring) -> bool:
-    """Whether a picture of `label` is wrong where `item` is asked for; natural colours may be any of the ten."""
+    """Whether an image of `label` is wrong where `item` is asked for; natural colours may be any of the ten."""
     return label[0] != item[0] or None not in (label[1], item[1]) and label[1] != item[1]
 
 
 def items_of(metadata: dict[str, Any], class_names: Sequence[str]) -> list[Colouring]:
-    """The objects a prompt asks for. Raises ValueError for a prompt that tidy pictures of one or two cannot answer."""
+    """The objects a prompt asks for. Raises ValueError for a prompt that tidy images of one or two cannot answer."""
     include, tag = metadata.get("include", []), metadata["tag"]
     single = len(include) in WINDOWS and all(clause["count"] == 1 for clause in include)
     if tag not in TAGS or not single or "exclude" in metadata:

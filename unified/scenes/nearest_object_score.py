@@ -18,8 +18,8 @@ from unified.scenes.detector_ceilings import reconstructions
 from unified.scenes.glyphs import NEW_OBJECTS
 from unified.scenes.nearest_object import (
     STEPS,
+    Images,
     ObjectClassifier,
-    Pictures,
     Reconstruct,
     draw,
     items_of,
@@ -66,7 +66,7 @@ def score_folder(args: NearestArguments) -> dict[str, Any]:
     vq = load_vq(args.vq, "cpu")
     check_tokenizer(vq, made, args)
 
-    def reconstruct(images: Pictures) -> Pictures:
+    def reconstruct(images: Images) -> Images:
         return reconstructions(vq, images)
 
     classifiers = {
@@ -89,7 +89,7 @@ def score_folder(args: NearestArguments) -> dict[str, Any]:
 
 
 def read_objects(folder: Path) -> set[Items]:
-    """What the pictures of --objects show, two objects in either order."""
+    """What the images of --objects show, two objects in either order."""
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise ValueError(f"--objects {folder} has no metadata.jsonl; give a folder of data_prep/render_objects.py")
@@ -111,7 +111,7 @@ def unordered(items: Sequence[Colouring]) -> Items:
 
 
 def prompt_items(sample: Sample, class_names: Sequence[str]) -> Items:
-    """What the picture should show; ValueError names the file of a prompt that cannot be scored."""
+    """What the image should show; ValueError names the file of a prompt that cannot be scored."""
     try:
         return tuple(items_of(sample.metadata, class_names))
     except ValueError as error:
@@ -134,7 +134,7 @@ def classify(classifiers: dict[int, ObjectClassifier], items: Items, image: Any)
 
 
 def share(scored: Sequence[Scored]) -> tuple[float, float | None]:
-    """Share of right pictures, and its standard error over prompts."""
+    """Share of right images, and its standard error over prompts."""
     prompts = defaultdict(list)
     for item in scored:
         prompts[item.sample.path.parents[1]].append(float(item.right))
@@ -142,7 +142,7 @@ def share(scored: Sequence[Scored]) -> tuple[float, float | None]:
 
 
 def parts(scored: Sequence[Scored], shown: set[Items]) -> dict[str, Any]:
-    """Shares by task and by whether --objects shows the very thing, and what wrong pictures show."""
+    """Shares by task and by whether --objects shows the very thing, and what wrong images show."""
     confusion: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for item in scored:
         if not item.right:
@@ -157,7 +157,7 @@ def parts(scored: Sequence[Scored], shown: set[Items]) -> dict[str, Any]:
 
 
 def by_group(scored: Sequence[Scored], group: Callable[[Scored], str]) -> dict[str, Any]:
-    """Share, standard error and number of pictures of every group."""
+    """Share, standard error and number of images of every group."""
     names = dict.fromkeys(map(group, scored))
     found = {name: [item for item in scored if group(item) == name] for name in names}
     return {
@@ -180,8 +180,8 @@ def limits(
     return {"thresholds": thresholds, "ceiling": right, "false_positive": sum(wrong) / len(wrong)}
 
 
-def passed(classifiers: dict[int, ObjectClassifier], asked: Sequence[Items], images: Pictures) -> float:
-    """Share of pictures that count as what was asked."""
+def passed(classifiers: dict[int, ObjectClassifier], asked: Sequence[Items], images: Images) -> float:
+    """Share of images that count as what was asked."""
     return sum(classify(classifiers, *pair)[0] for pair in zip(asked, images, strict=True)) / len(asked)
 
 

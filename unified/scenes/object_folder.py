@@ -1,4 +1,4 @@
-"""A folder of pictures with captions, as people bring their own, of objects that Scenes has not."""
+"""A folder of images with captions, as people bring their own, of objects that Scenes has not."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -41,7 +41,7 @@ class ObjectArguments:
 
 
 def render_objects(args: ObjectArguments) -> tuple[int, int]:
-    """Write the pictures with their captions, and the prompts if asked; how many there are of both.
+    """Write the images with their captions, and the prompts if asked; how many there are of both.
 
     Raises ValueError as `chosen`, and for a folder of other settings.
     """
@@ -79,6 +79,6 @@ def file_name(scene: Scene) -> str:
 
 
 def line(scene: Scene) -> str:
-    """The picture's line in metadata.jsonl; `text` is the column of captions."""
+    """The image's line in metadata.jsonl; `text` is the column of captions."""
     objects = [{"class": item.class_name, "color": item.colour} for item in scene.objects]
     return json.dumps({"file_name": file_name(scene), "text": captions(scene), "objects": objects}) + "\n"

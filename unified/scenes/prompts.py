@@ -150,7 +150,7 @@ def renderable_prompts(
 
 
 def near_miss(metadata: Metadata, rng: Rng, classes: Names = tuple(CLASSES)) -> Metadata:
-    """Metadata of the same task, without words, of which a picture of `metadata` lacks one thing.
+    """Metadata of the same task, without words, of which an image of `metadata` lacks one thing.
 
     One class is another, the count one off, the colour another, the colours swapped, or the relation turned round.
     """

@@ -80,7 +80,7 @@ class TuningArguments:
     )
 
     def sampling(self) -> ImageSampling:
-        """How the pictures of `sample_prompts` are sampled; ValueError for values that have no meaning."""
+        """How the images of `sample_prompts` are sampled; ValueError for values that have no meaning."""
         return sampling_of(self, "sample_")
 
 
