@@ -132,7 +132,7 @@ def script_section(path: Path) -> str:
     title, _, rest = manual.partition("\n\n")
     own, every = own_flags(path), all_flags(path)
     more = len(every - {flag.name for flag in own} - {"config"})
-    inherited = f"\nAnd {more} flags of Hugging Face's or TRL's, by `{name} --help`.\n" if more else ""
+    inherited = f"\nAnd {more} flags of Hugging Face's or TRL's, by `{name} --help-all`.\n" if more else ""
     body = f"\n```text\n{rest}\n```\n" if rest else ""
     return f"### {name}\n\n{' '.join(title.split())}\n{body}\n{table(own)}\n{inherited}"
 

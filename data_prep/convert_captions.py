@@ -18,14 +18,20 @@ and whatever else does not fit, is refused with its file and line.
 """
 
 import json
+from pathlib import Path
 
 from unified.arguments.parser import parse, run_main
 from unified.data.captions import CaptionArguments, write_conversations
+from unified.reports.endings import say_end
 
 
 def main() -> None:
     (args,) = parse((CaptionArguments,))
     print(json.dumps(write_conversations(args)))
+    encode = (
+        f"unified run data_prep/encode_images.py --vq VQ --inputs {args.out} --out {Path(args.out).parent / 'encoded'}"
+    )
+    say_end(args.out, {}, encode)
 
 
 if __name__ == "__main__":

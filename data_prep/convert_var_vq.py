@@ -20,6 +20,7 @@ from torch import Tensor
 from unified.arguments.parser import run_main
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.model import VQModel
+from unified.reports.endings import say_end
 
 UNUSED = "quantize.ema_vocab_hit_SV"  # usage statistics of VAR's training
 
@@ -34,6 +35,7 @@ def main() -> None:
     model.save_pretrained(args.out)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{args.out}: {size:.1f}M parameters, {config.codebook_size} codes, fingerprint {model.fingerprint()[:12]}")
+    say_end(args.out, {}, f"unified extend --llm MY_LLM --vq {args.out} --out out/base")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -23,14 +23,17 @@ from unified.arguments.parser import parse, run_main
 from unified.data.encoding import EncodeArguments, encode_rows
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up_processes
+from unified.reports.endings import say_end
 
 
 def main() -> None:
     hardware, arguments = parse((HardwareArguments, EncodeArguments))
-    set_up_processes(hardware)
+    state = set_up_processes(hardware)
     started = perf_counter()
     images, shards = encode_rows(arguments)
     print(f"{arguments.out}: {images} images encoded in {perf_counter() - started:.0f} s, {shards} shards in all")
+    if state.is_main_process:
+        say_end(arguments.out, {}, f"unified run recipes/sft.py --config mine.yaml --train_files {arguments.out}")
 
 
 if __name__ == "__main__":

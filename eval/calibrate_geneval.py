@@ -38,6 +38,7 @@ from unified.evaluation.metrics import (
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_lines
 from unified.files.results import prompts_digest, write_result
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -119,7 +120,7 @@ def main() -> None:
     details |= {"fitted_images": len(fitted), "held_out": overall, "tasks": report}
     details |= overall[args.against]["after"] | {"n": overall["images"], "seconds": time.monotonic() - started}
     metric = f"geneval_agreement_{args.against}"
-    print(json.dumps(write_result(Path(args.out), metric, model="coco", config=config, **details)))
+    end_evaluation(write_result(Path(args.out), metric, model="coco", config=config, **details), Path(args.out))
 
 
 def read_cases(detections: str, original: str) -> list[Case]:

@@ -33,6 +33,7 @@ from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
 from unified.image_tokenizer.loading import load_vq
+from unified.reports.endings import end_evaluation
 from unified.scenes.detector_ceilings import reconstructions, summary, wrong_captions
 from unified.scenes.prompts import near_miss
 from unified.scenes.rendering import Scene, draw_scene, sample_scene, tags_of
@@ -79,7 +80,7 @@ def main() -> None:
         path, "detector_ceiling", best["overall"], len(scenes), detection.detector, config, **details
     )
     sys.stderr.write("".join(map(table, scored, scored.values())))
-    print(json.dumps(result))
+    end_evaluation(result, path)
 
 
 def sample(args: CeilingArguments) -> list[Scene]:

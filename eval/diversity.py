@@ -39,6 +39,7 @@ from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.losses import CodeUsage
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import scale_spans
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -118,7 +119,7 @@ def main() -> None:
     }
     model = args.model or drawn.get("model") or args.images
     path = Path(args.out) if args.out else None
-    print(json.dumps(write_result(path, "diversity", model=model, **found, **made)))
+    end_evaluation(write_result(path, "diversity", model=model, **found, **made), path)
 
 
 if __name__ == "__main__":

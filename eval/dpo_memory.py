@@ -38,6 +38,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
 from unified.hardware.setup import set_up
 from unified.models.processing import IGNORE_INDEX
+from unified.reports.endings import end_evaluation
 
 WAYS = ("fused", "logits")
 BETA = 0.1
@@ -157,7 +158,7 @@ def main() -> None:
     made["seconds"] = time.perf_counter() - started
     path = Path(args.out) if args.out else None
     config = {name: value for name, value in asdict(args).items() if name not in ("out", "way")}
-    print(json.dumps(write_result(path, "dpo_step_gib", fused["gib"], 1, args.model, config, **made, **found)))
+    end_evaluation(write_result(path, "dpo_step_gib", fused["gib"], 1, args.model, config, **made, **found), path)
 
 
 if __name__ == "__main__":

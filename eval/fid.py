@@ -15,7 +15,6 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
 from unified.hardware.setup import set_up
 from unified.image_tokenizer.image_dataset import open_images
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -103,7 +103,7 @@ def main() -> None:
     details = {"stderr": None, "tokenizer": made.get("vq_fingerprint"), "seed": made.get("seed"), "a": args.a}
     details |= {"prompts_sha256": made.get("prompts_sha256"), "seconds": time.perf_counter() - started}
     path, n = Path(args.out) if args.out else None, min(folder.count for folder in folders)
-    print(json.dumps(write_result(path, "fid", distance, n, made.get("model", args.a), config, **details)))
+    end_evaluation(write_result(path, "fid", distance, n, made.get("model", args.a), config, **details), path)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from unified.arguments.parser import parse, run_main
 from unified.evaluation.image_folder import GenerateArguments, generate_folder, read_prompts, write_speed
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up_processes
+from unified.reports.endings import say_end
 
 
 def main() -> None:
@@ -44,6 +45,9 @@ def main() -> None:
         print(f"{args.out}: nothing left to draw, {made.prompts} prompts with {args.samples} pictures each")
     elif state.is_main_process:  # its own speed: processes never wait for each other
         print(json.dumps(write_speed(args, made)))
+    if state.is_main_process:
+        score = f"unified run eval/geneval.py --images {args.out} --detector coco --out {args.out}.json"
+        say_end(args.out, {"pictures": made.images}, f"{score}    # or --detector scenes")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
-import json
 import sys
 
 from unified.arguments.parser import parse, run_main
@@ -26,6 +25,7 @@ from unified.evaluation.geneval import GenevalArguments, score_folder, table
 from unified.evaluation.metrics import GenevalRules
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
+from unified.reports.endings import end_evaluation
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     set_up(hardware)
     result = score_folder(args, detection, rules)
     sys.stderr.write(table(result))
-    print(json.dumps(result))
+    end_evaluation(result, args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from unified.hardware.waiting import set_wait_policy
 set_wait_policy()  # before torch loads
 
 import hashlib
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +46,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
 from unified.models.messages import continue_conversation
 from unified.models.processing import IGNORE_INDEX, EncodedChat
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -132,7 +132,7 @@ def main() -> None:
     found = report(results, args)
     made = {"tokenizer": tuned.config.vq_fingerprint, "seed": None, "seconds": time.time() - start}
     path = None if args.out is None else Path(args.out)
-    print(json.dumps(write_result(path, "kl_per_token", model=args.model, **found, **made)))
+    end_evaluation(write_result(path, "kl_per_token", model=args.model, **found, **made), path)
 
 
 def report(results: list[tuple[Tensor, Tensor]], args: LanguageArguments) -> dict[str, Any]:

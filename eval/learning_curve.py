@@ -13,7 +13,6 @@ learning rate at the end will give: points of a decay are left out with --until.
 Written are --out (JSON, also printed) and its picture, the same name with .png.
 """
 
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.power_law import PowerLaw, fit_power_law
 from unified.files.atomic import atomic_path
 from unified.files.results import write_result
+from unified.reports.endings import end_evaluation
 from unified.reports.results_page import read_results
 from unified.training.log_history import STATE, read_logs
 
@@ -80,7 +80,7 @@ def outlook(law: PowerLaw, goal: float, seen: float, rate: float) -> dict[str, A
 
 def draw(path: Path, losses: list[tuple[float, float]], law: PowerLaw, scores: dict[str, list[list[float]]]) -> None:
     """Losses and scores over pictures seen, on logarithmic axes of pictures."""
-    import matplotlib.figure  # of the `demo` extra
+    import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(10, 3.8), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -122,7 +122,8 @@ def main() -> None:
     whose = {"stderr": None, "tokenizer": None, "prompts_sha256": None, "seed": None}
     found |= whose | {"seconds": time.perf_counter() - started}
     record = write_result(Path(args.out), "image_loss", losses[-1][1], len(losses), args.runs[-1], config, **found)
-    print(json.dumps(record | {"law": {name: value for name, value in record["law"].items() if name != "points"}}))
+    shown = record | {"law": {name: value for name, value in record["law"].items() if name != "points"}}
+    end_evaluation(record, args.out, shown)
 
 
 if __name__ == "__main__":

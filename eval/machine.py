@@ -47,6 +47,7 @@ from unified.hardware.setup import set_up
 from unified.inference.chat import Chat
 from unified.inference.text_to_image import generate_codes
 from unified.models.generation import ImageSampling
+from unified.reports.endings import end_evaluation
 
 LOWERED = {  # what each variable may be set to, from the most to the least
     "ONEDNN_MAX_CPU_ISA": ("AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41"),
@@ -238,9 +239,8 @@ def main() -> None:
     details = {"stderr": None, "tokenizer": None, "prompts_sha256": None, "seed": None}
     details["seconds"] = time.perf_counter() - started
     path = Path(args.out) / f"{name}-{machine.cores}.json"
-    print(
-        json.dumps(write_result(path, "float32_gflops", full["float32"], 1, machine.cpu, config, **details, **found))
-    )
+    result = write_result(path, "float32_gflops", full["float32"], 1, machine.cpu, config, **details, **found)
+    end_evaluation(result, path)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
-import json
 import sys
 
 from unified.arguments.parser import parse, run_main
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
+from unified.reports.endings import end_evaluation
 from unified.scenes.nearest_object_score import NearestArguments, score_folder, table
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     set_up(hardware)
     result = score_folder(args)
     sys.stderr.write(table(result))
-    print(json.dumps(result))
+    end_evaluation(result, args.out)
 
 
 if __name__ == "__main__":

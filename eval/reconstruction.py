@@ -22,7 +22,6 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +43,7 @@ from unified.image_tokenizer.image_dataset import PixelDataset, open_images
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.losses import LPIPS, CodeUsage
 from unified.image_tokenizer.model import VQModel
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -167,7 +167,7 @@ def main() -> None:
     details["seconds"] = time.perf_counter() - started
     config = {"images": args.images, "image_size": model.config.image_size, "patch_nums": model.config.patch_nums}
     path = Path(args.out) if args.out else None
-    print(json.dumps(write_result(path, "psnr", details["psnr_by_scale"][-1], count, args.vq, config, **details)))
+    end_evaluation(write_result(path, "psnr", details["psnr_by_scale"][-1], count, args.vq, config, **details), path)
 
 
 if __name__ == "__main__":

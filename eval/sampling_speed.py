@@ -14,7 +14,6 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from unified.hardware.setup import products, set_up
 from unified.inference.text_to_image import generate_codes
 from unified.models.generation import AllowedIds
 from unified.models.image_sampling import ImageSampling
+from unified.reports.endings import end_evaluation
 
 
 @dataclass
@@ -118,7 +118,7 @@ def main() -> None:
     details |= {"prompts_sha256": prompts_digest([args.prompt]), "codes": model.config.image_length, **found}
     details["seconds"] = time.perf_counter() - started
     path = Path(args.out) if args.out else None
-    print(json.dumps(write_result(path, "seconds_per_image", value, args.repeats, args.model, config, **details)))
+    end_evaluation(write_result(path, "seconds_per_image", value, args.repeats, args.model, config, **details), path)
 
 
 if __name__ == "__main__":

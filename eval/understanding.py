@@ -45,6 +45,7 @@ from unified.hardware.setup import products, set_up
 from unified.inference.batched_answers import AnswerLog, answer, follow_up, image_question
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
+from unified.reports.endings import end_evaluation
 from unified.scenes.rendering import CLASSES, COLOURS, check_names, draw_scene
 from unified.scenes.understanding import (
     PARTS,
@@ -163,7 +164,7 @@ def report(found: dict[str, Any], config: dict[str, Any], args: UnderstandingArg
     result = write_result(Path(args.out), "understanding", config=config, **found)
     for name, part in found["parts"].items():
         sys.stderr.write(f"{name:10} {part['value']:.3f} of {part['n']}, {part['unreadable']} unreadable\n")
-    print(json.dumps(result))
+    end_evaluation(result, args.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """DPO of a unified checkpoint on preference pairs of images and answers: TRL's own `DPOTrainer`, not subclassed.
 
 One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml --train_files PAIRS
-Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
-                    recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo \
+Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \\
+                    recipes/dpo.py --config recipes/configs/tiny_dpo.yaml --ddp_backend gloo \\
                     --model CHECKPOINT --train_files PAIRS --output_dir out/tiny_dpo
-8 GPUs, ZeRO-2: accelerate launch --config_file recipes/accelerate_configs/zero2.yaml \
+8 GPUs, ZeRO-2: accelerate launch --config_file recipes/accelerate_configs/zero2.yaml \\
                     recipes/dpo.py --config recipes/configs/qwen2_7b_var256/3_dpo.yaml --tuning lora
-8 GPUs, ZeRO-3: accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
+8 GPUs, ZeRO-3: accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \\
                     recipes/dpo.py --config recipes/configs/qwen2_7b_var256/3_dpo.yaml
 
 Pairs come from data_prep/build_preferences.py, and from JSONL or parquet in TRL's preference formats; pairs of images,
@@ -51,10 +51,14 @@ from unified.checkpoints.adapters import is_adapter
 from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
+from unified.reports.endings import last_preferences, say_end, uses
 from unified.training.arguments import DpoArguments
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.loss_plots import OF_PREFERENCES, plot_history
 from unified.training.memory import train_within_memory
+from unified.training.progress_bar import show_figures
 from unified.training.shutdown import shut_down
+from unified.training.trackers import check_trackers, reached
 from unified.training.trainer import newest_checkpoint, newest_folder, write_samples
 from unified.training.tuning import check_masters, continue_lora, lora_config, prepare_full, resolve_checkpoint
 
@@ -125,6 +129,7 @@ class SaveProcessor(TrainerCallback):
 
 def check(args: DpoArguments) -> Path:
     """The checkpoint that is trained or whose adapter is; ValueError for settings that cannot be honoured."""
+    check_trackers(args.report_to)
     checkpoint = resolve_checkpoint(args.model, args)
     if is_adapter(args.model) and is_deepspeed_zero3_enabled():
         raise ValueError(f"{args.model} is an adapter, which TRL cannot train on under ZeRO-3; launch with zero2.yaml")
@@ -167,6 +172,7 @@ def build_trainer(
             prepare_full(given["ref_model"], args.train_text_rows)
     trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
     trainer.add_callback(HardwareRecord())
+    show_figures(trainer)
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     report.trainer = trainer
@@ -229,14 +235,18 @@ def main() -> None:
         "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
     }
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
-    with train_within_memory(trainer, args.max_length, args.tuning):
+    with train_within_memory(trainer, args.max_length, args.tuning), reached(args.report_to):
         trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         processor.save_pretrained(args.output_dir)
         shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
+        plot_history(trainer.state.log_history, OF_PREFERENCES, Path(args.output_dir))
     shut_down(trainer.accelerator)
+    if trainer.state.is_world_process_zero:
+        figures = last_preferences(trainer.state.log_history)
+        say_end(args.output_dir, figures, *uses(args.output_dir, args.sample_prompts))
 
 
 if __name__ == "__main__":

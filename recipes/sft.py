@@ -1,10 +1,10 @@
 """Fine-tune a unified checkpoint on text and images.
 
 One process:    accelerate launch recipes/sft.py --config recipes/configs/smollm2_scenes/2_sft.yaml
-Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \
-                    recipes/sft.py --config recipes/configs/tiny.yaml --ddp_backend gloo \
+Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \\
+                    recipes/sft.py --config recipes/configs/tiny.yaml --ddp_backend gloo \\
                     --model CHECKPOINT --train_files ENCODED --output_dir out/tiny
-8 GPUs:         accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \
+8 GPUs:         accelerate launch --config_file recipes/accelerate_configs/zero3.yaml \\
                     recipes/sft.py --config recipes/configs/qwen2_7b_var256/2_sft.yaml
 
 Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resume` goes on from the newest checkpoint
@@ -39,6 +39,7 @@ import sys
 
 from unified.arguments.parser import parse, run_main
 from unified.hardware.arguments import HardwareArguments
+from unified.reports.endings import last_losses, say_end, uses
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.fine_tuning import fine_tune, fit_to_machine, measure_speed
 from unified.training.planned_end import command_to_go_on
@@ -51,8 +52,10 @@ def main() -> None:
     args = fit_to_machine(hardware, model_args, args)
     if args.speed_steps:
         measure_speed(model_args, data_args, args)
-    else:
-        fine_tune(model_args, data_args, args, command_to_go_on(sys.argv))
+        return
+    state = fine_tune(model_args, data_args, args, command_to_go_on(sys.argv))
+    if state.is_world_process_zero:
+        say_end(args.output_dir, last_losses(state.log_history), *uses(args.output_dir, args.sample_prompts))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
+from unified.reports.endings import say_end
 from unified.scenes.detector_arguments import DetectorArguments, DetectorTrainingArguments
 from unified.scenes.detector_ceilings import ceilings
 from unified.scenes.detector_data import ImageMix, SceneBatches, retouch
@@ -44,6 +45,7 @@ from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.hardware_choice import choose_for_accelerator
 from unified.training.shutdown import shut_down
+from unified.training.trackers import check_trackers, start_tracker, tracked
 
 LEAST_BATCH = 16
 
@@ -53,16 +55,21 @@ def main() -> None:
     hardware, model_args, args = parse((HardwareArguments, DetectorArguments, DetectorTrainingArguments))
     vq = load_tokenizer(args)
     config = DetectorConfig(class_names=list(CLASSES), colour_names=list(COLOURS), **asdict(model_args))
+    check_trackers(args.report_to)
     checkpoint = newest_checkpoint(args)
-    accelerator = choose_for_accelerator(hardware, checkpoint, project_dir=args.output_dir)
+    accelerator = choose_for_accelerator(hardware, checkpoint, **tracked(args.report_to, args.output_dir))
     set_seed(args.seed)
     run = DetectorRun(accelerator, SceneDetector(config), vq, args)
+    start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(args))
     first_step = run.load(checkpoint)
     run.train(make_loader(config, first_step, run), first_step)
     run.finish()
-    if accelerator.is_main_process:
-        print(json.dumps(write_ceilings(vq, args)))
+    found = write_ceilings(vq, args) if accelerator.is_main_process else None
     shut_down(accelerator)
+    if found is not None:
+        print(json.dumps(found))
+        score = f"unified run eval/geneval.py --images IMAGES --detector {args.output_dir} --out results/geneval.json"
+        say_end(args.output_dir, {"GenEval's score of rendered scenes": found["value"]}, score)
 
 
 class DetectorRun(AveragedRun):
@@ -100,6 +107,7 @@ class DetectorRun(AveragedRun):
             started = time.monotonic()
             scores = ceilings(self.average, self.vq, self.args.eval_scenes, self.args.seed + 1)
             self.write(done, {f"eval/{name}": score["overall"] for name, score in scores.items()})
+            self.scores = {"renders": scores["renders"]["overall"]}
             self.window_start += time.monotonic() - started
 
 

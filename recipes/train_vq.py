@@ -19,7 +19,6 @@ set_wait_policy()  # before torch loads
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +46,12 @@ from unified.image_tokenizer.losses import (
     revive_dead_codes,
 )
 from unified.image_tokenizer.model import VQModel
+from unified.reports.endings import say_end
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.hardware_choice import choose_for_accelerator
 from unified.training.shutdown import shut_down
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
+from unified.training.trackers import check_trackers, start_tracker, track_image, tracked
 
 
 def main() -> None:
@@ -60,18 +61,25 @@ def main() -> None:
     )
     config = VQConfig(**asdict(model_args))
     lpips = LPIPS.load(loss_args.lpips_path) if loss_args.lpips_weight > 0 else None
+    check_trackers(args.report_to)
     checkpoint = newest_checkpoint(args)
-    accelerator = choose_for_accelerator(hardware, checkpoint, log_with="tensorboard", project_dir=args.output_dir)
+    accelerator = choose_for_accelerator(hardware, checkpoint, **tracked(args.report_to, args.output_dir))
     set_seed(args.seed)
     dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb)
     train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
     held_out = dataset.__getitems__(held_out_rows.tolist())  # uint8 (B, H, W, 3)
     run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
-    accelerator.init_trackers("tensorboard", config=flat(asdict(model_args) | asdict(loss_args) | asdict(args)))
+    start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(loss_args) | asdict(args))
     first_step = run.load(checkpoint)
     run.train(make_loader(dataset, train_rows, first_step, run), first_step)
     run.finish()
+    main_process = accelerator.is_main_process
     shut_down(accelerator)
+    if main_process:
+        measure = f"unified run eval/reconstruction.py --vq {args.output_dir} --images {args.data_dir}"
+        say_end(
+            args.output_dir, run.scores, measure, f"unified extend --llm MY_LLM --vq {args.output_dir} --out out/base"
+        )
 
 
 class TokenizerRun(AveragedRun):
@@ -204,6 +212,7 @@ class TokenizerRun(AveragedRun):
         record = {f"eval/psnr_scale_{scale}": value for scale, value in enumerate(by_scale)}
         record |= {f"eval/usage_scale_{scale}": value for scale, value in enumerate(usage.usage().tolist())}
         self.write(done, record | {"eval/psnr": by_scale[-1]})
+        self.scores = {"PSNR in dB": by_scale[-1]}
         self.window_start += time.monotonic() - started
 
     @torch.no_grad()
@@ -219,6 +228,7 @@ class TokenizerRun(AveragedRun):
         grid = rearrange(pairs, "two (row column) h w c -> (row two h) (column w) c", column=columns)
         picture = Image.fromarray(grid.contiguous().numpy())
         write_image(picture, Path(self.args.output_dir, "grids", f"{done:07d}.png"))
+        track_image(self.accelerator, "reconstructions", picture, done)
 
     def save(self, done: int) -> None:
         """The run's; only the main process's counters are in a checkpoint."""
@@ -234,11 +244,6 @@ def make_loader(dataset: PixelDataset, rows: Tensor, first_step: int, run: Token
         rows, args.batch_size, steps, args.seed, accelerator.process_index, accelerator.num_processes
     )
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=stack, num_workers=args.num_workers)
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """TensorBoard takes scalars and strings only."""
-    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
 
 
 if __name__ == "__main__":

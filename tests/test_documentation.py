@@ -1,5 +1,6 @@
 """README and docs: the site builds strictly, commands shown exist with flags and files, every name has a page."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from shell_blocks import BLOCK, Line, Page, blocks, read_page
 
 import unified
+from unified.arguments.manual import grouped
 from unified.data.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,20 @@ def test_python_shown_compiles_and_imports_what_is_there(path: Path) -> None:
             assert not [word for word in names.split(", ") if not hasattr(importlib.import_module(module), word)]
 
 
+def test_commands_that_a_run_names_next_exist_with_their_flags() -> None:
+    places = [path for folder in ("recipes", "data_prep", "eval") for path in sorted((ROOT / folder).glob("*.py"))]
+    places += [ROOT / "unified/cli/main.py", ROOT / "unified/reports/endings.py"]
+    found = set()
+    for path in places:
+        for text in re.findall(r'"(unified (?:run \S+\.py|\w+) [^"]*--[^"]*)"', path.read_text(encoding="utf-8")):
+            words = re.sub(r"\{[^{}]*\}", "X", text.split("    #")[0]).split()
+            program, arguments, _ = program_of(Line(words, path, 0))
+            used = {word[2:].replace("-", "_") for word in arguments if word.startswith("--")}
+            assert not used - flags_of(program), f"{name(path)}: {text}"
+            found.add(program)
+    assert {"recipes/sft.py", "data_prep/encode_images.py", "eval/geneval.py", "unified extend"} <= found
+
+
 def test_the_parquet_that_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (_, code, _), *_ = blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"), "python")
     monkeypatch.chdir(tmp_path)
@@ -178,14 +194,37 @@ def test_every_error_that_is_explained_is_one() -> None:
     assert not [part for part in parts if part not in joined]
 
 
-def test_every_public_name_and_every_script_has_a_page() -> None:
+def test_every_public_name_has_a_page() -> None:
     api = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
     assert {*re.findall(r"^::: unified\.(\w+)$", api, re.MULTILINE)} >= {*unified.__all__}
-    page = REFERENCE.page()
+
+
+def sections(page: str) -> dict[str, str]:
+    """The text below every heading of the third level."""
+    return dict(re.findall(r"^### (.*)\n((?:(?!^#).*\n?)*)", page, re.MULTILINE))
+
+
+def test_every_script_and_each_of_its_own_flags_has_a_page() -> None:
+    """The flags that `--help` lists as the project's are those of the table, each with its help."""
+    found = sections(REFERENCE.page())
     for script in REFERENCE.scripts():
-        assert f"### {name(script)}\n" in page
-        assert all(f"--{flag.name}`" in page or flag.positional for flag in REFERENCE.own_flags(script))
-    assert {f"### unified {command}" for command in REFERENCE.unified_flags()} <= {*page.splitlines()}
+        kinds = REFERENCE.dataclasses_of(script)
+        shown = {flag for flags in grouped(kinds).values() for flag in flags}
+        own = REFERENCE.own_flags(script)
+        assert own and shown <= {flag.name for flag in own}, f"{name(script)}: a parse((A, B)) that is not understood"
+        cells = dict(re.findall(r"^\| `(?:--)?(\w[\w-]*)` \| .*? \| (.+) \|$", found[name(script)], re.MULTILINE))
+        assert {flag.name.upper() if flag.positional else flag.name for flag in own} == cells.keys(), name(script)
+        assert ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))), name(script)
+    for command, flags in REFERENCE.unified_flags().items():
+        text = found[f"unified {command}"]
+        assert all((flag.help or "x").split()[0] in text for flag in flags.params) and flags.help
+
+
+def test_every_script_and_command_is_named_in_a_guide() -> None:
+    guides = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    missing = [name(script) for script in REFERENCE.scripts() if script.name not in guides]
+    missing += [command for command in REFERENCE.unified_flags() if f"unified {command}" not in guides]
+    assert not missing, "say in a page of docs/ when one needs it"
 
 
 def test_the_site_builds_without_a_warning() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import load_script
+from endings import check_ending
 from PIL import Image
 
 from unified import VQModel
@@ -85,6 +86,7 @@ def test_a_folder_is_scored(run_script, folder, oracle, capsys):
     assert result["correct_images"] == 0.75 and result["correct_prompts"] == 1
     assert result["results"] == str(folder / "results.jsonl") and result["seconds"] >= 0
     assert result["model"] == str(folder) and result["config"]["rules"]["score_threshold"] == 0.3
+    check_ending(printed.err, folder.parent / "score.json", "geneval_overall")
     assert "overall" in printed.err and "0.7500" in printed.err and "color_attr" in printed.err
     assert oracle.batches == [5, 5, 5, 5, 4]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_script
+from endings import check_ending, check_plot, tracked_images
 from pairs import toy_pairs
 from safetensors.torch import load_file
 from two_ranks import zero
@@ -114,7 +115,7 @@ def test_coarse_scales_alone_can_count(dpo: Dpo) -> None:
 
 
 def test_every_modality_is_evaluated_apart_and_pictures_drawn_once(
-    dpo: Dpo, pairs: Callable[..., Path], tmp_path: Path
+    dpo: Dpo, pairs: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = ["--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 2, "--eval_on_start", True]
     dpo("imut", *steps, "--eval_files", pairs("iimuutttt"), "--sample_prompts", "a cat", "two dogs")
@@ -130,6 +131,11 @@ def test_every_modality_is_evaluated_apart_and_pictures_drawn_once(
         )
     names = [path.name for path in sorted((tmp_path / "out/samples").iterdir())]
     assert names == ["000000.png", "000002.png"]
+    printed = capfd.readouterr()
+    check_ending(printed.err, tmp_path / "out", "held-out image accuracies", "held-out text margins")
+    assert "step 2, held out: " in printed.out and "accuracy=" in printed.err
+    assert tracked_images(tmp_path / "out/runs") == {"samples": [0, 2]}
+    check_plot(tmp_path / "out", panels=3)
 
 
 def test_a_share_of_prompts_is_held_out(dpo: Dpo, tmp_path: Path) -> None:

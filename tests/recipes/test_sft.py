@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from conftest import load_script
+from endings import check_ending, check_plot, tracked_images
 from safetensors.torch import load_file
 from torch import nn
 from toys import toy_row, write_toy_rows
@@ -20,6 +22,7 @@ from unified.checkpoints.loading import load
 from unified.data.rows import write_encoded_shard
 from unified.hardware import setup
 from unified.hardware.machine import Machine
+from unified.training import trackers
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.trainer import newest_checkpoint
 
@@ -73,6 +76,11 @@ def test_launched_as_the_manual_says_it_is_the_same_run(arguments: list[object],
     command = [*launch, *map(str, arguments), "--output_dir", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    check_ending(result.stderr, tmp_path / "out", "text loss", "image loss")
+    assert "loss=" in result.stderr and "image=" in result.stderr  # on the bar
+    steps = [line for line in result.stdout.splitlines() if line.strip().startswith("step ")]
+    assert len(steps) == STEPS and all("image " in line and "{" not in line for line in steps)
+    check_plot(tmp_path / "out", panels=2)
     assert_same_run(tmp_path / "out", whole)
 
 
@@ -104,6 +112,35 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
     shutil.rmtree(tmp_path / "checkpoint-10", ignore_errors=True)
     assert_same_run(tmp_path, whole)
+
+
+def test_samples_and_held_out_losses_are_shown(
+    sft: Callable[..., int], arguments: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ["--eval_files", arguments[3], "--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 2]
+    assert sft(*arguments, *held_out, "--sample_prompts", "a red cat", "--output_dir", tmp_path) == 0
+    printed = capfd.readouterr()
+    check_ending(printed.err, tmp_path, "held-out text loss", "held-out image loss")
+    assert f"next: unified draw 'a red cat' --model {tmp_path} --out picture.png" in printed.err
+    assert "step 2, held out: loss " in printed.out
+    assert tracked_images(tmp_path / "runs") == {"samples": [1, 2]}
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_tracker_that_is_absent_or_cannot_be_reached_is_one_line(
+    refuse: Callable[..., None], installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B is no requirement: a stand-in has its errors."""
+    if not installed:
+        monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+        refuse("--report_to", "wandb", words=["report_to wandb: wandb is not installed", "pip install wandb"])
+        return
+    wandb = ModuleType("wandb")
+    wandb.Error = type("Error", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ValueError, match="report_to wandb: no API key; `wandb login`, WANDB_MODE=offline"):
+        with trackers.reached(["wandb"]):
+            raise wandb.Error("no API key")
 
 
 def test_a_run_that_resumes_where_nothing_is_starts(tmp_path: Path) -> None:

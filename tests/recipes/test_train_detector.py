@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from endings import check_ending, check_plot
 from safetensors.torch import load_file
 
 from unified import VQConfig, VQModel
@@ -42,6 +43,7 @@ def trained(vq, tmp_path_factory) -> Path:
     result = train(vq, out)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["metric"] == "detector_ceilings"
+    check_ending(result.stderr, out, "GenEval's score of rendered scenes")
     return out
 
 
@@ -56,6 +58,7 @@ def test_two_steps_leave_a_detector_a_log_a_checkpoint_and_ceilings(trained: Pat
     assert report["n"] == report["reconstructions"]["images"] == 24 and report["value"] == report["renders"]["overall"]
     assert report["tokenizer"] == report["config"]["vq_fingerprint"] and report["stderr"] is not None
     assert not list(trained.glob("unfinished*"))
+    check_plot(trained, panels=2)
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(vq: Path, trained: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from endings import check_ending, check_plot, tracked_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -57,6 +58,8 @@ def trained(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     result = train(images, out)
     assert result.returncode == 0, result.stderr
+    check_ending(result.stderr, out, "PSNR in dB")
+    assert "PSNR in dB=" in result.stderr  # on the bar
     return out
 
 
@@ -71,7 +74,8 @@ def test_two_steps_leave_a_tokenizer_logs_a_grid_and_a_checkpoint(trained):
     with Image.open(trained / "grids" / "0000002.png") as grid:
         assert grid.size == (4 * 16, 2 * 16)
     assert [path.name for path in trained.glob("checkpoint-*")] == ["checkpoint-0000002"]
-    assert list((trained / "tensorboard").glob("events*"))
+    assert tracked_images(trained / "tensorboard") == {"reconstructions": [2]}
+    check_plot(trained, panels=3)
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(images, trained, tmp_path):

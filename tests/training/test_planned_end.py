@@ -15,7 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from unified.training import planned_end
-from unified.training.planned_end import TimeLeft, command_to_go_on, follow, know_the_end
+from unified.training.planned_end import command_to_go_on, follow, know_the_end
+from unified.training.progress_bar import TimeLeft
 from unified.training.step_plan import StepPlan
 
 STEPS = 40

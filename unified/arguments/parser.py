@@ -10,15 +10,21 @@ import os
 import sys
 from argparse import Action, ArgumentTypeError
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
 from trl import TrlParser
 
+from unified.arguments.manual import ALL, help_text
 from unified.arguments.shipped_files import find_shipped
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
+from unified.hardware.quiet import quiet_libraries
+
+# docstring of the script that `run_main` runs
+_MANUAL: ContextVar[str] = ContextVar("manual", default="")
 
 
 class OneLineParser(TrlParser):
@@ -32,7 +38,8 @@ class OneLineParser(TrlParser):
 
     def settings(self) -> dict[str, Action]:
         """What can be set, by name."""
-        return {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        named = [action for action in self._actions if action.dest != "config"]
+        return {action.dest: action for action in named if not action.option_strings[0].startswith("--no_")}
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
         """TRL's, with the file's values converted and checked as those of flags are."""
@@ -52,10 +59,15 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     """
     finder = OneLineParser((), add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
+    finder.add_argument("-h", "--help", action="store_true")
+    finder.add_argument(ALL, "--help_all", action="store_true", dest="help_all")
     found, flags = finder.parse_known_args(argv)
-    parser = OneLineParser(dataclass_types, allow_abbrev=False)
+    parser = OneLineParser(dataclass_types, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="file whose keys become defaults")
     _read_dicts_as_json(parser)
+    if found.help or found.help_all:
+        sys.stdout.write(help_text(_MANUAL.get(), parser.settings(), dataclass_types, found.help_all))
+        sys.exit()
     if found.config is not None and _read_yaml(found.config):  # a file without keys is none for TRL
         parser.config_file, flags = found.config, ["--config", found.config, *flags]
     *parsed, rest = parser.parse_args_and_config(flags, return_remaining_strings=True)
@@ -69,8 +81,13 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError, an OSError or too little memory is `error: <one line>` on stderr, exit status 2."""
+    """Call a script's `main`; a ValueError, an OSError or no memory is `error: <one line>` on stderr, exit status 2.
+
+    The docstring of its module is what `--help` opens with.
+    """
     show_any_text()
+    quiet_libraries()
+    _MANUAL.set(main.__globals__["__doc__"] or "")  # type: ignore[attr-defined]  # a function
     try:
         main()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

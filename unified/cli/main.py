@@ -16,6 +16,7 @@ from unified.cli.conversation import handle_line, read_line
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
+from unified.hardware.quiet import quiet_libraries
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
 from unified.models.image_sampling import ImageSampling
@@ -52,6 +53,7 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         show_any_text()
         set_wait_policy(args)  # before a command loads torch
+        quiet_libraries()
         words = args if args[:1] == [RUN] else dashed(args)  # a script reads its own
         return self.with_one_line_errors(super().parse_args, ctx, words or ["--help"])
 
@@ -133,12 +135,15 @@ def extend(
     """Combine an LLM and an image tokenizer into one checkpoint for training."""
     from unified.checkpoints.extension import extend as extend_llm
     from unified.checkpoints.extension import template_findings
+    from unified.reports.endings import say_end
 
     model = extend_llm(llm, vq, out, image_order, image_positions)
     for finding in template_findings(llm):
         typer.echo(f"chat template mended, {finding}")
     ids = model.config.vocabulary.image_ids
     typer.echo(f"{out}: {ids.start} text ids and {len(ids)} image codes, {model.config.image_length} codes per image")
+    encode = f"unified run data_prep/encode_images.py --vq {vq} --inputs rows.jsonl --out data/encoded"
+    say_end(out, {}, encode, f"unified run recipes/sft.py --config mine.yaml --model {out} --train_files data/encoded")
 
 
 @app.command()

@@ -12,6 +12,7 @@ machine    a machine's numbers
 memory     running out of memory, in one line
 precision  the dtype in which products run, which autocast may set
 probe      asks and measures this machine
+quiet      what libraries say on every good run
 setup      the one call of every command: probes, decides, sets, says
 waiting    how OpenMP's threads wait for each other
 """
@@ -27,6 +28,7 @@ __all__ = [
     "memory",
     "precision",
     "probe",
+    "quiet",
     "setup",
     "waiting",
 ]

@@ -2,6 +2,7 @@
 
 page             the page of a model, before and after a fine-tuning where there was one
 results_page     result JSONs -> one page
+endings          what a command says when it has ended well
 steps            a long job in one process: named steps, done once
 commands         a long job made of commands
 demo             a demo: its folder, its steps, the model that is shown
@@ -20,6 +21,7 @@ __all__ = [
     "demo_page",
     "demo_scores",
     "demo_transcript",
+    "endings",
     "page",
     "results_page",
     "steps",

@@ -15,6 +15,9 @@ compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
 throughput           speed against the machine's matrix products
 log_history          log histories of several runs, combined
+progress_bar         the bar of HF Trainer's runs: planned steps, and the losses
+loss_plots           a plot of the losses beside every log
+trackers             TensorBoard, W&B, or neither: figures and images
 shutdown             shutting down the process group
 """
 
@@ -26,13 +29,16 @@ __all__ = [
     "hardware_choice",
     "image_start",
     "log_history",
+    "loss_plots",
     "memory",
     "planned_end",
+    "progress_bar",
     "self_correction",
     "shutdown",
     "step_plan",
     "throughput",
     "tokenizer_arguments",
+    "trackers",
     "trainer",
     "tuning",
 ]

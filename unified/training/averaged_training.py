@@ -24,10 +24,12 @@ from transformers import PreTrainedModel
 from unified.files.atomic import new_files, replace_folder, write_text
 from unified.hardware.memory import one_line_when_full, sizes_of
 from unified.training.hardware_choice import write_record
+from unified.training.loss_plots import OF_AVERAGED, plot_history, read_log
 from unified.training.step_plan import Speed, StepPlan
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 PLAN = "plan.json"  # of a checkpoint
+LOG = "log.jsonl"
 
 
 class AveragedRun(ABC):
@@ -52,6 +54,7 @@ class AveragedRun(ABC):
         accelerator.register_for_checkpointing(self.average)
         self.plan, self.speed = StepPlan(args.max_steps, args.max_steps), Speed()
         self.sums: dict[str, Tensor] = {}
+        self.scores: dict[str, float] = {}  # newest figures of evaluation, for the bar and the run's end
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def train(self, batches: Iterable[Any], first_step: int) -> None:
@@ -74,8 +77,10 @@ class AveragedRun(ABC):
             bar.update()
             last = done >= self.plan.end
             if done % args.log_steps == 0 or last:
-                bar.set_postfix(self.log_training(done))
+                postfix = self.log_training(done)
             self.report(done, last)
+            if done % args.log_steps == 0 or last:
+                bar.set_postfix(postfix | {name: f"{value:.4g}" for name, value in self.scores.items()})
             if done % args.save_steps == 0 or last:
                 self.save(done)
             if last:
@@ -156,7 +161,7 @@ class AveragedRun(ABC):
         """Write one line of log.jsonl, and the same values to accelerate's trackers."""
         self.accelerator.log(record, step=done)
         if self.accelerator.is_main_process:
-            with Path(self.args.output_dir, "log.jsonl").open("a", encoding="utf-8") as log:
+            with Path(self.args.output_dir, LOG).open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": done} | record) + "\n")
 
     def save(self, done: int) -> None:
@@ -202,6 +207,7 @@ class AveragedRun(ABC):
             with new_files(self.args.output_dir) as folder:
                 self.average.to(memory_format=torch.contiguous_format).save_pretrained(folder)
                 write_record(folder)
+            plot_history(read_log(Path(self.args.output_dir, LOG)), OF_AVERAGED, Path(self.args.output_dir))
 
 
 def learning_rate(step: float, args: AveragedTrainingArguments, final: float) -> float:

@@ -16,11 +16,13 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.planned_end import know_the_end
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
+from unified.training.trackers import check_trackers, reached
 from unified.training.trainer import UnifiedTrainer, newest_checkpoint, newest_folder
 from unified.training.tuning import check_masters, prepare, resolve_checkpoint
 
@@ -52,6 +54,7 @@ def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments
 ) -> UnifiedTrainer:
     """The trainer of a run; raises ValueError for invalid data and arguments before the first step."""
+    check_trackers(args.report_to)
     set_seed(args.seed)
     if model_args.compile_layers and args.deepspeed_plugin is not None:
         raise ValueError(
@@ -129,9 +132,11 @@ def fine_tune(
     know_the_end(trainer, args.max_minutes, command)
     for callback in (HardwareRecord(), *callbacks):
         trainer.add_callback(callback)
-    with train_within_memory(trainer, data_args.max_length, args.tuning):
+    with train_within_memory(trainer, data_args.max_length, args.tuning), reached(args.report_to):
         trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        plot_history(trainer.state.log_history, OF_TRAINER, Path(args.output_dir))
     shut_down(trainer.accelerator)
     return trainer.state

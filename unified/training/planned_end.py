@@ -15,11 +15,12 @@ from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import broadcast
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from unified.arguments.shipped_files import COMMAND
 from unified.files.atomic import write_text
+from unified.training.progress_bar import show_figures
 from unified.training.step_plan import Speed, StepPlan
 
 RECORD = "progress.json"
@@ -122,24 +123,11 @@ class PlannedEnd(TrainerCallback, ExportableState):
         return self.plan
 
 
-class TimeLeft(ProgressCallback):
-    """HF's bar, over the steps that are planned now, so that its hours are those that are left."""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.training_bar is not None and self.training_bar.total != state.max_steps:
-            self.training_bar.total = state.max_steps
-            self.training_bar.refresh()
-        super().on_step_end(args, state, control, **kwargs)
-
-
 def know_the_end(trainer: Trainer, minutes: float | None, command: str = "") -> PlannedEnd:
     """Give a trainer its planned end, and a bar that shows it where it has a bar."""
     planned = PlannedEnd(minutes, command)
     trainer.add_callback(planned)
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(TimeLeft)
+    show_figures(trainer)
     return planned
 
 

@@ -67,6 +67,7 @@ class AveragedTrainingArguments:
     eval_steps: int = arg(500, "steps between evaluations")
     save_steps: int = arg(1000, "steps between resumable checkpoints")
     resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start if there is none")
+    report_to: Literal["tensorboard", "wandb", "none"] = arg("tensorboard", "where the log and the grids go as well")
     num_workers: int = arg(0, "data loader processes; useful only if images are made on the fly")
     seed: int = arg(0, "seed of weights, data and order")
 

@@ -24,6 +24,7 @@ from unified.models.new_rows import load_whole_matrices
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.self_correction import SelfCorrection
+from unified.training.trackers import report_image
 
 
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
@@ -105,7 +106,9 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
         chosen = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
         core.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **chosen)
     if trainer.is_world_process_zero():
-        write_image(contact_sheet(images, args.sample_prompts), path)
+        sheet = contact_sheet(images, args.sample_prompts)
+        write_image(sheet, path)
+        report_image(trainer, "samples", sheet)
 
 
 def check_launch(args: TrainingArguments) -> None:
