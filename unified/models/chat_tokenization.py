@@ -110,14 +110,14 @@ class ChatTokenizer:
         rows = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
         spelled = {at for at, text in enumerate(contents) if text is not None and self.special.search(text)}
         result = []
-        for segment, own, row in zip(segments, texts, rows, strict=True):
+        for number, (segment, own, row) in enumerate(zip(segments, texts, rows, strict=True)):
             unsafe = spelled.intersection(part for part in segment.parts if isinstance(part, int))
             ids = row[len(segment.left_ids) :] if tuple(row[: len(segment.left_ids)]) == segment.left_ids else None
             if ids is None and not unsafe:
                 ids = self._continue("".join(own))
             if ids is None or unsafe or self._count_special(ids) != segment.special_count:
                 texts_alone = {p for p in segment.parts if isinstance(p, int) and contents[p] is not None}
-                ids = self._encode_apart(segment, own, unsafe or texts_alone)
+                ids = self._encode_apart(segment, own, unsafe or texts_alone, begins=number == 0)
             result.append(ids)
         return result
 
@@ -132,15 +132,20 @@ class ChatTokenizer:
                 return ids[len(ids_before) :]
         return self.parse(text)
 
-    def _encode_apart(self, segment: Segment, texts: Sequence[str], alone: set[int]) -> list[int]:
-        """Ids of a segment whose contents `alone` are tokenized by themselves, as text; their neighbours are not."""
+    def _encode_apart(self, segment: Segment, texts: Sequence[str], alone: set[int], begins: bool) -> list[int]:
+        """Ids of a segment whose contents `alone` are tokenized by themselves, as text; their neighbours are not.
+
+        The first segment `begins` the chat's text.
+        """
         ids: list[int] = []
         run, left = "", segment.left
         for part, text in zip(segment.parts, texts, strict=True):
             if part not in alone or isinstance(part, str):
                 run += text
                 continue
-            ids += self._continue(run, left) if run else []
+            if run:
+                ids += self.parse(run) if begins else self._continue(run, left)
+            begins = False
             ids += self._encode_plain(text, left + run)
             run, left = "", ""
         return ids + (self._continue(run, left) if run else [])
