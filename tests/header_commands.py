@@ -21,14 +21,25 @@ PROGRAMS = r"(hf|cp|python|unified|accelerate|[A-Z]+=)"
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR's at 256 pixels, and 680 codes
 # what makes a toy's run short: flags behind those of a header
 SHORT: dict[str, Sequence[object]] = {
-    "sft.py": ["--max_steps", 2, "--eval_steps", 2, "--save_steps", 2, "--warmup_steps", 0],
+    "sft.py": ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--warmup_steps", 0],
     "dpo.py": ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--warmup_steps", 0],
     "replay_text.py": ["--limit", 5, "--max_new_tokens", 4],
     "calibrate_image_start.py": ["--limit", 10],
     "language.py": ["--limit", 2],
-    "build_preferences.py": ["--limit", 3, "--samples", 3, "--dtype", "float32"],
+    "build_preferences.py": ["--samples", 3],
 }
-SMALL = ["--bf16", False, "--dtype", "float32", "--dataloader_num_workers", 0, "--logging_steps", 1]
+SMALL = [
+    "--sample_prompts",
+    "a cat",
+    "--bf16",
+    False,
+    "--dtype",
+    "float32",
+    "--dataloader_num_workers",
+    0,
+    "--logging_steps",
+    1,
+]
 SMALL += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 2, "--gradient_accumulation_steps", 1]
 
 

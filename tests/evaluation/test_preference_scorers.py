@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pairs import IMAGE, codes, turn
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from toy_clip import save_clip
 
 from unified.data.preferences import modality
 from unified.evaluation.metrics import GENEVAL_COLOURS
@@ -99,18 +99,7 @@ def test_prompts_the_detector_cannot_score_are_refused(metadata: dict, words: st
 @pytest.fixture(scope="module")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random CLIP with a tokenizer of single bytes."""
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(number) for number in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[]).save_pretrained(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"vocab_size": len(words), "bos_token_id": 52, "eos_token_id": 53, "max_position_embeddings": 16}
-    vision = {**sizes, "image_size": 16, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config={**sizes, **ids}, vision_config=vision, projection_dim=16)).save_pretrained(
-        folder
-    )
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_scores_do_not_depend_on_the_batch(clip_dir: Path) -> None:

@@ -145,8 +145,8 @@ def test_every_command_of_the_header_runs_on_toys(toys: Path, run_script: Callab
     out = toys / SETTINGS["output_dir"]
     state = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))
     logged = {name for entry in state["log_history"] for name in entry}
-    assert {"text_loss", "image_loss", "eval_text_loss", "eval_image_loss"} <= logged
-    assert list((out / "samples").glob("*.png")) and (out / "checkpoint-2").is_dir()
+    assert {"loss", "eval_text_loss", "eval_image_loss"} <= logged
+    assert list((out / "samples").glob("*.png")) and (out / "checkpoint-1").is_dir()
     processor = UnifiedProcessor.from_pretrained(toys / "out/qwen3_1.7b_var256/base")
     asked = [{"role": "user", "content": "Draw Rex."}]
     trained = processor.encode_chat([*asked, {"role": "assistant", "content": "No."}]).input_ids
