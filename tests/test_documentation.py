@@ -8,6 +8,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
@@ -165,6 +166,20 @@ def test_the_parquet_that_is_shown_is_read(tmp_path: Path, monkeypatch: pytest.M
     (row,) = read_rows("rows.parquet")
     assert [message["content"][0]["type"] for message in row.messages] == ["text", "image"]
     assert Image.open(BytesIO(row.images[0].read())).size == (20, 16)
+
+
+def test_the_parquet_of_captions_that_is_shown_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (_, code, _), *_ = blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"), "python")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 16), (200, 30, 30)).save("cat.png")
+    captions = [{"image": Path("cat.png").read_bytes(), "caption": f"cat {number}"} for number in range(3)]
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    datasets.Dataset.from_list(captions, features=features).to_parquet("captions.parquet")
+    Path("cat.png").unlink()
+    exec(code, {})
+    rows = list(read_rows("rows_of_captions.parquet"))
+    assert [row.messages[0]["content"][0]["text"] for row in rows] == ["cat 0", "cat 1", "cat 2"]
+    assert Image.open(BytesIO(rows[2].images[0].read())).size == (20, 16)
 
 
 def test_rows_that_are_shown_are_rows(tmp_path: Path) -> None:
