@@ -28,7 +28,7 @@ LAUNCHES = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 ARROWS = {
     "hardware": "",
     "files": "hardware",
-    "arguments": "hardware",
+    "arguments": "files hardware",
     "image_tokenizer": "files hardware",
     "models": "files hardware image_tokenizer",
     "checkpoints": "files hardware image_tokenizer models",

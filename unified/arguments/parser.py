@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
+from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
 from unified.arguments.shipped_files import find_shipped
 from unified.hardware.console import show_any_text
@@ -54,6 +55,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
 
     As with TRL's scripts, `env` in the file sets environment variables. Flags may be spelt with underscores or dashes.
+    Models and data sets of the Hugging Face hub may be named where folders and files are.
     Lists are `--patch_nums 1 2 4`, dicts are JSON.
     Raises ValueError: missing or malformed file, unknown key or flag (with the nearest valid ones), bad or no value.
     """
@@ -77,6 +79,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     filled = tuple(parsed[: len(dataclass_types)])
     for settings in filled:
         find_shipped(settings)
+        find_on_hub(settings)
     return filled
 
 

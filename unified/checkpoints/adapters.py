@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from unified.files.hub import model_folder
 from unified.files.weights import refuse_missing
 from unified.models.configuration import UnifiedConfig
 from unified.models.format_version import name_in_version_1, upgrade
@@ -46,6 +47,8 @@ def base_checkpoint(adapter: Path) -> Path:
     Raises ValueError if it is not a folder, with the commands that make it if the adapter has them.
     """
     name = read_adapter_config(adapter).get("base_model_name_or_path")
+    if name and not build_instructions(adapter):
+        name = str(model_folder(name, f"{adapter} is an adapter of"))
     if not name or not Path(name).is_dir():
         remedy = f"restore the base or correct base_model_name_or_path in {ADAPTER_CONFIG}"
         raise ValueError(

@@ -6,7 +6,6 @@ Legend: V codebook size, C code dim, D hidden.
 
 import json
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unified.checkpoints.publishing import save
 from unified.files.atomic import check_not_exists
+from unified.files.hub import model_folder
 from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
@@ -51,10 +51,12 @@ def extend(
 ) -> UnifiedForCausalLM:
     """Extend the vocabulary of `llm` by the codes of `vq`, write checkpoint and processor to `out`; returns the model.
 
+    `llm` and `vq` are folders, or names of the hub.
     What is wrong with the LLM's chat template is mended in the checkpoint's own.
     Raises ValueError if `out` exists, and as `check_llm`, `check_backbone`, `load_vq` and `mend`.
     """
     check_not_exists(out)
+    llm, vq = model_folder(llm, "--llm"), model_folder(vq, "--vq")
     check_llm(llm, "--llm")
     vq_model = load_vq(vq, "cpu")
     check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
@@ -83,14 +85,14 @@ def stop_at(model: UnifiedForCausalLM, processor: UnifiedProcessor) -> None:
 
 def template_findings(llm: str | os.PathLike) -> list[Finding]:
     """What `extend` mends in the chat template of `llm`, one finding of each kind."""
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(llm, "--llm"))
     found = probe(tokenizer, default_template(tokenizer))
     return list({finding.kind: finding for finding in reversed(found)}.values())[::-1]
 
 
 def check_llm(folder: str | os.PathLike, flag: str) -> None:
     """Raise ValueError starting with `flag` unless `folder` contains a causal LM that `transformers` supports."""
-    config = Path(folder, "config.json")
+    config = model_folder(folder, flag) / "config.json"
     found = "no config.json"
     if config.is_file():
         try:

@@ -17,6 +17,7 @@ from unified.checkpoints.adapters import (
     check_base,
     is_adapter,
 )
+from unified.files.hub import model_folder
 from unified.files.weights import check_weights
 from unified.hardware.device import best_device
 from unified.models.configuration import UnifiedConfig
@@ -29,13 +30,16 @@ def load(
 ) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
     """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as possible.
 
+    `model_dir` is a folder, or a name of the Hugging Face hub: `ORG/NAME` or `ORG/NAME@REVISION`.
+
     Args:
         device: the best available by default: CUDA, then Apple's MPS, then the CPU.
         dtype: of the weights; as stored by default.
 
     Raises ValueError as `resolve_base_checkpoint`.
     """
-    folder, base = Path(model_dir), resolve_base_checkpoint(model_dir)
+    folder = model_folder(model_dir)
+    base = resolve_base_checkpoint(folder)
     model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
     if base != folder:
         adapted = attach(model, folder)
@@ -50,7 +54,7 @@ def resolve_base_checkpoint(model_dir: str | os.PathLike) -> Path:
     Raises ValueError if it (or the adapter) is missing, of another model type, incomplete, damaged, or not the base
     that a published adapter was trained on.
     """
-    folder = Path(model_dir)
+    folder = model_folder(model_dir)
     if not is_adapter(folder):
         check_checkpoint(folder)
         return folder
@@ -73,7 +77,7 @@ def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
 
 def weights_digest(model_dir: str | os.PathLike) -> str:
     """SHA-256 of the safetensors files: a checkpoint's, or an adapter's and its base's."""
-    folder, digest = Path(model_dir), hashlib.sha256()
+    folder, digest = model_folder(model_dir), hashlib.sha256()
     folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
     for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         with path.open("rb") as file:

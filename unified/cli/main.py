@@ -101,7 +101,16 @@ def first(
     """One model that reads text and images, writes text, and generates images scale by scale."""
 
 
-ModelDir = Annotated[Path, typer.Option("--model", help="folder of a checkpoint, or of a LoRA adapter")]
+def from_hub(folder: Path) -> Path:
+    """The folder of `--model`, downloaded where it is a name of the hub."""
+    from unified.files.hub import model_folder
+
+    return model_folder(folder, "--model")
+
+
+ModelDir = Annotated[
+    Path, typer.Option("--model", help="folder or hub name of a checkpoint, or of a LoRA adapter", callback=from_hub)
+]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
 GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]
@@ -122,7 +131,7 @@ WaitPolicy = Annotated[
 
 @app.command()
 def extend(
-    llm: Annotated[Path, typer.Option(help="folder of a causal LM and its tokenizer")],
+    llm: Annotated[Path, typer.Option(help="folder or hub name of a causal LM and its tokenizer")],
     vq: Annotated[Path, typer.Option(help="folder of an image tokenizer")],
     out: Annotated[Path, typer.Option(help="new folder for the checkpoint")],
     image_order: Annotated[
