@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from unified.arguments.parser import parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.data.rows import init_output_folder, read_encoded_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.jsonl import parse_text
@@ -57,8 +57,9 @@ class ReplayArguments:
     limit: int | None = field(default=None, metadata={"help": "only the first so many prompts of the split"})
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size {self.batch_size}; give at least 1")
+        check_minimum(self, batch_size=1, max_new_tokens=1)
+        if self.limit is not None:
+            check_minimum(self, limit=1)
 
 
 def read_prompts(path: str, split: str, limit: int | None) -> list[str]:

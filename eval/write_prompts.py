@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unified.arguments.parser import parse, run_main
+from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_prompts
 from unified.scenes.prompts import renderable_prompts, sample_prompts, write_prompts
 from unified.scenes.rendering import CLASSES, COLOURS
@@ -41,6 +41,9 @@ class PromptArguments:
     renderable: str | None = field(
         default=None, metadata={"help": "sample nothing: keep this set's prompts that Scenes can show"}
     )
+
+    def __post_init__(self) -> None:
+        check_minimum(self, count=1, seed=0)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""DPO of a unified checkpoint on preference pairs of images and answers: TRL's own `DPOTrainer`, not subclassed.
+"""DPO of a unified checkpoint on preference pairs of images and answers, by TRL's own `DPOTrainer`.
 
 One process:    accelerate launch recipes/dpo.py --config recipes/configs/smollm2_scenes/3_dpo.yaml --train_files PAIRS
 Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accelerate_configs/cpu_zero3.yaml \\
@@ -28,6 +28,7 @@ from unified.hardware.waiting import set_wait_policy
 
 set_wait_policy()  # before torch loads
 
+import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -48,21 +49,43 @@ from trl.trainer.utils import use_adapter
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter
-from unified.data.preferences import PairCollator, by_modality, check_lengths, for_trl, load_pairs, split_held_out
+from unified.data.chat_dataset import name_rows
+from unified.data.preferences import (
+    PAIR_FEATURES,
+    PairCollator,
+    by_modality,
+    check_lengths,
+    for_trl,
+    load_pairs,
+    split_held_out,
+)
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.reports.endings import last_preferences, say_end, uses
 from unified.training.arguments import DpoArguments
+from unified.training.fine_tuning import base_of, finish
+from unified.training.finite import FiniteTrainer, check_batches
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.loss_plots import OF_PREFERENCES, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.progress_bar import show_figures
+from unified.training.run_folder import check_folder, locked
+from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
 from unified.training.shutdown import shut_down
 from unified.training.trackers import check_trackers, reached
-from unified.training.trainer import newest_checkpoint, newest_folder, write_samples
+from unified.training.trainer import check_complete, newest_checkpoint, newest_folder, write_samples
 from unified.training.tuning import check_masters, continue_lora, lora_config, prepare_full, resolve_checkpoint
 
 REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
+
+
+class FiniteDpoTrainer(FiniteTrainer, DPOTrainer):
+    """TRL's, that stops at a loss or gradient norm that is not finite, and tells nobody that it runs."""
+
+    def _send_telemetry(self) -> None:
+        """TRL asks a host on the internet here, unless HF_HUB_DISABLE_TELEMETRY says no; here it must say yes: 0."""
+        if os.environ.get("HF_HUB_DISABLE_TELEMETRY") == "0":
+            super()._send_telemetry()
 
 
 class Report(TrainerCallback):
@@ -170,9 +193,10 @@ def build_trainer(
         given["ref_model"] = None if args.precompute_ref_log_probs else load()
         if args.sync_ref_model and given["ref_model"] is not None:  # TRL copies parameters one by one, in their order
             prepare_full(given["ref_model"], args.train_text_rows)
-    trainer = DPOTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
+    trainer = FiniteDpoTrainer(model=model, args=args, **data, **given, callbacks=[report, SaveProcessor(processor)])
     trainer.add_callback(HardwareRecord())
     show_figures(trainer)
+    trainer.name_rows = lambda rows: name_rows(args.train_files, rows, "pairs")
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     report.trainer = trainer
@@ -197,12 +221,13 @@ def put_rows_into_base(adapted: PeftModel) -> None:
 def load_data(args: DpoArguments, checkpoint: Path, collator: PairCollator) -> tuple[Dataset, dict[str, Dataset]]:
     """Checked pairs for training, and for evaluation by modality."""
     config = UnifiedConfig.from_pretrained(checkpoint)
-    train, held_out = split_held_out(load_pairs(args.train_files, config), args.held_out_share)
+    pairs = load_pairs(args.train_files, config)
+    train, held_out = split_held_out(pairs.add_column("index", list(range(len(pairs)))), args.held_out_share)
     if args.eval_files:
         held_out = load_pairs(args.eval_files, config)
-    for pairs in (train, held_out):
-        if pairs is not None:
-            check_lengths(pairs, collator)
+    check_lengths(train, collator, lambda rows: name_rows(args.train_files, rows, "pairs"))
+    if held_out is not None:
+        check_lengths(held_out, collator)
     return train, by_modality(held_out) if held_out is not None else {}
 
 
@@ -221,7 +246,9 @@ def shaped(pairs: Dataset, name: str, args: DpoArguments) -> Dataset:
 
 def main() -> None:
     hardware, args = parse((HardwareArguments, DpoArguments))
-    _, args = choose_for_trainer(hardware, args, newest_folder(args))
+    folder, newest = Path(args.output_dir), newest_folder(args)
+    _, args = choose_for_trainer(hardware, args, newest)
+    check_folder(folder, args.resume, newest)
     set_seed(args.seed)
     checkpoint = check(args)
     processor = UnifiedProcessor.from_pretrained(checkpoint)
@@ -235,18 +262,35 @@ def main() -> None:
         "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
     }
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
+    resumed = newest_checkpoint(args, trainer.model)
+    rows = digest((row for row in train.select_columns(list(PAIR_FEATURES))), len(train))
+    record = RunRecord.of([args], rows, base_of(args.model, args), engine(trainer.accelerator))
+    check_batches(trainer)
+    changes, finished = begin(record, folder, newest, args.allow_changed)
+    check_complete(args, resumed, [change["name"] for change in changes])
+    if not finished:
+        trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
+        trainer.add_callback(Recorder(record))
+        with locked(folder, new=not args.resume):
+            train_and_save(trainer, resumed, record, newest, processor)
+    shut_down(trainer.accelerator)
+    if trainer.state.is_world_process_zero and not finished:
+        figures = last_preferences(trainer.state.log_history)
+        say_end(args.output_dir, figures, *uses(args.output_dir, args.sample_prompts))
+
+
+def train_and_save(
+    trainer: FiniteDpoTrainer, resumed: str | None, record: RunRecord, newest: Path | None, processor: UnifiedProcessor
+) -> None:
+    """Train, from a checkpoint or from the beginning, and leave the result."""
+    args = trainer.args
     with train_within_memory(trainer, args.max_length, args.tuning), reached(args.report_to):
-        trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
-    trainer.save_model()
-    trainer.save_state()
+        trainer.train(resume_from_checkpoint=resumed)
+    finish(trainer, record, newest)
     if trainer.is_world_process_zero():
         processor.save_pretrained(args.output_dir)
         shutil.rmtree(Path(args.output_dir) / "ref", ignore_errors=True)  # TRL's copy of the adapter it started from
         plot_history(trainer.state.log_history, OF_PREFERENCES, Path(args.output_dir))
-    shut_down(trainer.accelerator)
-    if trainer.state.is_world_process_zero:
-        figures = last_preferences(trainer.state.log_history)
-        say_end(args.output_dir, figures, *uses(args.output_dir, args.sample_prompts))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from unified.scenes.detector_data import ImageMix, SceneBatches, retouch
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.hardware_choice import choose_for_accelerator
+from unified.training.run_record import RunRecord, engine
 from unified.training.shutdown import shut_down
 from unified.training.trackers import check_trackers, start_tracker, tracked
 
@@ -61,10 +62,9 @@ def main() -> None:
     set_seed(args.seed)
     run = DetectorRun(accelerator, SceneDetector(config), vq, args)
     start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(args))
-    first_step = run.load(checkpoint)
-    run.train(make_loader(config, first_step, run), first_step)
-    run.finish()
-    found = write_ceilings(vq, args) if accelerator.is_main_process else None
+    record = RunRecord.of((model_args, args), "rendered", vq.fingerprint(), engine(accelerator))
+    trained = run.run(record, checkpoint, lambda step: make_loader(config, step, run))
+    found = write_ceilings(vq, args) if trained and accelerator.is_main_process else None
     shut_down(accelerator)
     if found is not None:
         print(json.dumps(found))

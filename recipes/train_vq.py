@@ -49,6 +49,7 @@ from unified.image_tokenizer.model import VQModel
 from unified.reports.endings import say_end
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.hardware_choice import choose_for_accelerator
+from unified.training.run_record import RunRecord, engine
 from unified.training.shutdown import shut_down
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 from unified.training.trackers import check_trackers, start_tracker, track_image, tracked
@@ -69,11 +70,11 @@ def main() -> None:
     train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
     held_out = dataset.__getitems__(held_out_rows.tolist())  # uint8 (B, H, W, 3)
     run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
+    run.rows_of = lambda step: names_of(dataset, train_rows, step, run)
     start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(loss_args) | asdict(args))
-    first_step = run.load(checkpoint)
-    run.train(make_loader(dataset, train_rows, first_step, run), first_step)
-    run.finish()
-    main_process = accelerator.is_main_process
+    record = RunRecord.of((model_args, loss_args, args), dataset.digest(), "from nothing", engine(accelerator))
+    trained = run.run(record, checkpoint, lambda step: make_loader(dataset, train_rows, step, run))
+    main_process = accelerator.is_main_process and trained
     shut_down(accelerator)
     if main_process:
         measure = f"unified run eval/reconstruction.py --vq {args.output_dir} --images {args.data_dir}"
@@ -98,13 +99,14 @@ class TokenizerRun(AveragedRun):
         self.loss_args, self.held_out = loss_args, held_out
         self.lpips = lpips and lpips.to(accelerator.device, memory_format=torch.channels_last)
         self.usage = CodeUsage(model.config.codebook_size, model.config.patch_nums).to(accelerator.device)
-        accelerator.register_for_checkpointing(self.usage)
+        self.kept["usage"] = self.usage
         self.last_layer = [layer for layer in self.core.decoder.modules() if isinstance(layer, nn.Conv2d)][-1].weight
         if loss_args.gan_weight > 0:
             critic = PatchDiscriminator(loss_args.gan_base_channels)
             self.critic_core = critic.to(accelerator.device, memory_format=torch.channels_last)
             critic_optimizer = torch.optim.AdamW(critic.parameters(), loss_args.gan_learning_rate, (0.5, 0.9))
             self.critic, self.critic_optimizer = accelerator.prepare(self.critic_core, critic_optimizer)
+            self.trained.append((self.critic_core, self.critic_optimizer))
 
     def step(self, step: int, batch: Tensor) -> None:
         """One update of the tokenizer, its average and the discriminator; `batch` is uint8 (B, H, W, 3)."""
@@ -154,6 +156,7 @@ class TokenizerRun(AveragedRun):
         real_scores, fake_scores = self.critic(torch.cat([real, fake])).float().chunk(2)
         loss = hinge_d_loss(real_scores, fake_scores)
         self.accelerator.backward(loss)
+        self.finite.add(self.current_step, loss)
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad()
         self.add(critic=loss)
@@ -234,6 +237,16 @@ class TokenizerRun(AveragedRun):
         """The run's; only the main process's counters are in a checkpoint."""
         self.agree_on_idle()
         super().save(done)
+
+
+def names_of(dataset: PixelDataset, rows: Tensor, step: int, run: TokenizerRun) -> list[str]:
+    """The images of a step, over all processes."""
+    count = run.accelerator.num_processes
+    samplers = [
+        StepSampler(rows, run.args.batch_size, range(step, step + 1), run.args.seed, rank, count)
+        for rank in range(count)
+    ]
+    return [dataset.source.name(index) for sampler in samplers for batch in sampler for index in batch]
 
 
 def make_loader(dataset: PixelDataset, rows: Tensor, first_step: int, run: TokenizerRun) -> DataLoader:

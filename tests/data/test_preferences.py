@@ -244,6 +244,19 @@ def test_fine_scales_can_be_left_out_of_the_log_probs(processor: UnifiedProcesso
         PairCollator(processor, 128, 3)
 
 
+def test_answers_that_are_equal_where_they_are_scored_are_named(processor: UnifiedProcessor) -> None:
+    fine = image_pair(0) | {"chosen_codes": [[1, 2, 3, 4, 5]], "rejected_codes": [[1, 2, 3, 4, 6]]}
+    coarse = image_pair(1) | {"chosen_codes": [[1, 2, 3, 4, 5]], "rejected_codes": [[2, 2, 3, 4, 5]]}
+    pairs = Dataset.from_list([coarse, fine, coarse, fine])
+    check_lengths(pairs, PairCollator(processor, 512))
+    check_lengths(Dataset.from_list([coarse]), PairCollator(processor, 512, 1))
+    with pytest.raises(ValueError, match="^pair 1, pair 3: chosen and rejected are equal where they are scored"):
+        check_lengths(pairs, PairCollator(processor, 512, 1))
+    named = pairs.add_column("index", [10, 11, 12, 13])
+    with pytest.raises(ValueError, match="^row 11, row 13: chosen"):
+        check_lengths(named, PairCollator(processor, 512, 1), lambda rows: [f"row {row}" for row in rows])
+
+
 def test_a_pair_that_is_too_long_is_named(processor: UnifiedProcessor) -> None:
     pairs = Dataset.from_list([text_pair(), text_pair(right="yes " * 99)])
     check_lengths(pairs, PairCollator(processor, 512))

@@ -68,6 +68,8 @@ def dpo(
 
     def run(kinds: str, *arguments: object, out: str = "out") -> list[dict[str, float]]:
         command = ["--config", CONFIG, "--model", toy_checkpoint, "--train_files", pairs(kinds)]
+        if "--resume" not in arguments:  # a used folder is refused
+            shutil.rmtree(tmp_path / out, ignore_errors=True)
         assert run_script("recipes/dpo.py", *command, "--output_dir", tmp_path / out, *arguments) == 0
         return history(tmp_path / out)
 

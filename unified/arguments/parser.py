@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
+from unified.arguments.fields import BOUNDS, check_fields
 from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
 from unified.arguments.shipped_files import find_shipped
@@ -32,6 +33,11 @@ class OneLineParser(TrlParser):
     """TRL's parser, which raises ValueError of one line for bad flags and values, naming what is valid."""
 
     config_file = ""
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """argparse's; transformers hands it all of a field's metadata, of which bounds are checked elsewhere."""
+        options.pop(BOUNDS, None)
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError where argparse would print its usage and exit."""
@@ -78,14 +84,16 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
         raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, parser.settings())}")
     filled = tuple(parsed[: len(dataclass_types)])
     for settings in filled:
+        check_fields(settings)
         find_shipped(settings)
         find_on_hub(settings)
     return filled
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call a script's `main`; a ValueError, an OSError or no memory is `error: <one line>` on stderr, exit status 2.
+    """Call a script's `main`; what is wrong is `error: <one line>` on stderr.
 
+    Exit status 2 for a ValueError, an OSError or too little memory, 1 for a FloatingPointError: a training diverged.
     The docstring of its module is what `--help` opens with.
     """
     show_any_text()
@@ -93,6 +101,11 @@ def run_main(main: Callable[[], None]) -> None:
     _MANUAL.set(main.__globals__["__doc__"] or "")  # type: ignore[attr-defined]  # a function
     try:
         main()
+    except FloatingPointError as error:
+        if os.environ.get("UNIFIED_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         full = is_out_of_memory(error)
         if os.environ.get("UNIFIED_DEBUG") == "1" or (isinstance(error, RuntimeError) and not full):
@@ -105,7 +118,7 @@ def run_main(main: Callable[[], None]) -> None:
 def check_minimum(settings: Any, **minimum: float) -> None:
     """Raise ValueError for the first of these fields of `settings` that is below its minimum."""
     for name, value in minimum.items():
-        if getattr(settings, name) < value:
+        if not getattr(settings, name) >= value:
             raise ValueError(f"--{name} {getattr(settings, name)}; give at least {value}")
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,6 +37,7 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
             raise ValueError(f"{folder} is not a LoRA adapter; give the output folders of LoRA runs")
         check_weights(folder, ADAPTER_WEIGHTS)
     check_alike(folders)
+    check_different(folders)
     with new_folder(out) as made:
         last = folders[-1]
         for path in last.iterdir():
@@ -49,6 +51,20 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
         with safe_open(last / ADAPTER_WEIGHTS, framework="pt") as file:
             stored = {name: total[name].to(file.get_tensor(name).dtype) for name in file.keys()}
         save_file(stored, made / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
+def check_different(folders: Sequence[Path]) -> None:
+    """Raise ValueError for weights that are not finite, and where all adapters have the same ones."""
+    first = load_file(folders[0] / ADAPTER_WEIGHTS)
+    same = True
+    for folder in folders:
+        for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
+            if not value.isfinite().all():
+                raise ValueError(f"{folder} has weights that are not finite, {name} first: its training diverged")
+            same = same and torch.equal(value, first[name])
+    if same:
+        told = ", ".join(map(str, folders))
+        raise ValueError(f"{told} have the same weights, so their mean is no other; give adapters that differ")
 
 
 def read_shares(text: str | None, count: int) -> list[float]:

@@ -26,7 +26,8 @@ from unified.models.processing import UnifiedProcessor
 def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write the adapter `model_dir` and its base to `out` as one full checkpoint with its processor.
 
-    Raises ValueError if `model_dir` contains no adapter, or one with other `lora_positions` than all, or `out` exists.
+    Raises ValueError if `model_dir` contains no adapter, one with other `lora_positions` than all or one that was not
+    trained, or if `out` exists.
     """
     check_adapter(model_dir)
     positions = adapter_positions(Path(model_dir))
@@ -36,6 +37,7 @@ def merge(model_dir: str | os.PathLike, out: str | os.PathLike) -> None:
             "cannot be merged into the weights; use the folder as it is, or train with lora_positions all"
         )
     check_not_exists(out)
+    check_trained(model_dir)
     save(*load(model_dir, device="cpu"), out)
 
 
@@ -53,12 +55,13 @@ def publish(
         base: path of the base for users, relative to their working directory; by default the adapter's.
         made_with: commands that make the base, for users without it.
 
-    Raises ValueError if `model_dir` contains no adapter, as `resolve_base_checkpoint`, if `out` exists, and if `base`
-    is another checkpoint.
+    Raises ValueError if `model_dir` contains no adapter or an untrained one, as `resolve_base_checkpoint`, if `out`
+    exists, and if `base` is another checkpoint.
     """
     adapter = Path(model_dir)
     check_adapter(adapter)
     check_not_exists(out)
+    check_trained(adapter)
     source = resolve_base_checkpoint(adapter)
     record = make_base_record(adapter, source, base or str(source), made_with)
     config = read_adapter_config(adapter) | {"base_model_name_or_path": record["base"]}
@@ -74,6 +77,18 @@ def check_adapter(folder: str | os.PathLike) -> None:
     """Raise ValueError if `folder` contains no adapter."""
     if not is_adapter(folder):
         raise ValueError(f"{folder} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
+
+
+def check_trained(adapter: str | os.PathLike) -> None:
+    """Raise ValueError for an adapter whose weights are not finite, or whose updates are as they began: zero."""
+    updates = []
+    for name, value in load_file(Path(adapter) / ADAPTER_WEIGHTS).items():
+        if not value.isfinite().all():
+            raise ValueError(f"{adapter} has weights that are not finite, {name} first: its training diverged")
+        if ".lora_B." in name:
+            updates.append(bool(value.any()))
+    if updates and not any(updates):
+        raise ValueError(f"{adapter} was never trained: its updates are all zero; give the output of a LoRA run")
 
 
 def save(model: UnifiedForCausalLM, processor: UnifiedProcessor, out: str | os.PathLike) -> None:

@@ -64,6 +64,9 @@ class Commands(TyperGroup):
         """Run `step`; its errors exit the program."""
         try:
             return step(*args)
+        except FloatingPointError as error:
+            typer.echo(f"error: {one_line(error)}", err=True)
+            raise typer.Exit(1) from None
         except (typer.TyperException, ValueError, OSError, RuntimeError, MemoryError) as error:  # the first: flags
             full = is_out_of_memory(error)
             if os.environ.get("UNIFIED_DEBUG") == "1" or (isinstance(error, RuntimeError) and not full):

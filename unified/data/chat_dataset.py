@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.data.rows import ENCODED_FEATURES, count_rows, read_rows
+from unified.data.rows import ENCODED_FEATURES, read_rows
+from unified.files.jsonl import read_lines
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, draws_once, is_output
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
@@ -28,10 +29,15 @@ CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping u
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
 
-    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint`, and for unencoded images.
+    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint`, for unencoded images, and where
+    there is not one row.
     """
     files = [file for path in paths for file in list_data_files(path)]
-    return datasets.concatenate_datasets([_load_file(file, config.vq_fingerprint) for file in files])
+    found = [_load_file(file, config.vq_fingerprint) for file in files]
+    parts = [part for part in found if part is not None]
+    if not parts:
+        raise ValueError(f"{', '.join(map(str, paths))}: not one row; give files with a row or more")
+    return datasets.concatenate_datasets(parts)
 
 
 def list_data_files(path: str, what: str = "encoded rows") -> list[Path]:
@@ -43,7 +49,28 @@ def list_data_files(path: str, what: str = "encoded rows") -> list[Path]:
     return found
 
 
-def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset:
+def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded rows") -> list[str]:
+    """`file:number`, counted from 1 (JSONL: the line), of `rows` of what is loaded from `paths`, counted from 0."""
+    numbers: list[tuple[Path, Sequence[int]]] = []
+    for file in (file for path in paths for file in list_data_files(path, what)):
+        if file.suffix == ".jsonl":
+            numbers.append((file, [number for number, _ in read_lines(file)]))
+        else:
+            numbers.append((file, range(1, pq.read_metadata(file).num_rows + 1)))
+    names = []
+    for row in rows:
+        for file, known in numbers:
+            if row < len(known):
+                names.append(f"{file}:{known[row]}")
+                break
+            row -= len(known)
+    return names
+
+
+def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset | None:
+    """A file's rows; None for one without any, of which `datasets` makes errors."""
+    if file.suffix == ".parquet" and not pq.read_metadata(file).num_rows:
+        return None
     if file.suffix == ".jsonl" or "codes" not in pq.read_schema(file).names:
         return _text_rows(file)
     found = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode()
@@ -60,14 +87,14 @@ def _has_codes(file: Path) -> bool:
     return bool(pc.any(pc.greater(images, 0)).as_py())
 
 
-def _text_rows(file: Path) -> datasets.Dataset:
-    """Text-only rows in the format of encoded ones; raises ValueError for a row with images."""
+def _text_rows(file: Path) -> datasets.Dataset | None:
+    """Text-only rows in the format of encoded ones, None without any; raises ValueError for a row with images."""
     encoded = []
     for row in read_rows(file):
         if row.images:
             raise ValueError(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
         encoded.append({"messages": row.messages, "codes": [], "metadata": row.metadata, "source": row.source})
-    return datasets.Dataset.from_list(encoded, features=ENCODED_FEATURES)
+    return datasets.Dataset.from_list(encoded, features=ENCODED_FEATURES) if encoded else None
 
 
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -141,13 +168,8 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _name(self, row: Mapping[str, Any], index: int) -> str:
         """A row for error messages: `file:number`, counted from 1, where the files are known."""
-        first = 0
-        for file in (file for path in self.files for file in list_data_files(path)):
-            count = count_rows(file)
-            if index < first + count:
-                return f"{file}:{index - first + 1} (source {row['source']})"
-            first += count
-        return f"row {index} (source {row['source']})"
+        (where,) = name_rows(self.files, [index]) or [f"row {index}"]
+        return f"{where} (source {row['source']})"
 
     def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
         # labels are shifted, so the first one is never used

@@ -32,9 +32,9 @@ class EncodeArguments:
     num_workers: int = field(default=0, metadata={"help": "processes that decode images beside the encoder"})
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least 1")
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("max_bad", 0), ("num_workers", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def plan_shards(inputs: list[str], shard_size: int, out: Path) -> list[Shard]:
     for source in inputs:
         count = count_rows(source)
         spans += [(source, start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+    if not spans:
+        raise ValueError(f"--inputs {' '.join(inputs)} hold no rows; give files with a row or more")
     return [Shard(*span, out / f"{index:05d}.parquet") for index, span in enumerate(spans)]
 
 
@@ -171,5 +173,8 @@ def encode_rows(arguments: EncodeArguments) -> tuple[int, int]:
     shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out))
     init_output_folder(arguments.out, settings(arguments, vq))
     images = encode_shards(shards, state, vq, arguments)
-    check_bad(count_bad(shards), arguments)
+    bad = count_bad(shards)
+    check_bad(bad, arguments)
+    if bad and bad == sum(shard.stop - shard.start for shard in shards):
+        raise ValueError(f"not one of {bad} rows has images that can be read; they are in {arguments.out}/*.bad.jsonl")
     return images, len(shards)

@@ -7,7 +7,7 @@ every image part of each of the three. Scores and seeds may be null. L: codes of
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,10 +290,28 @@ class PairCollator:
         return batch
 
 
-def check_lengths(pairs: datasets.Dataset, collator: PairCollator) -> None:
-    """Encode every pair before training. Raises ValueError naming the first that is too long or cannot be encoded."""
+def check_lengths(
+    pairs: datasets.Dataset, collator: PairCollator, names: Callable[[Sequence[int]], list[str]] | None = None
+) -> None:
+    """Encode every pair before training; `names` turns their indices into names for errors.
+
+    Raises ValueError naming the first pair that is too long or cannot be encoded, or pairs whose answers are equal
+    where they are scored, from which nothing can be learnt.
+    """
+    equal = []
     for number, pair in enumerate(tqdm(pairs, desc="check pairs", unit="pair", mininterval=1)):
         try:
-            collator([pair])
+            batch = collator([pair])
         except ValueError as error:
             raise ValueError(f"pair {number} (source {pair['source']}): {error}") from error
+        scored = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+        if torch.equal(*scored):
+            equal.append(number if names is None else pair["index"])
+    if equal:
+        shown = equal[:SHOWN_ERRORS]
+        named = [f"pair {number}" for number in shown] if names is None else names(shown)
+        more = f" and {len(equal) - len(shown)} more" if len(equal) > len(shown) else ""
+        raise ValueError(
+            f"{', '.join(named)}{more}: chosen and rejected are equal where they are scored, so nothing can be learnt "
+            "from them; remove the pairs, or count more scales (num_scales)"
+        )

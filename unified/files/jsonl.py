@@ -32,6 +32,11 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a whole file is; ValueError naming the file if it is not."""
+    return parse_object(Path(path).read_bytes(), str(path))
+
+
 def parse_text(data: bytes, where: str) -> str:
     """Text of UTF-8 `data`; ValueError starting with `where` if it is not UTF-8."""
     try:

@@ -3,6 +3,7 @@
 Legend: N images, B batch, H W the square training size.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,16 @@ class PixelDataset(Dataset[Tensor]):
             self.cache = torch.empty(len(source), image_size, image_size, 3, dtype=torch.uint8)
             for index in tqdm(range(len(source)), desc="decode", unit="image", mininterval=1):
                 self.cache[index] = decode_image(source, index, image_size)
+
+    def digest(self) -> str:
+        """The images in words that can be compared: their pixels where these are cached, else the files' lengths."""
+        found = hashlib.sha256()
+        if self.cache is not None:
+            found.update(self.cache.numpy().data)
+        else:
+            for index in range(len(self)):
+                found.update(len(self.source.read(index)).to_bytes(8, "little"))
+        return f"{len(self)} images, sha256 {found.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self.source)

@@ -24,4 +24,7 @@ def load_vq(folder: str | os.PathLike, device: str | torch.device | None = None)
         )
     check_weights(Path(folder))
     vq = VQModel.from_pretrained(folder, dtype=torch.float32).eval()
+    spoilt = [name for name, value in vq.state_dict().items() if not value.isfinite().all()]
+    if spoilt:
+        raise ValueError(f"vq {folder} has weights that are not finite, {spoilt[0]} first: its training diverged")
     return vq.to(device or best_device())  # type: ignore[arg-type]  # HF wraps nn.Module.to

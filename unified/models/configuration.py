@@ -1,5 +1,6 @@
 """`UnifiedConfig`: a backbone, an image tokenizer, and how the two are combined."""
 
+import math
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,6 +100,12 @@ class UnifiedConfig(PreTrainedConfig):
             raise ValueError(
                 f"scale_loss_weights has {len(self.scale_loss_weights)} values for {len(scales)} scales; give one each"
             )
+        weights = [self.text_loss_weight, *(self.scale_loss_weights or [1.0] * len(scales))]
+        for weight in weights:
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"a loss weight of {weight} in {weights}; give numbers of at least 0")
+        if not any(weights):
+            raise ValueError(f"loss weights {weights} are all 0, so nothing would be trained; give one above 0")
         if self.modality_stride < 1:
             raise ValueError(
                 f"modality_stride {self.modality_stride} is below 1; set it to 1 to compute every position"

@@ -1,5 +1,6 @@
 """Sampling settings of image codes, without loading torch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ class ImageSampling:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_k", "guidance_scale"):
-            if not vars(self)[name] >= 0:
-                raise ValueError(f"{name} {vars(self)[name]}; give at least 0")
+            if not 0 <= vars(self)[name] < math.inf:
+                raise ValueError(f"{name} {vars(self)[name]}; give at least 0, and a finite number")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p}; give more than 0 and at most 1")

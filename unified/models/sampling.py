@@ -49,10 +49,13 @@ def sample(
 ) -> Tensor:
     """Sample one index per row of `logits` (..., V) -> (...); temperature 0 takes the largest.
 
-    With a sequence of generators the i-th one samples `logits[i]`, independent of the rest of the batch.
+    With a sequence of generators the i-th one samples `logits[i]`, independent of the rest of the batch. Raises
+    FloatingPointError where a logit is nan.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
+    if logits.isnan().any():
+        raise FloatingPointError("the model's logits are nan, so nothing can be sampled: its training has diverged")
     if temperature == 0:
         return logits.argmax(dim=-1)
     tempered = TemperatureLogitsWarper(float(temperature))(_NO_IDS, logits.float())

@@ -3,9 +3,14 @@
 arguments            arguments of recipes/sft.py and dpo.py
 tokenizer_arguments  arguments of recipes/train_vq.py
 fine_tuning          a fine-tuning run in this process: arguments -> trainer -> result
+inherited            keys of HF's and TRL's arguments: bounds, and those that are refused
 trainer              UnifiedTrainer and its callbacks
 tuning               trainable parameters: all weights, the new modules, LoRA
 averaged_training    training loop of small vision models, with averaged weights (EMA)
+finite               stopping at a loss, gradient norm or weight that is not finite
+run_folder           whose folder it is: not another run's, not trained into twice
+run_record           what a run was made of, compared when it goes on
+run_state            state of a loop's run in a checkpoint, read without executing anything
 step_plan            number of steps that fit the time limit, and the schedule over them
 planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
 hardware_choice      device and precision of a training, recorded in every checkpoint
@@ -26,13 +31,18 @@ __all__ = [
     "averaged_training",
     "compiled_layers",
     "fine_tuning",
+    "finite",
     "hardware_choice",
     "image_start",
+    "inherited",
     "log_history",
     "loss_plots",
     "memory",
     "planned_end",
     "progress_bar",
+    "run_folder",
+    "run_record",
+    "run_state",
     "self_correction",
     "shutdown",
     "step_plan",

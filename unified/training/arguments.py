@@ -7,14 +7,15 @@ import torch
 from transformers import TrainingArguments
 from trl import DPOConfig
 
-from unified.arguments.fields import arg, arg_of
+from unified.arguments.fields import Bounds, CheckedArguments, above, arg, arg_of, at_least
 from unified.inference.arguments import SamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
+from unified.training.inherited import check_inherited
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(CheckedArguments):
     """The checkpoint to train, and its loss."""
 
     model: str = arg("out/unified", "folder made by `unified extend`, or an earlier stage's output or adapter")
@@ -30,25 +31,30 @@ class ModelArguments:
     modality_stride: int = arg(
         UnifiedConfig.modality_stride,
         "compute -log p(image) on every n-th image position, weighted n times; saves time",
+        at_least(1),
     )
-    text_loss_weight: float = arg(UnifiedConfig.text_loss_weight, "weight of text tokens in the loss")
+    text_loss_weight: float = arg(UnifiedConfig.text_loss_weight, "weight of text tokens in the loss", at_least(0))
     scale_loss_weights: list[float] | None = arg(
-        UnifiedConfig.scale_loss_weights, "weight of every scale's codes in the loss; None is all 1"
+        UnifiedConfig.scale_loss_weights, "weight of every scale's codes in the loss; None is all 1", at_least(0)
     )
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CheckedArguments):
     """Training and evaluation data: encoded rows, see data_prep/encode_images.py."""
 
     train_files: list[str] = arg(
         [], "encoded parquet files or folders, text-only JSONL; repeat a file to oversample it"
     )
     eval_files: list[str] = arg([], "held-out files of the same formats; empty: no evaluation")
-    max_length: int = arg(512, "positions of a packed row; a longer example is an error before training")
+    max_length: int = arg(512, "positions of a packed row; a longer example is an error before training", at_least(1))
     pack: bool = arg(True, "pack several examples into a row of max_length; False: one example per row")
-    caption_dropout: float = arg(0.1, "share of images trained without their caption, for classifier-free guidance")
-    last_scale_fraction: float = arg(1.0, "share of an image's last scale trained per step; less is faster per image")
+    caption_dropout: float = arg(
+        0.1, "share of images trained without their caption, for classifier-free guidance", Bounds(at_least=0, below=1)
+    )
+    last_scale_fraction: float = arg(
+        1.0, "share of an image's last scale trained per step; less is faster per image", Bounds(above=0, at_most=1)
+    )
 
 
 @dataclass
@@ -63,17 +69,23 @@ class TuningArguments:
         "positions LoRA is applied to, see models/position_gated_lora.py; only `all` can be merged; "
         "None: as the adapter `model`, else all",
     )
-    lora_rank: int | None = arg(None, "LoRA rank; None: as the adapter `model`, else 32")
-    lora_alpha: int | None = arg(None, "LoRA scale is alpha / rank; None: as the adapter `model`, else 64")
+    lora_rank: int | None = arg(None, "LoRA rank; None: as the adapter `model`, else 32", at_least(1))
+    lora_alpha: int | None = arg(
+        None, "LoRA scale is alpha / rank; None: as the adapter `model`, else 64", at_least(1)
+    )
     lora_target_modules: list[str] | None = arg(
         None, "suffixes of linear layers' names; None: as the adapter `model`, else all of attention and MLP"
     )
-    lora_dropout: float = arg(0.0, "LoRA dropout; also of an adapter that is trained further")
+    lora_dropout: float = arg(
+        0.0, "LoRA dropout; also of an adapter that is trained further", Bounds(at_least=0, below=1)
+    )
     resume: bool = arg(False, "continue from the newest checkpoint in output_dir, or start if there is none")
+    allow_changed: list[str] = arg([], "settings that may differ from the checkpoint's with --resume; kept on record")
     sample_prompts: list[str] = arg([], "prompts of images generated at every evaluation")
     sample_temperature: float = arg_of(SamplingArguments, "temperature", prefix="these images: ")
     sample_top_k: int = arg_of(SamplingArguments, "top_k", prefix="these images: ")
     sample_guidance_scale: float = arg_of(SamplingArguments, "guidance_scale", 3.0, prefix="these images: ")
+    logging_nan_inf_filter: bool = arg(False, "must stay off: it hides losses that are not finite")
     remove_unused_columns: bool = arg(False, "must stay off: the collator needs every column")
     dataloader_pin_memory: bool = arg(
         torch.accelerator.is_available(), "HF's; without an accelerator torch would warn"
@@ -92,14 +104,27 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
     tuning: Literal["full", "lora", "align"] = arg(
         "full", "full: all weights; lora: LoRA and the new modules; align: the new modules only"
     )
-    new_parts_learning_rate: float = arg(2e-3, "learning rate of image embedding and trainable token rows")
-    code_noise: float = arg(0.0, "corrupt up to this share of input codes (not the last scale's), for self-correction")
-    max_minutes: float | None = arg(
-        None, "wall-time limit: max_steps is reduced if all do not fit, and the schedule covers the reduced number"
+    new_parts_learning_rate: float = arg(
+        2e-3, "learning rate of image embedding and trainable token rows", at_least(0)
     )
-    speed_steps: int = arg(0, "above 0: measure the speed of this many steps, write speed.json and stop")
+    code_noise: float = arg(
+        0.0,
+        "corrupt up to this share of input codes (not the last scale's), for self-correction",
+        Bounds(at_least=0, below=1),
+    )
+    max_minutes: float | None = arg(
+        None,
+        "wall-time limit: max_steps is reduced if all do not fit, and the schedule covers the reduced number",
+        above(0),
+    )
+    speed_steps: int = arg(0, "above 0: measure the speed of this many steps, write speed.json and stop", at_least(0))
     label_names: list[str] | None = arg(["labels"], "HF's; with PEFT, HF does not find the model's")
     report_to: str = arg("tensorboard", "HF's; one tracker or none")
+
+    def __post_init__(self) -> None:
+        self.sampling()
+        check_inherited(self)
+        super().__post_init__()
 
 
 @dataclass
@@ -111,13 +136,26 @@ class DpoArguments(TuningArguments, DPOConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = arg("float32", "dtype of the weights, see recipes/sft.py")
     train_files: list[str] = arg([], "pairs of data_prep/build_preferences.py, or in TRL's formats; files or folders")
     eval_files: list[str] = arg([], "held-out files of the same formats")
-    held_out_share: float = arg(0.0, "share of the training prompts kept for evaluation; not with eval_files")
-    max_length: int = arg(512, "positions of prompt and answer; a longer pair is an error before training")
-    num_scales: int | None = arg(None, "number of scales, coarse to fine, whose codes count in log-probs; None: all")
+    held_out_share: float = arg(
+        0.0, "share of the training prompts kept for evaluation; not with eval_files", Bounds(at_least=0, below=1)
+    )
+    max_length: int = arg(
+        512, "positions of prompt and answer; a longer pair is an error before training", at_least(1)
+    )
+    num_scales: int | None = arg(
+        None, "number of scales, coarse to fine, whose codes count in log-probs; None: all", at_least(1)
+    )
     tuning: Literal["full", "lora"] = arg(
         "lora", "lora: of the backbone only; full: all weights, with a reference model"
     )
-    kl_pairs: int = arg(16, "pairs of every modality on which evaluation measures the KL to the reference")
+    kl_pairs: int = arg(
+        16, "pairs of every modality on which evaluation measures the KL to the reference", at_least(0)
+    )
     bf16: bool = arg(False, "TRL's default is on; here as in recipes/sft.py")
     activation_checkpointing: bool | None = arg(False, "TRL's default is on; here as in recipes/sft.py")
     report_to: str = arg("tensorboard", "HF's; one tracker or none")
+
+    def __post_init__(self) -> None:
+        self.sampling()
+        check_inherited(self)
+        super().__post_init__()

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unified.files.atomic import new_files, replace_folder, write_text
+from unified.files.jsonl import read_object
 from unified.hardware.memory import one_line_when_full, sizes_of
+from unified.training.finite import FiniteSteps, check_steps
 from unified.training.hardware_choice import write_record
 from unified.training.loss_plots import OF_AVERAGED, plot_history, read_log
+from unified.training.run_folder import check_folder, locked
+from unified.training.run_record import RunRecord, begin
+from unified.training.run_state import check_states, read_accelerators_files, read_modules, write_modules
 from unified.training.step_plan import Speed, StepPlan
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
@@ -51,21 +56,33 @@ class AveragedRun(ABC):
         self.average: Any = self.averaging.module.requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True)
         self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
-        accelerator.register_for_checkpointing(self.average)
+        self.trained = [(self.core, self.optimizer)]  # in the order in which accelerate has prepared them
+        self.kept: dict[str, nn.Module] = {"average": self.average}  # in checkpoints, besides
         self.plan, self.speed = StepPlan(args.max_steps, args.max_steps), Speed()
+        self.record: RunRecord | None = None
         self.sums: dict[str, Tensor] = {}
         self.scores: dict[str, float] = {}  # newest figures of evaluation, for the bar and the run's end
+        self.finite, self.current_step = FiniteSteps(accelerator), 0
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def train(self, batches: Iterable[Any], first_step: int) -> None:
         """Train on `batches`, which start with that of `first_step`; log, evaluate and save."""
-        args, used = self.args, self.plan.seconds
-        allowed = self.plan.go_on(first_step, args.max_minutes)
-        bar = tqdm(total=self.plan.end, initial=first_step, unit="step", disable=not self.accelerator.is_main_process)
-        done, began = first_step, time.monotonic()
-        ended = began
-        for step, batch in enumerate(batches if self.plan.end > first_step else (), start=first_step):
-            step_began = time.monotonic()
+        hidden = not self.accelerator.is_main_process
+        allowed = self.plan.go_on(first_step, self.args.max_minutes)
+        trains = self.plan.end > first_step
+        with tqdm(total=self.plan.end, initial=first_step, unit="step", disable=hidden) as bar:
+            done = self.loop(batches, first_step, allowed, bar) if trains else first_step
+        if trains:
+            check_steps(done, first_step)
+        if said := self.plan.sentence(done):
+            self.accelerator.print(said, file=sys.stderr)
+
+    def loop(self, batches: Iterable[Any], first_step: int, allowed: float, bar: tqdm) -> int:
+        """The steps of `train` in the seconds `allowed`; returns how many were done."""
+        args, used, done = self.args, self.plan.seconds, first_step
+        ended = began = time.monotonic()
+        for step, batch in enumerate(batches, start=first_step):
+            step_began, self.current_step = time.monotonic(), step
             with one_line_when_full(lambda: sizes_of(self.core, self.optimizer), self.lighter()):
                 self.step(step, batch)
             self.speed.add(time.monotonic() - step_began, step_began - ended)
@@ -76,6 +93,8 @@ class AveragedRun(ABC):
             bar.total = self.plan.end
             bar.update()
             last = done >= self.plan.end
+            if last or any(done % steps == 0 for steps in (args.log_steps, args.eval_steps, args.save_steps)):
+                self.finite.check(self.core, done, self.rows_of, self.after_divergence())
             if done % args.log_steps == 0 or last:
                 postfix = self.log_training(done)
             self.report(done, last)
@@ -85,9 +104,7 @@ class AveragedRun(ABC):
                 self.save(done)
             if last:
                 break
-        bar.close()
-        if said := self.plan.sentence(done):
-            self.accelerator.print(said, file=sys.stderr)
+        return done
 
     def plan_steps(self, done: int, seconds_left: float) -> None:
         """Plan the steps that fit into the time left, by rank 0's speed: all must leave the loop at the same step."""
@@ -106,6 +123,16 @@ class AveragedRun(ABC):
         """Where in the schedule of max_steps a step stands: at `step`, unless fewer steps are planned."""
         return self.plan.at(step)
 
+    def after_divergence(self) -> str:
+        """What is left of a run that has diverged, and what to change."""
+        kept = sorted(Path(self.args.output_dir).glob("checkpoint-*"))
+        left = f"the last good checkpoint is {kept[-1]}" if kept else "before any checkpoint"
+        return f"stopped, {left}; lower learning_rate {self.args.learning_rate:g}, or look at these rows"
+
+    def rows_of(self, step: int) -> list[str]:
+        """Names of what `step` was trained on, over all processes."""
+        return [f"those of seed {self.args.seed}"]
+
     @abstractmethod
     def step(self, step: int, batch: Any) -> None:
         """One optimizer step."""
@@ -117,7 +144,8 @@ class AveragedRun(ABC):
     def update(self, loss: Tensor) -> None:
         """Backward, clip, optimizer; `set_learning_rate` comes before the loss, `update_average` after."""
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.core.parameters(), self.args.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.core.parameters(), self.args.max_grad_norm)
+        self.finite.add(self.current_step, loss, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -171,12 +199,33 @@ class AveragedRun(ABC):
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            write_modules(partial, self.kept)
+            if self.record is not None:
+                self.record.write(partial)
             write_record(partial)
             write_text(partial / PLAN, json.dumps(self.plan.state()))
             replace_folder(partial, final)
             for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+    def run(self, record: RunRecord, checkpoint: Path | None, batches: Callable[[int], Iterable[Any]]) -> bool:
+        """Train from the beginning or from `checkpoint`, and save the result; False where that was done before.
+
+        `batches(step)` are those from a step on. Raises ValueError where `record` is not the checkpoint's.
+        """
+        folder = Path(self.args.output_dir)
+        changes, finished = begin(record, folder, checkpoint, self.args.allow_changed)
+        if finished:
+            return False
+        with locked(folder, new=not self.args.resume):
+            self.record = record
+            first_step = self.load(checkpoint)
+            if any(change["name"] == "weight_decay" for change in changes):  # the rate is set in every step
+                self.optimizer.param_groups[0]["weight_decay"] = self.args.weight_decay
+            self.train(batches(first_step), first_step)
+            self.finish()
+        return True
 
     def load(self, checkpoint: Path | None) -> int:
         """Continue from `checkpoint`; returns the first step. ValueError if processes found different ones."""
@@ -190,10 +239,12 @@ class AveragedRun(ABC):
             )
         if checkpoint is None:
             return 0
-        self.accelerator.load_state(str(checkpoint))
+        check_states(checkpoint)
+        read_accelerators_files(checkpoint, self.accelerator, self.trained)
+        read_modules(checkpoint, self.kept)
         self.averaging.n_averaged.fill_(step + 1)  # not stored: every step adds one
         if (checkpoint / PLAN).is_file():  # checkpoints from before there were plans have none
-            kept = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
+            kept = read_object(checkpoint / PLAN)
             self.plan = StepPlan.restored(kept, step, self.args.max_steps)
         else:
             self.plan.step, self.plan.position = step, float(step)
@@ -207,6 +258,8 @@ class AveragedRun(ABC):
             with new_files(self.args.output_dir) as folder:
                 self.average.to(memory_format=torch.contiguous_format).save_pretrained(folder)
                 write_record(folder)
+                if self.record is not None:
+                    self.record.write(folder, self.plan.end if self.plan.ending(self.plan.end) != "cut" else None)
             plot_history(read_log(Path(self.args.output_dir, LOG)), OF_AVERAGED, Path(self.args.output_dir))
 
 
@@ -228,6 +281,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def newest_checkpoint(args: AveragedTrainingArguments) -> Path | None:
     """Checkpoint to resume from; raises ValueError if a new run would overwrite an old one's."""
     found = sorted(Path(args.output_dir).glob("checkpoint-*"))
-    if found and not args.resume:
-        raise ValueError(f"output_dir {args.output_dir} holds {found[-1].name}; add --resume, or give another folder")
-    return found[-1] if found else None
+    newest = found[-1] if found else None
+    check_folder(args.output_dir, args.resume, newest)
+    return newest

@@ -2,28 +2,34 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor, TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
-from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows, name_rows
+from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
-from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
+from unified.training.arguments import DataArguments, DpoArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
+from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
-from unified.training.planned_end import know_the_end
+from unified.training.planned_end import cut_off, know_the_end
+from unified.training.run_folder import check_folder, locked
+from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trackers import check_trackers, reached
-from unified.training.trainer import UnifiedTrainer, newest_checkpoint, newest_folder
+from unified.training.trainer import UnifiedTrainer, check_complete, newest_checkpoint, newest_folder
 from unified.training.tuning import check_masters, prepare, resolve_checkpoint
 
 
@@ -85,6 +91,7 @@ def build_trainer(
         data_collator=SFTCollator(processor, data_args.max_length, fraction, seed=args.seed, pack=data_args.pack),
         processing_class=processor,
     )
+    trainer.name_rows = lambda rows: name_rows(data_args.train_files, rows)
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     if trainer.accelerator.mixed_precision == "bf16" and not trainer.is_deepspeed_enabled:
@@ -117,6 +124,28 @@ def fit_to_machine(
     return args
 
 
+def rows_of(trainer: UnifiedTrainer) -> str:
+    """The digest of what is trained on."""
+    data: Any = trainer.train_dataset
+    return digest((data.rows[index] for index in range(len(data))), len(data))
+
+
+def base_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> str:
+    """The fingerprint of what is trained, with an adapter's base."""
+    return fingerprint(*dict.fromkeys([Path(model), resolve_checkpoint(model, args)]))
+
+
+def finish(trainer: FiniteTrainer, record: RunRecord, newest: Path | None) -> None:
+    """Save the result and the record of how it was made; ValueError where nothing was trained."""
+    state, folder = trainer.state, Path(str(trainer.args.output_dir))
+    check_steps(state.global_step, 0 if newest is None else -1)
+    trainer.save_model()
+    trainer.save_state()
+    ended = state.global_step >= state.max_steps and not trainer.control.should_epoch_stop
+    if trainer.is_world_process_zero():
+        record.write(folder, state.global_step if ended and not cut_off(folder) else None)
+
+
 def fine_tune(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -128,14 +157,27 @@ def fine_tune(
 
     Returns HF's state, whose `max_steps` are those that were planned; progress.json in output_dir says what was cut.
     """
+    folder, newest = Path(str(args.output_dir)), newest_folder(args)
+    check_folder(folder, args.resume, newest)
     trainer = build_trainer(model_args, data_args, args)
+    checkpoint = newest_checkpoint(args, trainer.model)
+    record = RunRecord.of(
+        (model_args, data_args, args), rows_of(trainer), base_of(model_args.model, args), engine(trainer.accelerator)
+    )
+    check_batches(trainer)
+    changes, finished = begin(record, folder, newest, args.allow_changed)
+    check_complete(args, checkpoint, [change["name"] for change in changes])
+    if finished:
+        shut_down(trainer.accelerator)
+        return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
     know_the_end(trainer, args.max_minutes, command)
-    for callback in (HardwareRecord(), *callbacks):
+    for callback in (HardwareRecord(), Recorder(record), *callbacks):
         trainer.add_callback(callback)
-    with train_within_memory(trainer, data_args.max_length, args.tuning), reached(args.report_to):
-        trainer.train(resume_from_checkpoint=newest_checkpoint(args, trainer.model))
-    trainer.save_model()
-    trainer.save_state()
+    with locked(folder, new=not args.resume):
+        with train_within_memory(trainer, data_args.max_length, args.tuning), reached(args.report_to):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finish(trainer, record, newest)
     if trainer.is_world_process_zero():
         plot_history(trainer.state.log_history, OF_TRAINER, Path(args.output_dir))
     shut_down(trainer.accelerator)

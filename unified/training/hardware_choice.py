@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from unified.files.atomic import write_text
+from unified.files.jsonl import read_object
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Choice, Wishes, with_reason
 from unified.hardware.setup import record, set_up
@@ -111,11 +112,11 @@ def as_before(wishes: Wishes, checkpoint: Path | None) -> Wishes:
 def read_record(checkpoint: Path) -> dict[str, Any] | None:
     """What a checkpoint was trained on; None where it does not say."""
     if (checkpoint / TRAINER_STATE_NAME).is_file():  # written last, so whole where it is
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        state = read_object(checkpoint / TRAINER_STATE_NAME)
         kept = state.get("stateful_callbacks", {}).get(HardwareRecord.__name__)
         return None if kept is None else kept["attributes"]["chosen"]
     path = checkpoint / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def write_record(folder: Path) -> None:

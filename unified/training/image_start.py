@@ -101,6 +101,10 @@ def calibrate(decisions: ModalityDecisions, strength: float, steps: int = 200) -
 
     Minimizes the sum of the groups' mean losses plus `strength` times the shifts' squared norm, by L-BFGS.
     """
+    if not (decisions.states.isfinite().all() and decisions.logits.isfinite().any(dim=1).all()):
+        raise FloatingPointError(
+            "the model's states are not finite, so nothing is calibrated; train the adapter again"
+        )
     shifts = torch.zeros(4, decisions.states.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([shifts], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
 
@@ -111,6 +115,8 @@ def calibrate(decisions: ModalityDecisions, strength: float, steps: int = 200) -
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    if not shifts.isfinite().all():
+        raise FloatingPointError(f"the calibration diverged with strength {strength:g}; give a larger --strength")
     return shifts.detach()
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from unified.arguments.shipped_files import COMMAND
 from unified.files.atomic import write_text
+from unified.files.jsonl import read_object
 from unified.training.progress_bar import show_figures
 from unified.training.step_plan import Speed, StepPlan
 
@@ -121,6 +122,12 @@ class PlannedEnd(TrainerCallback, ExportableState):
         """The plan, which there is from the beginning of a training."""
         assert self.plan is not None, "the training has not begun"
         return self.plan
+
+
+def cut_off(folder: Path) -> bool:
+    """Whether the training that left progress.json in `folder`, if one did, had not come to its end."""
+    path = folder / RECORD
+    return path.is_file() and read_object(path)["ending"] == "cut"
 
 
 def know_the_end(trainer: Trainer, minutes: float | None, command: str = "") -> PlannedEnd:

@@ -3,14 +3,15 @@
 import ctypes
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
@@ -23,6 +24,8 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.models.new_rows import load_whole_matrices
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
+from unified.training.finite import FiniteTrainer
+from unified.training.run_state import check_states
 from unified.training.self_correction import SelfCorrection
 from unified.training.trackers import report_image
 
@@ -30,12 +33,13 @@ from unified.training.trackers import report_image
 def newest_checkpoint(args: UnifiedTrainingArguments | DpoArguments, model: nn.Module) -> str | None:
     """Checkpoint from which a run of `model` resumes; None to start.
 
-    Raises ValueError for damaged files, and for an adapter with other `lora_positions`.
+    Raises ValueError for damaged files, for files that could run something, and for other `lora_positions`.
     """
     folder = newest_folder(args)
     if folder is None:
         return None
     check_weights(folder)
+    check_states(folder)
     if isinstance(model, PeftModel) and is_adapter(folder):
         requested, trained = getattr(model.peft_config["default"], "positions", "all"), adapter_positions(folder)
         if requested != trained:
@@ -55,6 +59,25 @@ def newest_folder(args: UnifiedTrainingArguments | DpoArguments) -> Path | None:
     steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
     complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
     return complete[max(complete)] if complete else None
+
+
+def check_complete(
+    args: UnifiedTrainingArguments | DpoArguments, folder: str | None, changed: Sequence[str] = ()
+) -> None:
+    """Raise ValueError for a checkpoint without all that a run needs to go on as if it had not stopped.
+
+    DeepSpeed and FSDP check their own files. Where the number of processes has `changed`, random numbers begin anew.
+    """
+    if folder is None or args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None:
+        return
+    rng = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
+    needed = [OPTIMIZER_NAME, SCHEDULER_NAME, *([] if "processes" in changed else [rng])]
+    missing = [name for name in needed if not (Path(folder) / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no {missing[0]}, so the run cannot go on as if it had not stopped (save_only_model leaves "
+            "it out); start another run with --model and this folder, or remove it"
+        )
 
 
 class SetEpochCallback(TrainerCallback):
@@ -125,7 +148,7 @@ def check_launch(args: TrainingArguments) -> None:
         )
 
 
-class UnifiedTrainer(Trainer):
+class UnifiedTrainer(FiniteTrainer):
     """`Trainer` for rows of text and images; `processing_class` is a `UnifiedProcessor`."""
 
     args: UnifiedTrainingArguments

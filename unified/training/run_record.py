@@ -1,0 +1,208 @@
+"""What a run was made of: settings, rows, base and launch, recorded in its checkpoints and compared when it goes on.
+
+A resumed run has the trajectory it would have had, so what changes it is refused, or allowed by `--allow_changed` and
+kept on record. What does not (logging, saving, longer `max_steps`) may change freely.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from unified.files.atomic import write_text
+from unified.files.jsonl import read_object
+from unified.models.messages import shorten
+from unified.training.inherited import REFUSED
+from unified.training.run_folder import check_group
+
+RECORD = "run.json"
+# how long a run is: a resumed one may go further
+LENGTH = ("max_steps", "num_train_epochs", "max_minutes")
+# what leaves a trajectory as it is; precision has a record of its own (hardware_choice)
+FREE = {
+    *"""
+    output_dir resume allow_changed model vq data_dir train_files eval_files speed_steps logging_strategy logging_steps
+    logging_first_step logging_nan_inf_filter log_on_each_node log_level log_level_replica log_steps disable_tqdm
+    report_to run_name project save_strategy save_steps save_total_limit save_on_each_node save_only_model
+    eval_strategy eval_steps eval_delay eval_on_start eval_scenes ceiling_scenes grid_steps per_device_eval_batch_size
+    prediction_loss_only include_num_input_tokens_seen skip_memory_metrics dataloader_num_workers num_workers cache_gb
+    dataloader_persistent_workers
+    dataloader_pin_memory dataloader_prefetch_factor dataloader_multiprocessing_context ddp_find_unused_parameters
+    ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug do_train do_eval use_cpu
+    local_rank sample_prompts sample_temperature sample_top_k sample_guidance_scale kl_pairs bf16 fp16 tf32
+    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
+    activation_offloading torch_empty_cache_steps fsdp fsdp_config deepspeed accelerator_config compile_layers
+    load_best_model_at_end metric_for_best_model greater_is_better enable_jit_checkpoint attn_implementation
+    full_determinism precompute_ref_log_probs precompute_ref_batch_size lpips_path
+    """.split(),
+    *LENGTH,
+    *REFUSED,
+}
+# what a run that goes on can be given anew, if that is said
+OPTIMIZER = ("learning_rate", "new_parts_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+CHANGEABLE = {
+    *OPTIMIZER,
+    *"""
+    rows base processes per_device_train_batch_size gradient_accumulation_steps batch_size max_grad_norm
+    lr_scheduler_type lr_scheduler_kwargs warmup_steps final_learning_rate gan_learning_rate ema_decay caption_dropout
+    last_scale_fraction code_noise text_loss_weight scale_loss_weights modality_stride lora_dropout seed data_seed
+    max_length pack beta label_smoothing loss_type loss_weights num_scales l1_weight l2_weight vq_weight scale_dropout
+    lpips_weight revive_after_steps revive_until tidy_share torn_share tokenizer_share train_sampling_strategy
+    """.split(),
+}
+Changes = list[dict[str, Any]]
+
+
+@dataclass
+class RunRecord:
+    """What a run is made of, by name; `length` is how long it was to be, `changes` what was allowed to change."""
+
+    made_of: dict[str, Any]
+    length: dict[str, Any]
+    changes: Changes = field(default_factory=list)
+
+    @classmethod
+    def of(cls, settings: Iterable[Any], rows: str, base: str, engine: str) -> "RunRecord":
+        """Of dataclasses of settings, digests of the rows and of the base, and the engine that is launched."""
+        known = {f.name: vars(one)[f.name] for one in settings for f in fields(one)}
+        values: dict[str, Any] = json.loads(json.dumps(known, default=str))
+        launch = {"rows": rows, "base": base, "engine": engine, "processes": PartialState().num_processes}
+        compared = {name: value for name, value in values.items() if name not in FREE}
+        return cls(compared | launch, {name: values[name] for name in LENGTH if name in values})
+
+    def agree(self) -> None:
+        """Raise ValueError, on all ranks, where a process is made of something else than the first."""
+        first, *others = gather_object([self.made_of])
+        for rank, other in enumerate(others, start=1):
+            for name, value in first.items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"process {rank} has {name} {shorten(other.get(name))} and process 0 {shorten(value)}; give "
+                        "all of them the same settings, rows and base"
+                    )
+
+    def go_on(self, kept: "RunRecord", allowed: Sequence[str], checkpoint: Path) -> Changes:
+        """Take up the checkpoint's record; returns what has changed, as allowed. ValueError for any other change."""
+        changed = [name for name in self.made_of if name in kept.made_of and kept.made_of[name] != self.made_of[name]]
+        for name in changed:
+            if name not in allowed:
+                may = f", allow it by --allow_changed {name}," if name in CHANGEABLE else ""
+                raise ValueError(
+                    f"{checkpoint} was trained with {name} {shorten(kept.made_of[name])}, and this run has "
+                    f"{shorten(self.made_of[name])}; give it as it was{may} or use another output_dir"
+                )
+        step = int(checkpoint.name.split("-")[-1])
+        changes = [
+            {"after_step": step, "name": name, "old": kept.made_of[name], "new": self.made_of[name]}
+            for name in changed
+        ]
+        self.changes = [*kept.changes, *changes]
+        for change in changes:
+            told = f"{change['name']} {shorten(change['old'])} -> {shorten(change['new'])} from step {step} on"
+            if PartialState().is_main_process:
+                sys.stderr.write(f"changed as allowed: {told}\n")
+        return changes
+
+    def write(self, folder: Path, finished: int | None = None) -> None:
+        """Leave it in a folder, with the step after which the run has `finished`."""
+        write_text(folder / RECORD, json.dumps({**vars(self), "finished": finished}, indent=1) + "\n")
+
+
+def check_same_checkpoint(checkpoint: Path | None) -> None:
+    """Raise ValueError, on all ranks, where one goes on from another checkpoint than the first, or from none."""
+    names = gather_object([None if checkpoint is None else checkpoint.name])
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise ValueError(
+                f"process {rank} goes on from {name or 'no checkpoint'} and process 0 from "
+                f"{names[0] or 'no checkpoint'}; give all machines one shared folder, or copy the newest to each"
+            )
+
+
+def engine(accelerator: Accelerator) -> str:
+    """What a launch file chose, for a record."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else "none or DDP"
+
+
+def check_allowed(allowed: Sequence[str]) -> None:
+    """Raise ValueError for names in --allow_changed that a run which goes on cannot be given anew."""
+    for name in allowed:
+        if name not in CHANGEABLE:
+            raise ValueError(f"allow_changed {name}: valid are {', '.join(sorted(CHANGEABLE))}")
+
+
+def kept_record(checkpoint: Path) -> RunRecord | None:
+    """The record of a checkpoint; None for one from before there were any, of which nothing can be compared."""
+    if (checkpoint / TRAINER_STATE_NAME).is_file():
+        state = read_object(checkpoint / TRAINER_STATE_NAME).get("stateful_callbacks", {}).get(Recorder.__name__)
+        kept = None if state is None else state["attributes"]["record"]
+    else:
+        kept = read_object(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else None
+    return None if kept is None else RunRecord(kept["made_of"], kept["length"], kept["changes"])
+
+
+def finished_after(folder: Path, record: RunRecord) -> int | None:
+    """The step after which the run in `folder` has finished, if it is `record`'s and no longer is asked for."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    kept = read_object(path)
+    same = kept["finished"] is not None and kept["length"] == record.length and kept["made_of"] == record.made_of
+    return kept["finished"] if same else None
+
+
+def begin(record: RunRecord, folder: Path, checkpoint: Path | None, allowed: Sequence[str]) -> tuple[Changes, bool]:
+    """Compare a run on all ranks, and with its checkpoint; returns what has changed, and whether it has finished."""
+    check_allowed(allowed)
+    check_group(folder)
+    record.agree()
+    check_same_checkpoint(checkpoint)
+    if checkpoint is None:
+        return [], False
+    finished, kept, changes = finished_after(folder, record), kept_record(checkpoint), []
+    if kept is not None:
+        changes = record.go_on(kept, allowed, checkpoint)
+    elif PartialState().is_main_process:
+        sys.stderr.write(f"{checkpoint} has no {RECORD}: what it was trained with is not compared\n")
+    if finished is not None and PartialState().is_main_process:
+        sys.stderr.write(f"{folder}: this run has finished after {finished} steps; nothing is left to train\n")
+    return changes, finished is not None
+
+
+class Recorder(TrainerCallback, ExportableState):
+    """Keeps a run's record in every checkpoint of HF's trainer, and in output_dir."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+
+    def state(self) -> dict[str, Any]:
+        """Kept in a checkpoint's trainer_state.json."""
+        return {"args": {}, "attributes": {"record": vars(self.record)}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A place for it in the state of a checkpoint that had none; and the folder is this run's."""
+        kept: Any = state.stateful_callbacks  # HF makes its list a dict
+        kept[type(self).__name__] = self.state()
+        if state.is_world_process_zero:
+            self.record.write(Path(str(args.output_dir)))
+
+
+def digest(rows: Iterable[Any], count: int) -> str:
+    """Rows, in their order, in words that can be compared."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return f"{count} rows, sha256 {found.hexdigest()[:16]}"
