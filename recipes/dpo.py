@@ -68,6 +68,7 @@ from unified.training.finite import FiniteTrainer, check_batches
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.loss_plots import OF_PREFERENCES, plot_history
 from unified.training.memory import train_within_memory
+from unified.training.other_ranks import one_line_when_others_end
 from unified.training.progress_bar import show_figures
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
@@ -284,7 +285,8 @@ def train_and_save(
 ) -> None:
     """Train, from a checkpoint or from the beginning, and leave the result."""
     args = trainer.args
-    with train_within_memory(trainer, args.max_length, args.tuning), reached(args.report_to):
+    within = train_within_memory(trainer, args.max_length, args.tuning)
+    with one_line_when_others_end(), within, reached(args.report_to):
         trainer.train(resume_from_checkpoint=resumed)
     finish(trainer, record, newest)
     if trainer.is_world_process_zero():

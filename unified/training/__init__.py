@@ -12,6 +12,7 @@ run_folder           whose folder it is: not another run's, not trained into twi
 run_record           what a run was made of, compared when it goes on
 run_state            state of a loop's run in a checkpoint, read without executing anything
 step_plan            number of steps that fit the time limit, and the schedule over them
+other_ranks          one line where another process of the run has ended
 planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
 hardware_choice      device and precision of a training, recorded in every checkpoint
 memory               running out of memory, with the settings that would take less
@@ -38,6 +39,7 @@ __all__ = [
     "log_history",
     "loss_plots",
     "memory",
+    "other_ranks",
     "planned_end",
     "progress_bar",
     "run_folder",

@@ -22,6 +22,7 @@ from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
+from unified.training.other_ranks import one_line_when_others_end
 from unified.training.planned_end import cut_off, know_the_end
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
@@ -175,7 +176,8 @@ def fine_tune(
     for callback in (HardwareRecord(), Recorder(record), *callbacks):
         trainer.add_callback(callback)
     with locked(folder, new=not args.resume):
-        with train_within_memory(trainer, data_args.max_length, args.tuning), reached(args.report_to):
+        within = train_within_memory(trainer, data_args.max_length, args.tuning)
+        with one_line_when_others_end(), within, reached(args.report_to):
             trainer.train(resume_from_checkpoint=checkpoint)
         finish(trainer, record, newest)
     if trainer.is_world_process_zero():
