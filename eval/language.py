@@ -15,6 +15,9 @@ them). Printed, and written to --out, is one JSON:
 With --behind, each chat goes on from a chat about an image, for the tuned model alone: its drift once there is an
 image in the context. Not 0 even for a perfect model, whose context is longer than the base's.
 
+The base is asked as transformers asks it, by its own tokenizer and chat template (without thinking, where that has the
+switch), the tuned model as its processor does: where the two contexts differ, that is part of the drift.
+
 The tuned model's probabilities are those of the whole union vocabulary, so that mass given to image codes counts.
 """
 
@@ -24,6 +27,7 @@ set_wait_policy()  # before torch loads
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
@@ -44,8 +48,10 @@ from unified.files.results import share_stderr, write_result
 from unified.files.weights import load_strict
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
-from unified.models.messages import continue_conversation
+from unified.models.chat_templates import default_template, text_runs
+from unified.models.messages import Message, continue_conversation, is_output, with_system_prompt
 from unified.models.processing import IGNORE_INDEX, EncodedChat
+from unified.models.template_probe import probe
 from unified.reports.endings import end_evaluation
 
 
@@ -75,20 +81,43 @@ def compare(
     processor: UnifiedProcessor,
     messages: list[dict],
     begun: dict[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Tensor, Tensor]:
     """KL(base || tuned) in nats (n,) and agreement of greedy choices (n,) on the n tokens of all answers.
 
-    With `begun`, an encoded row, the tuned model's context begins with that chat, and `messages` lose their system
-    turn.
+    The base is prompted by `tokenizer`, its own; the processor's by default. With `begun`, an encoded row, the tuned
+    model's context begins with that chat, and `messages` lose their system turn.
     """
-    alone = processor.encode_chat(messages)
-    prefixed = alone
+    prefixed = processor.encode_chat(messages)
     if begun is not None:
         prefixed = processor.encode_chat(continue_conversation(begun["messages"], messages), begun["codes"])
-    before = answers_of(base, alone)
+    before = answers_of_base(base, tokenizer or processor.tokenizer, processor, messages)
     after = answers_of(tuned, prefixed)[-len(before) :]
     divergence = (before.exp() * (before - after[:, : before.shape[1]])).sum(-1)
     return divergence, before.argmax(-1) == after.argmax(-1)
+
+
+def answers_of_base(
+    base: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, processor: UnifiedProcessor, messages: list[dict]
+) -> Tensor:
+    """Log-probs (n, V) of a base model for the n tokens of all answers, each behind the prompt that HF makes of it."""
+    found, chat = [], with_system_prompt(messages, processor.system_prompt)
+    for place in (number for number, message in enumerate(chat) if is_output(message)):
+        answered, start = processor.encode_chat(chat[: place + 1]), len(processor.prompt_ids(chat[:place]))
+        answer = [label for label in answered.labels[start:] if label != IGNORE_INDEX]
+        prompt = prompt_of_base(tokenizer, chat[:place])
+        found.append(answers_of(base, EncodedChat([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)))
+    return torch.cat(found)
+
+
+def prompt_of_base(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Ids of a prompt as transformers makes it; contents are lists of parts where the template wants these."""
+    texts = ["".join(run or "" for run in text_runs(message)) for message in messages]
+    plain = [{"role": m["role"], "content": text} for m, text in zip(messages, texts, strict=True)]
+    parts = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in plain]
+    asked: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
+    wants_parts = any(finding.kind == "parts" for finding in probe(tokenizer, default_template(tokenizer)))
+    return tokenizer.apply_chat_template(parts if wants_parts else plain, return_dict=False, **asked)  # type: ignore[return-value]
 
 
 def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
@@ -127,8 +156,9 @@ def main() -> None:
     tuned, processor = load(args.model, device="cpu", dtype="float32")
     base = load_strict(AutoModelForCausalLM, args.base, dtype="float32").eval()
     begun = read_begun(args.behind, len(chats), tuned.config)
-    pairs = zip(chats, begun, strict=True)
-    results = [compare(base, tuned, processor, *pair) for pair in tqdm(pairs, total=len(chats), unit="chat")]
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    pairs = tqdm(zip(chats, begun, strict=True), total=len(chats), unit="chat")
+    results = [compare(base, tuned, processor, *pair, tokenizer) for pair in pairs]
     found = report(results, args)
     made = {"tokenizer": tuned.config.vq_fingerprint, "seed": None, "seconds": time.time() - start}
     path = None if args.out is None else Path(args.out)

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import load_script
+from toy_models import make_lively
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unified import UnifiedConfig
@@ -37,6 +38,21 @@ def test_kl_is_zero_until_the_language_moves(language: ModuleType, tiny_llm_dir:
         tuned.get_input_embeddings().weight.add_(torch.randn(tuned.get_input_embeddings().weight.shape) * 0.5)
     after, _ = language.compare(base, tuned, processor, CHAT)
     assert after.mean() > before.mean() + 1e-3
+
+
+def test_another_context_than_the_bases_shows(language: ModuleType, tiny_llm_dir: Path, tiny_vq: VQModel) -> None:
+    """The base is prompted by its own tokenizer, so that a prompt it never saw is drift; in every turn."""
+    base, backbone = (AutoModelForCausalLM.from_pretrained(tiny_llm_dir).eval() for _ in range(2))
+    make_lively(base)
+    backbone.load_state_dict(base.state_dict())
+    own, tokenizer = (AutoTokenizer.from_pretrained(tiny_llm_dir) for _ in range(2))
+    tuned = join(backbone, tiny_vq, tokenizer)
+    processor = UnifiedProcessor.from_config(tokenizer, tuned.config)
+    chat = [*CHAT, *CHAT]
+    same, _ = language.compare(base, tuned, processor, chat, tokenizer=own)
+    processor.chat_template = processor.chat_template.replace("<|im_start|>", "At last: <|im_start|>")
+    moved, _ = language.compare(base, tuned, processor, chat, tokenizer=own)
+    assert len(moved) == len(same) and moved.mean() > 1.01 * same.mean() and not torch.allclose(moved, same)
 
 
 def write_chats(path: Path, *chats: list[dict]) -> Path:
