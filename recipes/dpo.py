@@ -264,7 +264,7 @@ def main() -> None:
     }
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     resumed = newest_checkpoint(args, trainer.model)
-    rows = digest((row for row in train.select_columns(list(PAIR_FEATURES))), len(train))
+    rows = digest(train.select_columns(list(PAIR_FEATURES)))
     record = RunRecord.of([args], rows, base_of(args.model, args), engine(trainer.accelerator))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)

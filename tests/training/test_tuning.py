@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_models import toy_model
+from toy_models import output_image, random_codes, toy_model
 
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.tuning import check_masters, prepare
@@ -33,3 +33,25 @@ def test_a_lora_of_half_precision_weights_trains_in_float32(tmp_path: Path) -> N
 def test_every_target_of_a_lora_is_matched(targets: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"lora_target_modules \['{targets[-1]}'\] match nothing in the backbone"):
         prepare(toy_model(), arguments(tmp_path, tuning="lora", lora_target_modules=targets))
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_layers_below_the_first_trained_one_and_the_image_embedding_stay(tuning: str, tmp_path: Path) -> None:
+    base = toy_model()
+    count = base.config.text_config.num_hidden_layers - 1
+    model = prepare(base, arguments(tmp_path, tuning=tuning, first_trained_layer=count))
+    ids = torch.tensor([[5, 6, *output_image(random_codes(base, 1)[0]), 7]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    layers = {int(name.split(".layers.")[1].split(".")[0]) for name in moved if ".layers." in name}
+    assert layers == {count} and not [name for name in moved if "image_embedding" in name]
+    assert [name for name in moved if "new_rows" in name or "trainable_tokens" in name]
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moved == learning  # or DDP would wait for the others
+
+
+def test_a_first_trained_layer_behind_the_last_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="first_trained_layer 9, but the backbone has"):
+        prepare(toy_model(), arguments(tmp_path, tuning="lora", first_trained_layer=9))
+    with pytest.raises(ValueError, match="tuning align trains no layer"):
+        prepare(toy_model(), arguments(tmp_path, tuning="align", first_trained_layer=1))

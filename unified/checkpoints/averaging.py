@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
-from unified.files.atomic import check_not_exists, new_folder
+from unified.files.atomic import atomic_path, check_not_exists, new_folder
 from unified.files.weights import check_weights
 
 COMPARED = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "positions", "target_modules")
@@ -43,14 +43,31 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
         for path in last.iterdir():
             if path.suffix in COPIED and path.name not in LEFT:
                 (made / path.name).write_bytes(path.read_bytes())
-        total: dict[str, Tensor] = {}
-        for folder, share in zip(folders, shares, strict=True):
-            for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
-                part = value.float() * share
-                total[name] = total[name].add_(part) if name in total else part
-        with safe_open(last / ADAPTER_WEIGHTS, framework="pt") as file:
-            stored = {name: total[name].to(file.get_tensor(name).dtype) for name in file.keys()}
-        save_file(stored, made / ADAPTER_WEIGHTS, {"format": "pt"})
+        save_file(mean_of(folders, shares), made / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
+def mix_in(start: str | os.PathLike, share: float, adapter: str | os.PathLike) -> None:
+    """Replace an adapter's weights by their mean with `share` of those of its `start`, atomically.
+
+    Raises ValueError as `average`.
+    """
+    folders, shares = [Path(start), Path(adapter)], [share, 1 - share]
+    check_shares(folders, shares)
+    check_alike(folders)
+    weights = mean_of(folders, shares)
+    with atomic_path(folders[1] / ADAPTER_WEIGHTS) as partial:
+        save_file(weights, partial, {"format": "pt"})
+
+
+def mean_of(folders: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
+    """The weights of adapters, `shares` of each, summed in float32, in the dtypes of the last one."""
+    total: dict[str, Tensor] = {}
+    for folder, share in zip(folders, shares, strict=True):
+        for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
+            part = value.float() * share
+            total[name] = total[name].add_(part) if name in total else part
+    with safe_open(folders[-1] / ADAPTER_WEIGHTS, framework="pt") as file:
+        return {name: total[name].to(file.get_tensor(name).dtype) for name in file.keys()}
 
 
 def check_different(folders: Sequence[Path]) -> None:

@@ -107,6 +107,16 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
     new_parts_learning_rate: float = arg(
         2e-3, "learning rate of image embedding and trainable token rows", at_least(0)
     )
+    first_trained_layer: int = arg(
+        0,
+        "train the backbone's layers from this one on, without the image embedding: less work, and less is forgotten",
+        at_least(0),
+    )
+    start_share: float = arg(
+        0.0,
+        "share of the adapter `model` in the result, the rest is what was trained: the mean of both forgets less",
+        Bounds(at_least=0, below=1),
+    )
     code_noise: float = arg(
         0.0,
         "corrupt up to this share of input codes (not the last scale's), for self-correction",

@@ -10,6 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
+from unified.checkpoints.averaging import mix_in
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows, name_rows
 from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
@@ -31,7 +32,7 @@ from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trackers import check_trackers, reached
 from unified.training.trainer import UnifiedTrainer, check_complete, newest_checkpoint, newest_folder
-from unified.training.tuning import check_masters, prepare, resolve_checkpoint
+from unified.training.tuning import check_masters, check_start_share, prepare, resolve_checkpoint
 
 
 def load_model(
@@ -128,7 +129,7 @@ def fit_to_machine(
 def rows_of(trainer: UnifiedTrainer) -> str:
     """The digest of what is trained on."""
     data: Any = trainer.train_dataset
-    return digest((data.rows[index] for index in range(len(data))), len(data))
+    return digest(data.rows)
 
 
 def base_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> str:
@@ -136,14 +137,16 @@ def base_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> str:
     return fingerprint(*dict.fromkeys([Path(model), resolve_checkpoint(model, args)]))
 
 
-def finish(trainer: FiniteTrainer, record: RunRecord, newest: Path | None) -> None:
-    """Save the result and the record of how it was made; ValueError where nothing was trained."""
+def finish(trainer: FiniteTrainer, record: RunRecord, newest: Path | None, start: str = "", share: float = 0) -> None:
+    """Save the result, with a `share` of its `start`, and how it was made; ValueError where nothing was trained."""
     state, folder = trainer.state, Path(str(trainer.args.output_dir))
     check_steps(state.global_step, 0 if newest is None else -1)
     trainer.save_model()
     trainer.save_state()
     ended = state.global_step >= state.max_steps and not trainer.control.should_epoch_stop
     if trainer.is_world_process_zero():
+        if share:
+            mix_in(start, share, folder)
         record.write(folder, state.global_step if ended and not cut_off(folder) else None)
 
 
@@ -160,6 +163,7 @@ def fine_tune(
     """
     folder, newest = Path(str(args.output_dir)), newest_folder(args)
     check_folder(folder, args.resume, newest)
+    check_start_share(model_args.model, args)
     trainer = build_trainer(model_args, data_args, args)
     checkpoint = newest_checkpoint(args, trainer.model)
     record = RunRecord.of(
@@ -179,7 +183,7 @@ def fine_tune(
         within = train_within_memory(trainer, data_args.max_length, args.tuning)
         with one_line_when_others_end(), within, reached(args.report_to):
             trainer.train(resume_from_checkpoint=checkpoint)
-        finish(trainer, record, newest)
+        finish(trainer, record, newest, model_args.model, args.start_share)
     if trainer.is_world_process_zero():
         plot_history(trainer.state.log_history, OF_TRAINER, Path(args.output_dir))
     shut_down(trainer.accelerator)

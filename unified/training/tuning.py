@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unified.checkpoints.adapters import adapter_positions, attach, is_adapter, read_adapter_config
 from unified.checkpoints.loading import resolve_base_checkpoint
@@ -192,10 +193,55 @@ def check_masters(model: nn.Module) -> None:
         )
 
 
+def freeze_lower_layers(model: UnifiedForCausalLM, count: int) -> None:
+    """Train the backbone's layers from `count` on: what is below has no gradient, and the image embedding stays.
+
+    Raises ValueError where no layer would be trained.
+    """
+    backbone = model.get_submodule("model.language_model")
+    layers = [layer for layer in backbone.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if count >= len(layers):
+        raise ValueError(f"first_trained_layer {count}, but the backbone has {len(layers)} layers; give fewer")
+    for layer in layers[:count]:
+        layer.requires_grad_(False)
+    model.model.image_embedding.requires_grad_(False)
+    layers[count].register_forward_pre_hook(_without_gradient, with_kwargs=True)
+
+
+def _without_gradient(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The input of a layer, apart from the graph of what is below it."""
+    if args:
+        return (args[0].detach(), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].detach()}
+
+
+def check_start_share(model: str, args: UnifiedTrainingArguments) -> None:
+    """Raise ValueError for a `start_share` of a run that does not train an adapter further as it is."""
+    if not args.start_share:
+        return
+    if not is_adapter(model):
+        raise ValueError(
+            f"start_share {args.start_share:g} needs an adapter as model, which {model} is not; set it to 0"
+        )
+    if args.lora_positions not in (None, adapter_positions(Path(model))):
+        raise ValueError(f"start_share {args.start_share:g} with other lora_positions than {model}'s; set it to 0")
+
+
 def prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path | None = None) -> nn.Module:
     """`model` with the trainable parameters of `args.tuning`; with an `adapter` of it, that one is trained further."""
+    prepared = _prepare(model, args, adapter)
+    if args.first_trained_layer:
+        freeze_lower_layers(model, args.first_trained_layer)
+    return prepared
+
+
+def _prepare(model: UnifiedForCausalLM, args: UnifiedTrainingArguments, adapter: Path | None) -> nn.Module:
     if adapter is not None:
         return continue_lora(model, args, adapter)
     if args.tuning == "lora":
         return prepare_lora(model, args)
+    if args.tuning == "align" and args.first_trained_layer:
+        raise ValueError(
+            f"first_trained_layer {args.first_trained_layer}, but tuning align trains no layer; set it to 0"
+        )
     return prepare_align(model) if args.tuning == "align" else prepare_full(model, args.train_text_rows)
