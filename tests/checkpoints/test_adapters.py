@@ -124,14 +124,6 @@ def test_a_share_of_the_start_stays_in_the_result(sft: Callable[..., None], trai
     assert any(not torch.equal(mixed[name], whole[name]) for name in start)
 
 
-def test_a_share_of_what_is_no_adapter_is_refused(
-    sft: Callable[..., None], toy_checkpoint: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="start_share 0.5 needs an adapter as model"):
-        sft("--model", toy_checkpoint, "--output_dir", tmp_path / "out", "--start_share", 0.5)
-    assert not (tmp_path / "out").exists()
-
-
 def test_rows_are_float32_in_a_model_of_half_precision(published: Path, toy_checkpoint: Path) -> None:
     base = UnifiedForCausalLM.from_pretrained(toy_checkpoint, dtype=torch.bfloat16)
     args = UnifiedTrainingArguments(output_dir="unused", tuning="lora", use_cpu=True, report_to="none")

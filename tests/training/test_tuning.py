@@ -7,7 +7,7 @@ import torch
 from toy_models import output_image, random_codes, toy_model
 
 from unified.training.arguments import UnifiedTrainingArguments
-from unified.training.tuning import check_masters, prepare
+from unified.training.tuning import check_masters, check_start_share, prepare
 
 
 def arguments(tmp_path: Path, **settings: object) -> UnifiedTrainingArguments:
@@ -55,3 +55,9 @@ def test_a_first_trained_layer_behind_the_last_one_is_refused(tmp_path: Path) ->
         prepare(toy_model(), arguments(tmp_path, tuning="lora", first_trained_layer=9))
     with pytest.raises(ValueError, match="tuning align trains no layer"):
         prepare(toy_model(), arguments(tmp_path, tuning="align", first_trained_layer=1))
+
+
+def test_a_share_of_what_is_no_adapter_is_refused(toy_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="start_share 0.5 needs an adapter as model"):
+        check_start_share(str(toy_checkpoint), arguments(tmp_path, tuning="lora", start_share=0.5))
+    check_start_share(str(toy_checkpoint), arguments(tmp_path, tuning="lora"))
