@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from fake_demo import World
@@ -33,7 +34,12 @@ SCORES = ["generate_folder", "score_new", "generate_folder", "score_known"]
 def make_start(base: Path, folder: Path, name: Path) -> Path:
     """A published adapter of `base`, which is to be found at `name`."""
     args = UnifiedTrainingArguments(output_dir=str(folder), tuning="lora", lora_positions="image_tokens", use_cpu=True)
-    prepare(UnifiedForCausalLM.from_pretrained(base), args).save_pretrained(folder / "trained")
+    model = prepare(UnifiedForCausalLM.from_pretrained(base), args)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)  # an update; one that is zero was never trained, and is not published
+    model.save_pretrained(folder / "trained")
     publish(folder / "trained", folder / "start", base=str(name), made_with=["make base"])
     return folder / "start"
 
