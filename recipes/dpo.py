@@ -72,6 +72,7 @@ from unified.training.other_ranks import one_line_when_others_end
 from unified.training.progress_bar import show_figures
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
+from unified.training.sharding import check_fsdp
 from unified.training.shutdown import shut_down
 from unified.training.trackers import check_trackers, reached
 from unified.training.trainer import check_complete, newest_checkpoint, newest_folder, write_samples
@@ -198,6 +199,8 @@ def build_trainer(
     trainer.add_callback(HardwareRecord())
     show_figures(trainer)
     trainer.name_rows = lambda rows: name_rows(args.train_files, rows, "pairs")
+    core = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
+    check_fsdp(trainer.accelerator, core, reads_matrix=True)
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     report.trainer = trainer

@@ -24,8 +24,8 @@ Device, precision and threads are chosen from what the machine has and said in a
 `--device cpu`, `--threads 4` choose otherwise. A resumed run keeps its checkpoint's precision.
 
 `--compile_layers True` lets torch compile the backbone's layers: a fifth more pictures a second for SmolLM2's adapter
-on two cores, after half a minute (needs g++ on a CPU, triton on a GPU; not with DeepSpeed). `--code_noise 0.2` feeds
-wrong codes, of every image a share of its own up to that, and has later scales correct them
+on two cores, after half a minute (needs g++ on a CPU, triton on a GPU; not with DeepSpeed or FSDP). `--code_noise 0.2`
+feeds wrong codes, of every image a share of its own up to that, and has later scales correct them
 (unified/training/self_correction.py); training's image losses are then those of the corrections, evaluation's as ever.
 
 Where `model` is such an adapter, `tuning: lora` goes on training it: its updates, token rows and image embedding.

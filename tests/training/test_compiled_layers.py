@@ -123,9 +123,15 @@ def test_a_run_stores_what_its_autocast_uses(
     assert layers and {layer.get_base_layer().weight.dtype for layer in layers} == {stored}
 
 
-def test_deepspeed_and_compiled_layers_do_not_go_together(toy_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["DeepSpeed", "FSDP"])
+def test_engines_that_gather_weights_and_compiled_layers_do_not_go_together(
+    engine: str, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    args.deepspeed_plugin = object()
+    if engine == "DeepSpeed":
+        args.deepspeed_plugin = object()
+    else:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     model = ModelArguments(model=str(toy_checkpoint), compile_layers=True)
-    with pytest.raises(ValueError, match="compile_layers True does not work with DeepSpeed"):
+    with pytest.raises(ValueError, match=f"compile_layers True does not work with {engine}"):
         build_trainer(model, DataArguments(), args)

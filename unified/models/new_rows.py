@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from peft.utils.integrations import gather_params_ctx
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from unified.models.configuration import UnifiedConfig
-from unified.models.trainable_token_rows import InputLayer, OutputLayer, TokenRows
+from unified.models.trainable_token_rows import InputLayer, OutputLayer, TiedLinear, TokenRows
 
 INPUT, OUTPUT = "embed_tokens", "lm_head"  # the matrices; tied ones have the first one's rows
 HEAD = "lm_head.weight"  # in files
@@ -62,14 +63,25 @@ def load_whole_matrices(optimizer: torch.optim.Optimizer, rows: nn.ModuleDict) -
 
     def take_rows(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, state in state_dict["state"].items():
-            parameter = parameters[number]
-            if parameter in ids:
+        for number, state in state_dict["state"].items():  # FSDP2 has names in place of numbers, and no earlier runs
+            parameter = parameters[number] if isinstance(number, int) else None
+            if parameter is not None and parameter in ids:
                 for name, value in state.items():
                     whole = value.ndim == 2 and len(value) > len(parameter)
                     state[name] = value[ids[parameter].to(value.device)] if whole else value
 
     optimizer.register_load_state_dict_pre_hook(take_rows)
+
+
+def freeze_below_adapter(embedding: nn.Module, output: nn.Module, tied: bool) -> None:
+    """Freeze the matrices below PEFT's trainable token rows of both layers, where an adapter has such."""
+    if isinstance(embedding, TrainableTokensWrapper) and isinstance(output, TrainableTokensWrapper):
+        below = embedding.token_adapter.base_layer
+        freeze_matrix(below)
+        if tied:
+            output.token_adapter.base_layer = TiedLinear(below)
+        else:
+            freeze_matrix(output.token_adapter.base_layer)
 
 
 def names_in(embedding: str) -> dict[str, tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from unified.files.weights import StrictPreTrainedModel
 from unified.models.configuration import UnifiedConfig
-from unified.models.frozen_tokenizer import frozen_names
+from unified.models.frozen_tokenizer import PEFT_PREFIX, frozen_names
 from unified.models.trainable_token_rows import matrix_names
 
 
@@ -28,7 +28,8 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
         """Read by DDP, which would otherwise send tokenizer and text rows to all ranks before every forward pass."""
-        return frozen_names(self) | matrix_names(self)
+        names = frozen_names(self) | matrix_names(self)
+        return names | {PEFT_PREFIX + name for name in names}
 
     @property
     def is_gradient_checkpointing(self) -> bool:

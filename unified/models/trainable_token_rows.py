@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
@@ -107,6 +108,23 @@ class MatrixWithRows(nn.Module):
         return matrix
 
 
+class TiedLinear(nn.Linear):
+    """An output layer that multiplies by the matrix of an embedding, which stays where it is."""
+
+    embedding: nn.Module
+
+    def __init__(self, embedding: nn.Module) -> None:
+        nn.Module.__init__(self)
+        vars(self)["embedding"] = embedding
+        self.out_features, self.in_features = self.weight.shape
+        self.register_parameter("bias", None)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter, to torch
+        """The matrix (V, D)."""
+        return self.embedding.weight  # type: ignore[return-value]  # any module, to torch
+
+
 class InputLayer(MatrixWithRows):
     """An embedding with trainable rows."""
 
@@ -126,8 +144,9 @@ class OutputLayer(MatrixWithRows):
 
 def matrix_names(model: nn.Module) -> set[str]:
     """Names of the buffers of `model` that hold frozen matrices and ids of trainable rows; DDP is to skip them."""
-    matrices = {f"{name}.source.weight" for name, part in model.named_modules() if isinstance(part, MatrixWithRows)}
-    return matrices | {f"{name}.ids" for name, part in model.named_modules() if isinstance(part, TokenRows)}
+    kept = {MatrixWithRows: "source.weight", TokenRows: "ids", TrainableTokensLayer: "base_layer.weight"}
+    parts = list(model.named_modules())
+    return {f"{name}.{buffer}" for kind, buffer in kept.items() for name, part in parts if isinstance(part, kind)}
 
 
 def replace_states(states: Tensor, ids: Tensor, rows: TrainableRows, size: int, scale: Tensor | None) -> Tensor:
@@ -162,13 +181,13 @@ def split_rows(layer: nn.Module) -> tuple[Tensor, TrainableRows | None]:
     if isinstance(layer, MatrixWithRows):
         return layer.table, layer.token_rows.rows()
     if not isinstance(layer, TrainableTokensWrapper):
-        return layer.weight, None  # type: ignore[return-value]  # any module, to torch
+        return whole(layer.get_parameter("weight")), None
     adapter = layer.token_adapter
     names = [] if adapter.disable_adapters or adapter.merged else adapter.active_adapters
     if len(names) != 1:  # none, or several that PEFT combines
         return layer.weight if names else adapter.base_layer.weight, None
     table, values = adapter.base_layer.weight, adapter.trainable_tokens_delta[names[0]]
-    return table, TrainableRows(torch.tensor(adapter.token_indices[names[0]], device=values.device), values)
+    return table, TrainableRows(torch.tensor(adapter.token_indices[names[0]], device=values.device), whole(values))
 
 
 def look_up(layer: nn.Module, ids: Tensor) -> Tensor:

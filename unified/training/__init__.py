@@ -24,6 +24,7 @@ log_history          log histories of several runs, combined
 progress_bar         the bar of HF Trainer's runs: planned steps, and the losses
 loss_plots           a plot of the losses beside every log
 trackers             TensorBoard, W&B, or neither: figures and images
+sharding             FSDP2: what is refused, and weights gathered outside a forward pass
 shutdown             shutting down the process group
 """
 
@@ -46,6 +47,7 @@ __all__ = [
     "run_record",
     "run_state",
     "self_correction",
+    "sharding",
     "shutdown",
     "step_plan",
     "throughput",

@@ -28,6 +28,7 @@ from unified.training.planned_end import cut_off, know_the_end
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
 from unified.training.self_correction import check_code_noise
+from unified.training.sharding import engine_of
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trackers import check_trackers, reached
@@ -64,9 +65,10 @@ def build_trainer(
     """The trainer of a run; raises ValueError for invalid data and arguments before the first step."""
     check_trackers(args.report_to)
     set_seed(args.seed)
-    if model_args.compile_layers and args.deepspeed_plugin is not None:
+    engine = engine_of(args)
+    if model_args.compile_layers and engine is not None:
         raise ValueError(
-            "compile_layers True does not work with DeepSpeed, which gathers weights as layers run; set it to False"
+            f"compile_layers True does not work with {engine}, which gathers weights as layers run; set it to False"
         )
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")

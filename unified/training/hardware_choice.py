@@ -20,6 +20,7 @@ from unified.files.jsonl import read_object
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Choice, Wishes, with_reason
 from unified.hardware.setup import record, set_up
+from unified.training.sharding import engine_of
 
 RECORD = "hardware.json"
 MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}  # as accelerate calls them
@@ -43,7 +44,7 @@ def choose_for_trainer(
     Raises ValueError for settings that contradict each other, the checkpoint, or the machine.
     """
     wishes = launched(hardware.wishes(), args.device.type, os.environ)
-    engine = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
+    engine = engine_of(args) is not None
     own = {"bf16": args.bf16, "fp16": args.fp16}
     given = next((name for name, on in own.items() if on), None)
     if given is not None:

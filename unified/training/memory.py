@@ -7,6 +7,7 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainingArguments
 
 from unified.hardware.memory import one_line_when_full, sizes_of
+from unified.training.sharding import engine_of
 
 
 @contextmanager
@@ -35,6 +36,6 @@ def lighter_settings(args: TrainingArguments, max_length: int, tuning: str) -> l
     found.append(f"max_length below {max_length}")
     if tuning == "full":
         found.append("tuning lora")
-    if args.deepspeed_plugin is None and args.fsdp_plugin_args is None:
+    if engine_of(args) is None:
         found.append("ZeRO over several GPUs (accelerate's DeepSpeed)")
     return found

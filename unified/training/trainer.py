@@ -27,6 +27,7 @@ from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.finite import FiniteTrainer
 from unified.training.run_state import check_states
 from unified.training.self_correction import SelfCorrection
+from unified.training.sharding import check_fsdp, engine_of, gathered
 from unified.training.trackers import report_image
 
 
@@ -68,7 +69,7 @@ def check_complete(
 
     DeepSpeed and FSDP check their own files. Where the number of processes has `changed`, random numbers begin anew.
     """
-    if folder is None or args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None:
+    if folder is None or engine_of(args) is not None:
         return
     rng = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
     needed = [OPTIMIZER_NAME, SCHEDULER_NAME, *([] if "processes" in changed else [rng])]
@@ -120,7 +121,12 @@ def write_samples(trainer: Any, core: UnifiedForCausalLM, processor: UnifiedProc
     """
     args, training = trainer.args, core.training
     path = Path(args.output_dir) / "samples" / f"{trainer.state.global_step:06d}.png"
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator), trainer.accelerator.autocast():
+    whole = gathered(trainer.model)
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator),
+        whole,
+        trainer.accelerator.autocast(),
+    ):
         core.eval()
         images = draw(core, processor, args.sample_prompts, args.sampling(), seed=args.seed)
         core.train(training)
@@ -163,6 +169,7 @@ class UnifiedTrainer(FiniteTrainer):
         if not isinstance(self.core, UnifiedForCausalLM):
             self.core = self.core.get_base_model()
         check_frozen(self.core.model.vq_model)
+        check_fsdp(self.accelerator, self.core)
         noise = self.args.code_noise
         self.self_correction = SelfCorrection(self.core, noise) if noise else None
         groups = 1 + len(self.core.config.patch_nums)

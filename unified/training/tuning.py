@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from unified.checkpoints.adapters import adapter_positions, attach, is_adapter, read_adapter_config
 from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.models.modeling import UnifiedForCausalLM
-from unified.models.new_rows import INPUT, new_row_ids
+from unified.models.new_rows import INPUT, freeze_below_adapter, new_row_ids
 from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 
@@ -86,7 +86,15 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> P
         trainable_token_indices=token_rows,
         modules_to_save=["image_embedding"],
     )
-    return trainable_to_float32(get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled()))
+    adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    return trainable_to_float32(freeze_below(adapted))
+
+
+def freeze_below(adapted: PeftModel) -> PeftModel:
+    """Freeze the matrices below an adapter's token rows, so that no engine parts, reduces or decays them."""
+    core: Any = adapted.get_base_model()
+    freeze_below_adapter(core.get_input_embeddings(), core.lm_head, core.config.tie_word_embeddings)
+    return adapted
 
 
 def trainable_to_float32(adapted: PeftModel) -> PeftModel:
@@ -155,16 +163,15 @@ def continue_lora(
         config.positions = args.lora_positions
     suffixes = args.lora_target_modules
     requested = None if suffixes is None else set(backbone_layers(model, suffixes))
-    adapted = trainable_to_float32(
-        attach(
-            model,
-            adapter,
-            config=config,
-            is_trainable=True,
-            torch_device="cpu",
-            autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
-        )
+    attached = attach(
+        model,
+        adapter,
+        config=config,
+        is_trainable=True,
+        torch_device="cpu",
+        autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
     )
+    adapted = trainable_to_float32(freeze_below(attached))
     found = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if requested not in (None, found):
         stored = sorted({name.rsplit(".", 1)[-1] for name in found})
