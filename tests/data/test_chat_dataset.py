@@ -245,22 +245,6 @@ def test_a_row_that_trains_nothing_is_named_before_training(processor: UnifiedPr
         ChatDataset([*mixed_rows(2), silent], processor).check_lengths(150)
 
 
-def test_a_row_that_the_chat_template_refuses_has_its_file_and_number(
-    processor: UnifiedProcessor, tmp_path: Path
-) -> None:
-    processor.chat_template = (
-        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no\n tools') }}{% endif %}"
-        "{{ m.content }}<|im_end|>{% endfor %}"
-    )
-    good, bad = ([{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}] for role in ("user", "tool"))
-    paths = [str(tmp_path / name) for name in ("first.jsonl", "second.jsonl")]
-    for path, rows in zip(paths, ([good] * 2, [good, good, bad]), strict=True):
-        Path(path).write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    rows = load_encoded_rows(paths, UnifiedConfig(vq_fingerprint="feed"))
-    with pytest.raises(ValueError, match=r"second\.jsonl:3 \(source second\): .*refuses the roles tool.*: no tools$"):
-        ChatDataset(rows, processor, files=paths).check_lengths(150)
-
-
 def test_a_row_with_wrong_codes_is_named(processor: UnifiedProcessor) -> None:
     with pytest.raises(ValueError, match=r"row 0 \(source toy\): an image has 2 codes"):
         ChatDataset([row_of([text("x")], [IMAGE], [[0, 1]])], processor)[0]

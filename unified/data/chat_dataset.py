@@ -3,6 +3,9 @@
 Legend: B rows, T positions, T' kept positions, N input images, L codes of one image.
 """
 
+import os
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_ti
 from unified.data.rows import ENCODED_FEATURES, read_rows
 from unified.files.jsonl import read_lines
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import content_parts, draws_once, is_output
+from unified.models.messages import Message, content_parts, draws_once, is_output, shorten
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
 CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
@@ -97,6 +100,11 @@ def _text_rows(file: Path) -> datasets.Dataset | None:
     return datasets.Dataset.from_list(encoded, features=ENCODED_FEATURES) if encoded else None
 
 
+def system_text(messages: Sequence[Message]) -> str:
+    """What the system message of a chat says; empty without one."""
+    return "".join(part["text"] for part in content_parts(messages[0])) if messages[0]["role"] == "system" else ""
+
+
 class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded rows as ids and labels.
 
@@ -148,17 +156,30 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         Raises ValueError naming a row with more than `max_length` positions, or without any trained label.
         """
         dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
-        lengths = []
+        lengths, systems = [], Counter[str]()
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
             chat = self._encode(row, index)
             self._check_trained(row, index, chat)
+            systems.update([system_text(row["messages"])])
             lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes)))
             if lengths[-1] > max_length:
                 raise ValueError(
                     f"{self._name(row, index)} takes {lengths[-1]} positions, more than max_length "
                     f"{max_length}; raise max_length or remove the row"
                 )
+        self._report_systems(systems)
         return lengths
+
+    def _report_systems(self, systems: Counter[str]) -> None:
+        """Say how many rows there are with a system message behind which the trained model will not be asked by default."""
+        usual = self.processor.system_prompt or ""
+        others = [(text, count) for text, count in systems.most_common() if text not in ("", usual)]
+        if others and os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(
+                f"{sum(count for _, count in others)} of {len(self)} rows have a system message of their own, such as "
+                f"{shorten(others[0][0])}; where none is given, draw, chat and evaluation ask behind {shorten(usual)}, the "
+                "processor's system_prompt: change that or the rows\n"
+            )
 
     def _encode(self, row: Mapping[str, Any], index: int) -> EncodedChat:
         try:

@@ -44,6 +44,7 @@ class Chat:
     Args:
         sampling: image sampling settings. seed: of the images; text is greedy.
         max_images, max_new_tokens: maximum per answer.
+        enable_thinking: let a reasoning model think before it answers, as `apply_chat_template`'s.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Chat:
         seed: int = 0,
         max_images: int = 1,
         max_new_tokens: int = 256,
+        enable_thinking: bool = False,
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
-        self.max_images, self.max_new_tokens = max_images, max_new_tokens
+        self.max_images, self.max_new_tokens, self.enable_thinking = max_images, max_new_tokens, enable_thinking
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.reset()
 
@@ -93,7 +95,9 @@ class Chat:
         self, messages: list[Message], codes: list[Tensor], on_text: Callable[[str], None] | None
     ) -> list[dict[str, Any]]:
         """Parts of the answer to `messages`, without adding it to the conversation."""
-        inputs = self.processor.apply_chat_template(messages, codes=codes, add_generation_prompt=True)
+        inputs = self.processor.apply_chat_template(
+            messages, codes=codes, add_generation_prompt=True, enable_thinking=self.enable_thinking
+        )
         assert isinstance(inputs, BatchFeature)
         remaining = remaining_text_tokens(self.model, inputs["input_ids"][0].tolist(), self.max_images)
         ids = self.model.generate(
