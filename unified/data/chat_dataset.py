@@ -171,14 +171,14 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return lengths
 
     def _report_systems(self, systems: Counter[str]) -> None:
-        """Say how many rows there are with a system message behind which the trained model will not be asked by default."""
+        """Say how many rows have a system message behind which the trained model is not asked by default."""
         usual = self.processor.system_prompt or ""
         others = [(text, count) for text, count in systems.most_common() if text not in ("", usual)]
         if others and os.environ.get("RANK", "0") == "0":
             sys.stderr.write(
                 f"{sum(count for _, count in others)} of {len(self)} rows have a system message of their own, such as "
-                f"{shorten(others[0][0])}; where none is given, draw, chat and evaluation ask behind {shorten(usual)}, the "
-                "processor's system_prompt: change that or the rows\n"
+                f"{shorten(others[0][0])}; where none is given, draw, chat and evaluation ask behind "
+                f"{shorten(usual)}, the processor's system_prompt: change that or the rows\n"
             )
 
     def _encode(self, row: Mapping[str, Any], index: int) -> EncodedChat:
