@@ -60,6 +60,7 @@ class ChatTokenizer:
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
         self.special = special_pattern(special_tokens(tokenizer))
         ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.id_of_special = ids
         self.special_ids = {i for text, i in ids.items() if text not in (*SPECIAL_TOKENS, tokenizer.unk_token)}
         self._ends: dict[str, str] = {}
         self._layouts: dict[tuple, list[Segment]] = {}
@@ -80,8 +81,7 @@ class ChatTokenizer:
 
     def end_ids(self, template: str) -> tuple[int, ...]:
         """Ids of the special tokens that end an answer."""
-        ids = self.tokenizer.get_vocab()
-        return tuple(ids[token] for token in self.special.findall(self.end(template)))
+        return tuple(self.id_of_special[token] for token in self.special.findall(self.end(template)))
 
     def segments(
         self, template: str, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
@@ -152,6 +152,8 @@ class ChatTokenizer:
 
     def _encode_plain(self, text: str, left: str) -> list[int]:
         """Ids of `text` without any special token."""
+        if not self.tokenizer.is_fast:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if self._plain is None:  # a tokenizer of its own, as this setting would reach other threads
             self._plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
             self._plain.encode_special_tokens = True

@@ -113,8 +113,10 @@ class UnifiedProcessor(ProcessorMixin):
     @property
     def pad_token_id(self) -> int:
         """Padding id: the tokenizer's pad token, else its EOS token, else the token that ends an answer."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.end_token_id)
-        return next(i for i in ids if i is not None)
+        for known in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.end_token_id):
+            if known is not None:
+                return known
+        raise ValueError("the tokenizer has neither a pad nor an eos token, and its chat template no end; name one")
 
     @property
     def _template(self) -> str:
