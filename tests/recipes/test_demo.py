@@ -36,8 +36,8 @@ def make_start(base: Path, folder: Path, name: Path) -> Path:
     args = UnifiedTrainingArguments(output_dir=str(folder), tuning="lora", lora_positions="image_tokens", use_cpu=True)
     model = prepare(UnifiedForCausalLM.from_pretrained(base), args)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+        for weight, parameter in model.named_parameters():
+            if "lora_B" in weight:
                 parameter.fill_(0.01)  # an update; one that is zero was never trained, and is not published
     model.save_pretrained(folder / "trained")
     publish(folder / "trained", folder / "start", base=str(name), made_with=["make base"])
@@ -88,7 +88,7 @@ def test_it_is_measured_before_with_the_start_and_after_with_what_was_trained(
     assert drawn[:2] == drawn[2:]  # the same prompts, seeds and sampling
     ((model, data, args, *_),) = [given for name, given in world.calls if name == "fine_tune"]
     assert data.train_files == [str(tmp_path / "out/encoded_objects"), str(tmp_path / "out/encoded_train"), REPLAY]
-    assert model.model == str(start) and args.max_minutes == 10 and args.resume and args.tuning == "lora"
+    assert model.model == str(start) and args.max_minutes == 15 and args.resume and args.tuning == "lora"
 
 
 def test_a_base_that_is_there_is_not_made(world: World, run: Run, tmp_path: Path, toy_checkpoint: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_the_model_says_and_draws_is_seen_before_anything_else_is_done(
     text, printed = seen
     assert "start &lt;b&gt;Paris" in text and text.count("data:image/png;base64,") == 16 + 8 * 4 + 2
     first, rest = text[text.index("<h1>") :].split("<h2>", 1)
-    for step in ("Running: render new objects", "fine-tune demo_sft (at most 10 minutes)", "score known after"):
+    for step in ("Running: render new objects", "fine-tune demo_sft (at most 15 minutes)", "score known after"):
         assert step in first and step not in rest
     assert "http-equiv=refresh" in text and "recipes/demo.py --config" in first
     assert "assistant: start <b>Paris</b>" in printed and f"open {tmp_path / 'out/index.html'}" in printed
@@ -261,7 +261,7 @@ def test_a_toy_is_fine_tuned_and_scored(
     )  # the other ones take a minute
     keys: dict[str, Any] = yaml.safe_load((CONFIGS / "demo_sft.yaml").read_text())
     sft = tmp_path / "run.yaml"
-    sft.write_text(yaml.safe_dump(keys | {"max_steps": 2, "logging_steps": 1, "max_length": 512}))
+    sft.write_text(yaml.safe_dump(keys | {"max_steps": 2, "logging_steps": 1, "max_length": 512, "first_trained_layer": 1}))
     small = ["--train_scenes", 4, "--repeat", 1, "--heldout_prompts", 4, "--runs", sft]
     given = ["--config", CONFIGS / "demo.yaml", "--start", start, "--out_dir", tmp_path / "out", *small]
     assert run_script(SCRIPT, *given, "--new_prompts", "a photo of a star", "--known_prompts", "a photo of a cat") == 0

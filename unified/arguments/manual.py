@@ -33,7 +33,7 @@ def help_text(manual: str, actions: Mapping[str, argparse.Action], kinds: Sequen
     groups = grouped(kinds)
     blocks = [inspect.cleandoc(manual)] if manual else []
     config = listed("--config FILE.yaml", "file whose keys become defaults; a flag wins", width)
-    blocks.append(f"Every key of a YAML is a flag, every flag a key:\n\n{config}")
+    blocks.append(f"usage: every key of a YAML is a flag, every flag a key\n\n{config}")
     for kind, names in groups.items():
         said = (kind.__doc__ or "").strip().splitlines()
         blocks.append(block(f"{title(kind)}: {said[0].rstrip('.')}" if said else title(kind), names, actions, width))

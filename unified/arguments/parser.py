@@ -75,7 +75,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     _read_dicts_as_json(parser)
     if found.help or found.help_all:
         sys.stdout.write(help_text(_MANUAL.get(), parser.settings(), dataclass_types, found.help_all))
-        sys.exit()
+        sys.exit(0)
     if found.config is not None and _read_yaml(found.config):  # a file without keys is none for TRL
         parser.config_file, flags = found.config, ["--config", found.config, *flags]
     *parsed, rest = parser.parse_args_and_config(flags, return_remaining_strings=True)

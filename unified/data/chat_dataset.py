@@ -188,9 +188,9 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"{self._name(row, index)}: {error}") from error
 
     def _name(self, row: Mapping[str, Any], index: int) -> str:
-        """A row for error messages: `file:number`, counted from 1, where the files are known."""
-        (where,) = name_rows(self.files, [index]) or [f"row {index}"]
-        return f"{where} (source {row['source']})"
+        """A row for error messages: its number in the data, from 0, and `file:number`, from 1, where files are known."""
+        named = name_rows(self.files, [index])
+        return f"{', '.join([*named, f'row {index}'])} (source {row['source']})"
 
     def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
         # labels are shifted, so the first one is never used

@@ -185,7 +185,7 @@ class ChatTokenizer:
         for number, (message, own) in enumerate(zip(messages, runs, strict=True)):
             if is_output(message) and own:
                 piece, before = pieces[place], edges(own[0])[0] if own[0] is not None else ""
-                starts[place] = self._answer_start(template, messages[:number], piece.removesuffix(before), options)
+                starts[place] = self._answer_start(template, messages[:number], piece, before, options)
                 piece, after = pieces[place + len(own)], edges(own[-1])[2] if own[-1] is not None else ""
                 if not end or not piece.removeprefix(after).lstrip().startswith(end.lstrip()):
                     stops[place + len(own)] = len(after) if piece.startswith(after) else 0
@@ -215,16 +215,21 @@ class ChatTokenizer:
         close()
         return segments
 
-    def _answer_start(self, template: str, prompt: Sequence[Message], piece: str, options: Mapping[str, Any]) -> int:
-        """Where in the text before an answer its prompt ends: a space behind that belongs to the answer's words."""
-        if piece.endswith(" "):
+    def _answer_start(
+        self, template: str, prompt: Sequence[Message], piece: str, before: str, options: Mapping[str, Any]
+    ) -> int:
+        """Where in the text before an answer its prompt ends: a space behind that belongs to the answer's words.
+
+        `before` is the white space that the answer begins with, which templates may leave out.
+        """
+        if before or piece.endswith(" "):
             try:
                 asked = render_pieces(self.tokenizer, template, prompt, True, **options)[-1]
             except ValueError:
-                return len(piece)
+                return len(piece.removesuffix(before))
             if piece.startswith(asked) and not piece[len(asked) :].strip():
                 return len(asked)
-        return len(piece)
+        return len(piece.removesuffix(before))
 
     def _segment(self, parts: tuple[str | int, ...], left: str, answered: bool, end: tuple[int, ...]) -> Segment:
         last = next((m for m in reversed(list(self.special.finditer(left)))), None)

@@ -104,8 +104,6 @@ class UnifiedConfig(PreTrainedConfig):
         for weight in weights:
             if not 0 <= weight < math.inf:
                 raise ValueError(f"a loss weight of {weight} in {weights}; give numbers of at least 0")
-        if not any(weights):
-            raise ValueError(f"loss weights {weights} are all 0, so nothing would be trained; give one above 0")
         if self.modality_stride < 1:
             raise ValueError(
                 f"modality_stride {self.modality_stride} is below 1; set it to 1 to compute every position"

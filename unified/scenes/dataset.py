@@ -14,7 +14,6 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from unified.arguments.parser import check_minimum
 from unified.data.mixtures import read_names, read_weights
 from unified.data.rows import ROW_SCHEMA, init_output_folder, write_parquet
 from unified.files.images import write_image
@@ -50,9 +49,6 @@ class SceneArguments:
     )
     shard_size: int = field(default=2000, metadata={"help": "rows in a file; a stopped run loses at most one file"})
     preview: str | None = field(default=None, metadata={"help": "also write the first scenes as one PNG"})
-
-    def __post_init__(self) -> None:
-        check_minimum(self, count=1, seed=0, shard_size=1, question_first=0)
 
 
 @dataclass(frozen=True)

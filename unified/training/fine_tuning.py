@@ -47,6 +47,9 @@ def load_model(
         scale_loss_weights=model_args.scale_loss_weights,
     )
     config.check_loss()  # from_pretrained does not validate its overrides
+    weights = [config.text_loss_weight, *(config.scale_loss_weights or [1.0])]
+    if not any(weights):
+        raise ValueError(f"loss weights {weights} are all 0, so nothing would be trained; give one above 0")
     context = config.text_config.max_position_embeddings
     if max_length > context:
         raise ValueError(f"max_length {max_length} exceeds the backbone's context of {context}; lower max_length")

@@ -6,6 +6,7 @@ Weights and averages are safetensors; optimizers, random numbers and fp16's scal
 
 import pickle
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ KNOWN = frozenset(
 def read_state(path: Path) -> Any:
     """What torch.save wrote, on the CPU; ValueError for a file that is damaged or names anything that could run."""
     try:
-        return load_with_numpy(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read is an error below
+            return load_with_numpy(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(unreadable(path, str(error).splitlines()[0])) from None
 
