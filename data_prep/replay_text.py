@@ -33,7 +33,9 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
 from unified.hardware.probe import DTYPES
 from unified.hardware.setup import set_up
-from unified.models.messages import SYSTEM_PROMPT
+from unified.models.messages import SYSTEM_PROMPT, with_system_prompt
+from unified.models.template_mending import mend
+from unified.models.template_probe import supports_system_prompt
 
 HELD_OUT_EVERY = 6
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"')*]*(?=\s|$)")  # not the "2." of a list
@@ -80,6 +82,7 @@ def load(folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTo
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.chat_template is None:
         raise ValueError(f"--model {folder} has no chat template; give an instruction-tuned model")
+    tokenizer.chat_template, _ = mend(tokenizer)  # as `unified extend` does: no answer begins with thoughts
     return load_strict(AutoModelForCausalLM, folder, dtype=dtype).to(best_device()).eval(), tokenizer
 
 
@@ -88,7 +91,7 @@ def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
 ) -> list[str]:
     """Greedy answers to a batch of prompts, cut to whole sentences; "" where nothing whole was said."""
-    chats = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}] for prompt in prompts]
+    chats = [with_system_prompt([{"role": "user", "content": prompt}], system_prompt(tokenizer)) for prompt in prompts]
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     ).to(model.device)
@@ -100,6 +103,11 @@ def answer(
     return answers
 
 
+def system_prompt(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The recipes' own, where the chat template has a place for it."""
+    return SYSTEM_PROMPT if supports_system_prompt(tokenizer, str(tokenizer.chat_template)) else None
+
+
 def whole_sentences(text: str) -> str:
     """`text` up to its last sentence end; "" when there is none or it lies inside a block of code."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
@@ -107,10 +115,10 @@ def whole_sentences(text: str) -> str:
     return "" if kept.count("```") % 2 else kept
 
 
-def to_row(prompt: str, text: str) -> dict[str, Any]:
+def to_row(prompt: str, text: str, system: str | None = SYSTEM_PROMPT) -> dict[str, Any]:
     """Encoded row of one question and its answer."""
-    turns = (("system", SYSTEM_PROMPT), ("user", prompt), ("assistant", text))
-    messages = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns]
+    turns = (("system", system), ("user", prompt), ("assistant", text))
+    messages = [{"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns if said]
     return {"messages": messages, "codes": [], "metadata": "{}", "source": "replay"}
 
 
@@ -126,7 +134,8 @@ def generate(arguments: ReplayArguments, prompts: list[str], out: Path, dtype: t
         for index in missing:
             batch = prompts[index * size : (index + 1) * size]
             answers = answer(model, tokenizer, batch, arguments.max_new_tokens)
-            rows = [to_row(prompt, text) for prompt, text in zip(batch, answers, strict=True) if text]
+            system = system_prompt(tokenizer)
+            rows = [to_row(prompt, text, system) for prompt, text in zip(batch, answers, strict=True) if text]
             write_encoded_shard(shards[index], rows, fingerprint="", patch_nums=())
             bar.update(len(batch))
     return shards

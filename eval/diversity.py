@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified.arguments.fields import LABEL
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.diversity import image_statistics, pair_differences
 from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
@@ -48,7 +49,9 @@ class DiversityArguments:
 
     images: str = field(metadata={"help": "folder in GenEval's layout, two or more pictures of any prompts"})
     vq: str = field(default="weights/scenes-vq", metadata={"help": "image tokenizer that encodes the pictures"})
-    model: str | None = field(default=None, metadata={"help": "name of the generator; None: as settings.json says"})
+    model: str | None = field(
+        default=None, metadata={"help": "name of the generator; None: as settings.json says", LABEL: True}
+    )
     batch_size: int = field(default=64, metadata={"help": "pictures read at once"})
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 

@@ -47,7 +47,7 @@ def main() -> None:
         print(json.dumps(write_speed(args, made)))
     if state.is_main_process:
         score = f"unified run eval/geneval.py --images {args.out} --detector coco --out {args.out}.json"
-        say_end(args.out, {"pictures": made.images}, f"{score}    # or --detector scenes")
+        say_end(args.out, {"images": made.prompts * args.samples}, f"{score}    # or --detector scenes")
 
 
 if __name__ == "__main__":

@@ -122,9 +122,11 @@ def prompt_of_base(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
 
 def answers_of(model: torch.nn.Module, chat: EncodedChat) -> Tensor:
     """Log-probs (n, V) where the n tokens of a chat's answers are scored."""
-    images = {"image_codes": torch.tensor(chat.input_image_codes)} if chat.input_image_codes else {}
-    answered = torch.tensor(chat.labels)[1:] != IGNORE_INDEX
-    return model(torch.tensor([chat.input_ids]), **images).logits[0, :-1][answered].float().log_softmax(-1)
+    device = next(model.parameters()).device
+    images = {"image_codes": torch.tensor(chat.input_image_codes, device=device)} if chat.input_image_codes else {}
+    answered = (torch.tensor(chat.labels)[1:] != IGNORE_INDEX).to(device)
+    logits = model(torch.tensor([chat.input_ids], device=device), **images).logits[0, :-1]
+    return logits[answered].float().log_softmax(-1).cpu()
 
 
 def read_begun(path: str | None, count: int, config: UnifiedConfig) -> list[dict[str, Any]] | list[None]:
@@ -153,8 +155,8 @@ def main() -> None:
     set_up(hardware)
     start = time.time()
     chats = read_chats(args.chats, args.limit)
-    tuned, processor = load(args.model, device="cpu", dtype="float32")
-    base = load_strict(AutoModelForCausalLM, args.base, dtype="float32").eval()
+    tuned, processor = load(args.model, dtype="float32")
+    base = load_strict(AutoModelForCausalLM, args.base, dtype="float32").to(tuned.device).eval()
     begun = read_begun(args.behind, len(chats), tuned.config)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     pairs = tqdm(zip(chats, begun, strict=True), total=len(chats), unit="chat")

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
+from unified.checkpoints.averaging import RECORDS
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
@@ -40,7 +41,7 @@ from unified.training.image_start import DECISION_GROUPS, ModalityDecisions, cal
 
 HELD_BACK = 5  # one row in so many
 ROWS = "trainable_tokens_delta"  # PEFT's name for rows of tokens
-NOT_COPIED = (ADAPTER_WEIGHTS, "trainer_state.json", "training_args.bin")  # of the training alone
+NOT_COPIED = (ADAPTER_WEIGHTS, "training_args.bin", "losses.png", *RECORDS)  # of the training alone
 
 
 @dataclass

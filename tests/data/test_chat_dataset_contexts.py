@@ -34,7 +34,9 @@ def test_a_row_that_the_chat_template_refuses_has_its_file_and_number(
     for path, rows in zip(paths, ([good] * 2, [good, good, bad]), strict=True):
         Path(path).write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     rows = load_encoded_rows(paths, UnifiedConfig(vq_fingerprint="feed"))
-    with pytest.raises(ValueError, match=r"second\.jsonl:3, row \d+ \(source second\): .*refuses the .*tool.*: no tools$"):
+    with pytest.raises(
+        ValueError, match=r"second\.jsonl:3, row \d+ \(source second\): .*refuses the .*tool.*: no tools$"
+    ):
         ChatDataset(rows, processor, files=paths).check_lengths(150)
 
 

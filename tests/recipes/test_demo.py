@@ -261,7 +261,9 @@ def test_a_toy_is_fine_tuned_and_scored(
     )  # the other ones take a minute
     keys: dict[str, Any] = yaml.safe_load((CONFIGS / "demo_sft.yaml").read_text())
     sft = tmp_path / "run.yaml"
-    sft.write_text(yaml.safe_dump(keys | {"max_steps": 2, "logging_steps": 1, "max_length": 512, "first_trained_layer": 1}))
+    sft.write_text(
+        yaml.safe_dump(keys | {"max_steps": 2, "logging_steps": 1, "max_length": 512, "first_trained_layer": 1})
+    )
     small = ["--train_scenes", 4, "--repeat", 1, "--heldout_prompts", 4, "--runs", sft]
     given = ["--config", CONFIGS / "demo.yaml", "--start", start, "--out_dir", tmp_path / "out", *small]
     assert run_script(SCRIPT, *given, "--new_prompts", "a photo of a star", "--known_prompts", "a photo of a cat") == 0

@@ -12,7 +12,6 @@ import yaml
 from header_commands import header_lines, photos, qwen3_folder, repository, run_line, var_file
 from torch import nn
 from training_memory import layer_cost, qwen3_with_var, trainable
-from transformers import AutoTokenizer
 
 from unified import UnifiedProcessor
 from unified.training.arguments import UnifiedTrainingArguments
@@ -87,40 +86,6 @@ def published(*_: object) -> str:
     return (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
 
 
-CHATS = {
-    "one turn": [("user", "Hello!"), ("assistant", "Good day.")],
-    "system": [("system", "Be brief."), ("user", "Hello!"), ("assistant", "Good day.")],
-    "turns": [("user", "Hello!"), ("assistant", "Good day."), ("user", "And you?"), ("assistant", "I am well.")],
-}
-
-
-@pytest.mark.parametrize("said", CHATS.values(), ids=CHATS)
-def test_its_chat_template_is_qwen3s_without_thinking_and_keeps_the_contract(said: list, tmp_path: Path) -> None:
-    chat = [{"role": role, "content": text} for role, text in said]
-    tokenizer = AutoTokenizer.from_pretrained(qwen3_folder(tmp_path, published()))
-    ours = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
-    asked = {"tokenize": False, "add_generation_prompt": True}
-    first = chat[: 1 + [role for role, _ in said].index("user")]
-    assert tokenizer.apply_chat_template(first, chat_template=ours, **asked) == tokenizer.apply_chat_template(
-        first, enable_thinking=False, **asked
-    )
-    if len(said) == len(first) + 1:
-        whole = [
-            tokenizer.apply_chat_template(chat, chat_template=text, tokenize=False) for text in (ours, published())
-        ]
-        assert whole[0] == whole[1]
-    for stop in range(len(chat)):
-        if chat[stop]["role"] == "assistant":
-            before, after = (
-                tokenizer.apply_chat_template(
-                    chat[:end], chat_template=ours, tokenize=False, add_generation_prompt=more
-                )
-                for end, more in ((stop, True), (stop + 1, False))
-            )
-            assert after.startswith(before + chat[stop]["content"])
-            assert tokenizer.apply_chat_template(chat, chat_template=ours, tokenize=False).startswith(after)
-
-
 @pytest.fixture
 def toys(repository: Path) -> Path:
     """The downloads and the photos that the header speaks of, as toys."""
@@ -153,3 +118,5 @@ def test_every_command_of_the_header_runs_on_toys(toys: Path, run_script: Callab
     prompt = processor.prompt_ids(asked)
     assert trained[: len(prompt)] == prompt
     assert "<think>\n\n</think>\n\n" in processor.tokenizer.decode(prompt)
+    answers = [json.loads(line) for line in (toys / "data/my_photos/replay.jsonl").read_text().splitlines()]
+    assert answers and not [row for row in answers if "think" in row["messages"][-1]["content"]]

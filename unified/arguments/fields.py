@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-BOUNDS = "bounds"  # in a field's metadata
+BOUNDS, LABEL = "bounds", "label"  # in a field's metadata; a label is a name for a result, and nothing to open
 
 
 @dataclass(frozen=True)

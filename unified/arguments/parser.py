@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
-from unified.arguments.fields import BOUNDS, check_fields
+from unified.arguments.fields import BOUNDS, LABEL, check_fields
 from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
 from unified.arguments.shipped_files import find_shipped
@@ -37,6 +37,7 @@ class OneLineParser(TrlParser):
     def add_argument(self, *names: Any, **options: Any) -> Any:
         """argparse's; transformers hands it all of a field's metadata, of which bounds are checked elsewhere."""
         options.pop(BOUNDS, None)
+        options.pop(LABEL, None)
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:

@@ -16,11 +16,18 @@ from torch import Tensor
 
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
 from unified.files.atomic import atomic_path, check_not_exists, new_folder
+from unified.files.hub import model_folder
 from unified.files.weights import check_weights
 
 COMPARED = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "positions", "target_modules")
 COPIED = (".json", ".jinja", ".model", ".txt")  # of the last model's folder: its config and processor
-LEFT = ("trainer_state.json", "progress.json")  # they say how the last one was trained
+RECORDS = (
+    "trainer_state.json",
+    "progress.json",
+    "run.json",
+    "running.json",
+    "hardware.json",
+)  # they say how the last one was trained
 
 
 def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: str | os.PathLike) -> None:
@@ -29,7 +36,7 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
     Weights are summed in float32 and stored as the last adapter's are. Raises ValueError unless there are two models
     or more, as many shares, which sum to 1, and adapters that have the same settings and weights of the same shapes.
     """
-    folders = [Path(model) for model in models]
+    folders = [model_folder(model) for model in models]
     check_shares(folders, shares)
     check_not_exists(out)
     for folder in folders:
@@ -41,7 +48,7 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
     with new_folder(out) as made:
         last = folders[-1]
         for path in last.iterdir():
-            if path.suffix in COPIED and path.name not in LEFT:
+            if path.suffix in COPIED and path.name not in RECORDS:
                 (made / path.name).write_bytes(path.read_bytes())
         save_file(mean_of(folders, shares), made / ADAPTER_WEIGHTS, {"format": "pt"})
 

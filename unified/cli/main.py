@@ -114,6 +114,7 @@ def from_hub(folder: Path) -> Path:
 ModelDir = Annotated[
     Path, typer.Option("--model", help="folder or hub name of a checkpoint, or of a LoRA adapter", callback=from_hub)
 ]
+AdapterDir = Annotated[Path, typer.Option("--model", help="folder or hub name of a LoRA adapter", callback=from_hub)]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
 GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]
@@ -248,7 +249,7 @@ def chat(
 
 @app.command()
 def merge(
-    model: Annotated[Path, typer.Option("--model", help="folder of a LoRA adapter")],
+    model: AdapterDir,
     out: Annotated[Path, typer.Option(help="new folder for the full checkpoint")],
 ) -> None:
     """Write an adapter and its base as one full checkpoint."""
@@ -260,7 +261,7 @@ def merge(
 
 @app.command()
 def publish(
-    model: Annotated[Path, typer.Option("--model", help="folder of a LoRA adapter")],
+    model: AdapterDir,
     out: Annotated[Path, typer.Option(help="new folder for the published adapter")],
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of its weights")

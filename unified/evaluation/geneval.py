@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from unified.arguments.fields import LABEL
 from unified.evaluation.detections import DetectionArguments, DetectionLog, Detections
 from unified.evaluation.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
 from unified.evaluation.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
@@ -30,7 +31,8 @@ class GenevalArguments:
         default=None, metadata={"help": "images every prompt must have; None: as settings.json or the first one says"}
     )
     model: str | None = field(
-        default=None, metadata={"help": "name of the generator; None: as settings.json says, else the folder"}
+        default=None,
+        metadata={"help": "name of the generator; None: as settings.json says, else the folder", LABEL: True},
     )
     detections: str | None = field(default=None, metadata={"help": "None: IMAGES/detections.jsonl"})
     results: str | None = field(default=None, metadata={"help": "None: IMAGES/results.jsonl"})

@@ -5,6 +5,7 @@ Downloads, caches, tokens and offline mode are `huggingface_hub`'s, splits of da
 
 import os
 import re
+import sys
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -80,6 +81,7 @@ def download(name: str, kind: str, flag: str, patterns: tuple[str, ...]) -> Path
     options: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns)}
     try:
         commit = HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=TIMEOUT).sha
+        sys.stderr.write(f"{start}: revision {str(commit)[:8]} of the hub; what the cache lacks is downloaded\n")
         return Path(snapshot_download(repository, revision=commit, etag_timeout=TIMEOUT, **options))
     except HFValidationError as error:
         raise ValueError(f"{start} is no folder here, and no name of the hub: {error}") from None
