@@ -188,7 +188,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"{self._name(row, index)}: {error}") from error
 
     def _name(self, row: Mapping[str, Any], index: int) -> str:
-        """A row for error messages: its number in the data, from 0, and `file:number`, from 1, where files are known."""
+        """A row for error messages: `file:number`, from 1, where files are known, and its number in all, from 0."""
         named = name_rows(self.files, [index])
         return f"{', '.join([*named, f'row {index}'])} (source {row['source']})"
 
