@@ -108,6 +108,13 @@ class TokenizerRun(AveragedRun):
             self.critic, self.critic_optimizer = accelerator.prepare(self.critic_core, critic_optimizer)
             self.trained.append((self.critic_core, self.critic_optimizer))
 
+    def renew(self, changed: set[str]) -> None:
+        """As for the tokenizer's optimizer, and the discriminator's learning rate, which stays as it is set once."""
+        super().renew(changed)
+        if "gan_learning_rate" in changed and self.loss_args.gan_weight > 0:
+            for group in self.critic_optimizer.param_groups:
+                group["lr"] = self.loss_args.gan_learning_rate
+
     def step(self, step: int, batch: Tensor) -> None:
         """One update of the tokenizer, its average and the discriminator; `batch` is uint8 (B, H, W, 3)."""
         pixel_values = to_pixel_values(batch.to(self.accelerator.device, non_blocking=True))

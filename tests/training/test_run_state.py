@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from unified.training.run_state import check_states, read_state
+from unified.training.run_state import check_states, read_accelerators_files, read_state
 
 ROOT = Path(__file__).parents[2]
 Resume = Callable[..., tuple[int, str]]
@@ -133,3 +134,26 @@ def test_a_planted_pickle_is_found_and_not_opened(tmp_path: Path, form: str) -> 
     with pytest.raises(ValueError, match="bad.pt holds more"):
         read_state(tmp_path / "c/global_step2/bad.pt")
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_process_that_was_not_there_draws_random_numbers_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More processes than before, or a checkpoint of another machine."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_state(str(tmp_path))
+    (tmp_path / "random_states_0.pkl").unlink()
+    read_accelerators_files(tmp_path, accelerator, [])
+    assert "random numbers begin anew" in capsys.readouterr().err
+
+
+def test_a_state_that_is_missing_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="optimizer.bin is missing; copy the checkpoint again"):
+        read_state(tmp_path / "optimizer.bin")
+
+
+def test_a_bad_state_of_an_engine_names_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2/global_step2").mkdir(parents=True)
+    plant(tmp_path / "checkpoint-2/global_step2/bad.pt", tmp_path / "mark", "torch")
+    with pytest.raises(ValueError, match=r"remove \S*checkpoint-2, and the run"):
+        check_states(tmp_path / "checkpoint-2")

@@ -303,7 +303,8 @@ def check_lengths(
         try:
             batch = collator([pair])
         except ValueError as error:
-            raise ValueError(f"pair {number} (source {pair['source']}): {error}") from error
+            file = "" if names is None else f"{names([pair['index']])[0]}, "
+            raise ValueError(f"{file}pair {number} (source {pair['source']}): {error}") from error
         scored = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
         if torch.equal(*scored):
             equal.append(number if names is None else pair["index"])

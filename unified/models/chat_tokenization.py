@@ -96,12 +96,13 @@ class ChatTokenizer:
             for message, of_message in zip(messages, runs, strict=True)
         )
         key = (template, shape, add_generation_prompt, *sorted(options.items()))
-        if key not in self._layouts:
+        found = self._layouts.get(key)
+        if found is None:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             pieces = render_pieces(self.tokenizer, template, messages, add_generation_prompt, **options)
-            self._layouts[key] = self._cut(template, messages, runs, pieces, options)
-        return self._layouts[key]
+            found = self._layouts[key] = self._cut(template, messages, runs, pieces, options)
+        return found
 
     def encode(self, segments: Sequence[Segment], contents: Sequence[str | None]) -> list[list[int]]:
         """Ids of every segment; a content of None is an image: image start, one placeholder, image end."""
@@ -155,10 +156,11 @@ class ChatTokenizer:
         if not self.tokenizer.is_fast:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if self._plain is None:  # a tokenizer of its own, as this setting would reach other threads
-            self._plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-            self._plain.encode_special_tokens = True
-            self._plain.no_padding()
-            self._plain.no_truncation()
+            made = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+            made.encode_special_tokens = True
+            made.no_padding()
+            made.no_truncation()
+            self._plain = made  # whole: another thread may use it at once
 
         def ids(words: str) -> list[int]:
             return self._plain.encode(words, add_special_tokens=False).ids  # type: ignore[union-attr]  # made above

@@ -27,6 +27,7 @@ from unified.hardware.memory import one_line_when_full, sizes_of
 from unified.training.finite import FiniteSteps, check_steps
 from unified.training.hardware_choice import write_record
 from unified.training.loss_plots import OF_AVERAGED, plot_history, read_log
+from unified.training.other_ranks import one_line_when_others_end
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import RunRecord, begin
 from unified.training.run_state import check_states, read_accelerators_files, read_modules, write_modules
@@ -218,14 +219,18 @@ class AveragedRun(ABC):
         changes, finished = begin(record, folder, checkpoint, self.args.allow_changed)
         if finished:
             return False
-        with locked(folder, new=not self.args.resume):
+        with one_line_when_others_end(), locked(folder, new=not self.args.resume):
             self.record = record
             first_step = self.load(checkpoint)
-            if any(change["name"] == "weight_decay" for change in changes):  # the rate is set in every step
-                self.optimizer.param_groups[0]["weight_decay"] = self.args.weight_decay
+            self.renew({change["name"] for change in changes})
             self.train(batches(first_step), first_step)
             self.finish()
         return True
+
+    def renew(self, changed: set[str]) -> None:
+        """Give the optimizers of a checkpoint what has `changed`; the learning rate is set in every step."""
+        if "weight_decay" in changed:
+            self.optimizer.param_groups[0]["weight_decay"] = self.args.weight_decay
 
     def load(self, checkpoint: Path | None) -> int:
         """Continue from `checkpoint`; returns the first step. ValueError if processes found different ones."""

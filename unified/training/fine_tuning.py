@@ -179,7 +179,10 @@ def fine_tune(
     check_complete(args, checkpoint, [change["name"] for change in changes])
     if finished:
         shut_down(trainer.accelerator)
-        return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        path = folder / TRAINER_STATE_NAME  # on the first process's machine
+        state = TrainerState.load_from_json(str(path)) if path.is_file() else trainer.state
+        state.is_world_process_zero = trainer.is_world_process_zero()
+        return state
     trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
     know_the_end(trainer, args.max_minutes, command)
     for callback in (HardwareRecord(), Recorder(record), *callbacks):

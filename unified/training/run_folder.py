@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_group(folder: str | os.PathLike) -> None:
         if launched.isdecimal() and int(launched) > 1 and PartialState().num_processes == 1:
             raise ValueError(
                 f"{launched} processes were launched ({name}), but each would train alone into {folder}; launch them "
-                "with accelerate launch or torchrun"
+                f"with accelerate launch or torchrun, or unset {name} if each has an output_dir of its own"
             )
 
 
@@ -98,7 +99,12 @@ def holder_of(path: Path) -> int | None:
     if not path.is_file():
         return None
     lock = read_object(path)
-    if lock.get("host") != socket.gethostname() or lock.get("pid") == os.getpid():
+    if lock.get("host") != socket.gethostname():
+        sys.stderr.write(
+            f"{path}: taken over from process {lock.get('pid')} of {lock.get('host')}, not seen from here\n"
+        )
+        return None
+    if lock.get("pid") == os.getpid():
         return None
     try:
         began = psutil.Process(lock["pid"]).create_time()

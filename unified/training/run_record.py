@@ -41,7 +41,7 @@ FREE = {
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug do_train do_eval use_cpu
     local_rank sample_prompts sample_temperature sample_top_k sample_guidance_scale kl_pairs bf16 fp16 tf32
     activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
-    activation_offloading torch_empty_cache_steps fsdp fsdp_config deepspeed accelerator_config compile_layers
+    activation_offloading torch_empty_cache_steps fsdp fsdp_config deepspeed compile_layers
     load_best_model_at_end metric_for_best_model greater_is_better enable_jit_checkpoint attn_implementation
     full_determinism precompute_ref_log_probs precompute_ref_batch_size lpips_path
     """.split(),
@@ -56,7 +56,7 @@ CHANGEABLE = {
     rows base processes per_device_train_batch_size gradient_accumulation_steps batch_size max_grad_norm
     lr_scheduler_type lr_scheduler_kwargs warmup_steps final_learning_rate gan_learning_rate ema_decay caption_dropout
     last_scale_fraction code_noise text_loss_weight scale_loss_weights modality_stride lora_dropout seed data_seed
-    max_length pack beta label_smoothing loss_type loss_weights num_scales l1_weight l2_weight vq_weight scale_dropout
+    accelerator_config max_length pack beta label_smoothing loss_type loss_weights num_scales l1_weight l2_weight vq_weight scale_dropout
     lpips_weight revive_after_steps revive_until tidy_share torn_share tokenizer_share train_sampling_strategy
     """.split(),
 }
@@ -171,7 +171,8 @@ def begin(record: RunRecord, folder: Path, checkpoint: Path | None, allowed: Seq
     check_same_checkpoint(checkpoint)
     if checkpoint is None:
         return [], False
-    finished, kept, changes = finished_after(folder, record), kept_record(checkpoint), []
+    finished = gather_object([finished_after(folder, record)])[0]  # the first process's file; ranks must not part
+    kept, changes = kept_record(checkpoint), []
     if kept is not None:
         changes = record.go_on(kept, allowed, checkpoint)
     elif PartialState().is_main_process:

@@ -6,6 +6,7 @@ Weights and averages are safetensors; optimizers, random numbers and fp16's scal
 
 import pickle
 import random
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def read_state(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read is an error below
             return load_with_numpy(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the checkpoint again, or remove {path.parent}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(unreadable(path, str(error).splitlines()[0])) from None
 
@@ -59,16 +62,16 @@ def check_states(folder: Path) -> None:
         try:
             named = {*get_unsafe_globals_in_checkpoint(str(path))} - KNOWN
         except (pickle.UnpicklingError, ValueError, RuntimeError, EOFError, IndexError) as error:
-            raise ValueError(unreadable(path, str(error).splitlines()[0])) from None
+            raise ValueError(unreadable(path, str(error).splitlines()[0], folder)) from None
         if named:
-            raise ValueError(unreadable(path, f"it names {sorted(named)[0]}"))
+            raise ValueError(unreadable(path, f"it names {sorted(named)[0]}", folder))
 
 
-def unreadable(path: Path, why: str) -> str:
-    """The error for a file that is not opened."""
+def unreadable(path: Path, why: str, checkpoint: Path | None = None) -> str:
+    """The error for a file of a `checkpoint`, by default of its own folder, that is not opened."""
     return (
         f"{path} holds more than a training's state or is damaged ({why:.200}), so it is not opened; "
-        f"remove {path.parent}, and the run goes on from the checkpoint before"
+        f"remove {checkpoint or path.parent}, and the run goes on from the checkpoint before"
     )
 
 
@@ -106,9 +109,14 @@ def read_accelerators_files(
         optimizer.load_state_dict(read_state(folder / f"optimizer{ending}.bin"))
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(read_state(folder / "scaler.pt"))
-    states = read_state(folder / f"random_states_{accelerator.process_index}.pkl")
+    path = folder / f"random_states_{accelerator.process_index}.pkl"
+    if not path.is_file():  # there are more processes than before, or another machine has it
+        sys.stderr.write(f"{path} is missing: this process's random numbers begin anew\n")
+        return
+    states = read_state(path)
     random.setstate(states["random_state"])
     np.random.set_state(states["numpy_random_seed"])
     torch.set_rng_state(states["torch_manual_seed"])
-    if torch.cuda.is_available() and "torch_cuda_manual_seed" in states:
-        torch.cuda.set_rng_state_all(states["torch_cuda_manual_seed"])
+    of_gpus = states.get("torch_cuda_manual_seed", ())
+    if torch.cuda.is_available() and len(of_gpus) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(of_gpus)

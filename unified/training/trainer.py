@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
@@ -67,12 +67,17 @@ def check_complete(
 ) -> None:
     """Raise ValueError for a checkpoint without all that a run needs to go on as if it had not stopped.
 
-    DeepSpeed and FSDP check their own files. Where the number of processes has `changed`, random numbers begin anew.
+    DeepSpeed checks its own files. Where the number of processes has `changed`, random numbers begin anew.
     """
-    if folder is None or engine_of(args) is not None:
+    if folder is None:
         return
+    state: dict[str | None, list[str]] = {
+        None: [OPTIMIZER_NAME, SCHEDULER_NAME],
+        "FSDP": [OPTIMIZER_NAME_BIN, SCHEDULER_NAME],
+        "DeepSpeed": [],
+    }
     rng = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
-    needed = [OPTIMIZER_NAME, SCHEDULER_NAME, *([] if "processes" in changed else [rng])]
+    needed = [*state[engine_of(args)], *([] if "processes" in changed else [rng])]
     missing = [name for name in needed if not (Path(folder) / name).is_file()]
     if missing:
         raise ValueError(

@@ -212,6 +212,10 @@ def freeze_lower_layers(model: UnifiedForCausalLM, count: int) -> None:
     for layer in layers[:count]:
         layer.requires_grad_(False)
     model.model.image_embedding.requires_grad_(False)
+    if not model.config.tie_word_embeddings:  # input rows of new tokens lie below as well
+        model.get_input_embeddings().requires_grad_(False)
+        if model.model.new_rows is not None:
+            model.model.new_rows[INPUT].requires_grad_(False)
     layers[count].register_forward_pre_hook(_without_gradient, with_kwargs=True)
 
 
