@@ -56,7 +56,8 @@ CHANGEABLE = {
     rows base processes per_device_train_batch_size gradient_accumulation_steps batch_size max_grad_norm
     lr_scheduler_type lr_scheduler_kwargs warmup_steps final_learning_rate gan_learning_rate ema_decay caption_dropout
     last_scale_fraction code_noise text_loss_weight scale_loss_weights modality_stride lora_dropout seed data_seed
-    accelerator_config max_length pack beta label_smoothing loss_type loss_weights num_scales l1_weight l2_weight vq_weight scale_dropout
+    accelerator_config
+    max_length pack beta label_smoothing loss_type loss_weights num_scales l1_weight l2_weight vq_weight scale_dropout
     lpips_weight revive_after_steps revive_until tidy_share torn_share tokenizer_share train_sampling_strategy
     """.split(),
 }
