@@ -129,3 +129,12 @@ def test_speed_is_of_late_steps_and_shares_out_what_lies_between() -> None:
     for step in range(40):
         speed.add(1.0 if step < 20 else 3.0, 60.0 if step == 10 else 0.0)  # an evaluation; then another program
     assert speed.known() and speed.seconds_per_step() == pytest.approx(3.0 + 60.0 / 40)
+
+
+def test_a_last_step_that_did_not_fit_is_no_cut() -> None:
+    plan = StepPlan(300, 231)
+    plan.replan(230, 230)
+    assert plan.ending(230) == "shortened" and "half-trained" not in plan.sentence(230)
+    early = StepPlan(300, 231)
+    early.replan(200, 200)
+    assert early.ending(200) == "cut"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 WARM_UP = 2  # steps that are not measured: buffers grow, layers compile
 RECENT = 15  # steps whose median is the speed
 SLACK = 0.03  # share of the steps to come by which a plan may be wrong before it is made anew
+ENDED = 0.99  # share of a schedule behind which nothing is left to learn: time may end a run a step before its plan
 
 
 def planned_steps(done: int, seconds_per_step: float, seconds_left: float, max_steps: int) -> int:
@@ -86,11 +87,11 @@ class StepPlan:
     def ending(self, step: int) -> Literal["whole", "shortened", "cut"]:
         """How a run that stopped after `step` has ended: with all its steps, with those planned, or before its end.
 
-        One that is `shortened` came to the end of its schedule; one that is `cut` did not.
+        One that is `shortened` came to the end of its schedule, to a hundredth; one that is `cut` did not.
         """
         if step >= self.max_steps:
             return "whole"
-        return "shortened" if step >= self.end and self.at(step) >= self.max_steps else "cut"
+        return "shortened" if step >= self.end and self.at(step) >= ENDED * self.max_steps else "cut"
 
     def sentence(self, step: int) -> str:
         """What to say first of a run that stopped after `step`; empty where it has had all its steps."""
