@@ -135,9 +135,15 @@ def seconds(demo: Demo, beginning: str) -> float:
     return sum(float(entry["seconds"]) for entry in demo.steps.record() if entry["step"].startswith(beginning))
 
 
+def training_seconds(demo: Demo) -> float:
+    """Time of all fine-tuning, by the trainings' own clocks where a step was killed and left no record."""
+    own = sum(float(progress_of(out).get("seconds", 0)) for out in demo.trained)
+    return max(own, seconds(demo, "fine-tune"))
+
+
 def title(demo: Demo) -> str:
     """What the page is about, as far as it has come."""
-    minutes = f"{seconds(demo, 'fine-tune') / 60:.0f} minutes"
+    minutes = f"{training_seconds(demo) / 60:.0f} minutes"
     if not (demo.out / AFTER / RECORD).is_file():
         return "A language model that draws" if demo.args.start is not None else "A language model learns to draw"
     if demo.args.repeat:
@@ -153,7 +159,7 @@ def summary(demo: Demo, pictures: int) -> str:
     told = f"{pictures} pictures with captions of things it had never seen: {objects}."
     if not after:
         return f"A small language model draws {len(CLASSES)} kinds of objects. It is to be fine-tuned on {told}"
-    minutes = seconds(demo, "fine-tune") / 60
+    minutes = training_seconds(demo) / 60
     return (
         f"A small language model could draw {len(CLASSES)} kinds of objects. Then it was fine-tuned on {told} This is "
         f"what it drew before, and after {minutes:.0f} minutes of training on this machine."
@@ -239,7 +245,7 @@ def result(demo: Demo) -> dict[str, Any]:
     }
     found |= {"go_on": None if complete else steps.command, "start": str(demo.start)}
     found |= {"hardware": machines(demo), "minutes": round(seconds(demo, "") / 60, 2)}
-    found |= {"minutes_of_training": round(seconds(demo, "fine-tune") / 60, 2)}
+    found |= {"minutes_of_training": round(training_seconds(demo) / 60, 2)}
     for what in scored(demo):
         found[what] = {when: [one["value"], one["stderr"], one["n"]] for when, one in results(demo, what).items()}
     files: Sequence[Path] = [demo.out / when / "known" / "results.jsonl" for when in (BEFORE, AFTER)]
