@@ -72,16 +72,16 @@ def test_nothing_to_encode(refuse: Refuse, vq_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("script", "given"),
+    ("script", "given", "said"),
     [
-        ("data_prep/render_scenes.py", ["--count", 0]),
-        ("data_prep/render_scenes.py", ["--shard_size", 0]),
-        ("eval/write_prompts.py", ["--count", 0]),
-        ("eval/write_prompts.py", ["--seed", -1]),
+        ("data_prep/render_scenes.py", ["--count", 0], "count=0 must be at least 1"),
+        ("data_prep/render_scenes.py", ["--shard_size", 0], "shard_size=0 must be at least 1"),
+        ("eval/write_prompts.py", ["--count", 0], "--count 0; give at least"),
+        ("eval/write_prompts.py", ["--seed", -1], "--seed -1; give at least"),
     ],
 )
-def test_nothing_asked_for(refuse: Refuse, tmp_path: Path, script: str, given: list[object]) -> None:
-    assert f"{given[0]} {given[1]}; give at least" in refuse(script, "--out", tmp_path / "out", *given)
+def test_nothing_asked_for(refuse: Refuse, tmp_path: Path, script: str, given: list[object], said: str) -> None:
+    assert said in refuse(script, "--out", tmp_path / "out", *given)
     assert not (tmp_path / "out").exists()
 
 
