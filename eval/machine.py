@@ -128,7 +128,10 @@ class Work:
         Chat(self.model, self.processor, max_new_tokens=24).ask(QUESTION)
 
     def training_step(self) -> None:
-        """Forward and backward of all weights on two drawings."""
+        """Forward and backward of all weights, or of an adapter's updates, on two drawings."""
+        updates = [weight for name, weight in self.model.named_parameters() if "lora_" in name]
+        for weight in updates or self.model.parameters():
+            weight.requires_grad_(True)
         config = self.model.config.vq_config
         codes = torch.randint(config.codebook_size, (2, self.model.config.image_length), generator=self.generator)
         turns = [
