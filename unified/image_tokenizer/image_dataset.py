@@ -3,7 +3,6 @@
 Legend: N images, B batch, H W the square training size.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
+from unified.files.digests import sampled_digest
 from unified.files.images import image_to_uint8, read_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-COMPARED = 1024  # images that count for a digest, evenly spaced
 
 
 class FolderImages:
@@ -96,11 +95,8 @@ class PixelDataset(Dataset[Tensor]):
                 self.cache[index] = decode_image(source, index, image_size)
 
     def digest(self) -> str:
-        """The images in words that can be compared: their number, and up to `COMPARED` of them."""
-        found = hashlib.sha256()
-        for index in range(0, len(self), max(1, -(-len(self) // COMPARED))):
-            found.update(self.source.read(index))
-        return f"{len(self)} images, sha256 {found.hexdigest()[:16]}"
+        """The images in words that can be compared."""
+        return sampled_digest(len(self), self.source.read, "images")
 
     def __len__(self) -> int:
         return len(self.source)

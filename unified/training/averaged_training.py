@@ -233,15 +233,9 @@ class AveragedRun(ABC):
             self.optimizer.param_groups[0]["weight_decay"] = self.args.weight_decay
 
     def load(self, checkpoint: Path | None) -> int:
-        """Continue from `checkpoint`; returns the first step. ValueError if processes found different ones."""
+        """Continue from `checkpoint`, the same on all processes as `begin` has checked; returns the first step."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
-        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"output_dir {self.args.output_dir} holds checkpoints of steps {sorted(set(steps))} for different "
-                "processes; give all machines one shared folder, or copy the newest checkpoint to each"
-            )
         if checkpoint is None:
             return 0
         check_states(checkpoint)

@@ -4,7 +4,6 @@ A resumed run has the trajectory it would have had, so what changes it is refuse
 kept on record. What does not (logging, saving, longer `max_steps`) may change freely.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,13 +18,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from unified.files.atomic import write_text
+from unified.files.digests import sampled_digest
 from unified.files.jsonl import read_object
 from unified.models.messages import shorten
 from unified.training.inherited import REFUSED
 from unified.training.run_folder import check_group
 
 RECORD = "run.json"
-COMPARED = 1024  # rows that count for a digest, evenly spaced: no pass over all rows at the start of a run
 # how long a run is: a resumed one may go further
 LENGTH = ("max_steps", "num_train_epochs", "max_minutes")
 # what leaves a trajectory as it is; precision has a record of its own (hardware_choice)
@@ -204,8 +203,5 @@ class Recorder(TrainerCallback, ExportableState):
 
 
 def digest(rows: Any) -> str:
-    """A data set's rows (a sequence) in words that can be compared: their number, and up to `COMPARED` of them."""
-    found = hashlib.sha256()
-    for index in range(0, len(rows), max(1, -(-len(rows) // COMPARED))):
-        found.update(json.dumps(rows[index], sort_keys=True, default=str).encode())
-    return f"{len(rows)} rows, sha256 {found.hexdigest()[:16]}"
+    """A data set's rows (a sequence) in words that can be compared."""
+    return sampled_digest(len(rows), lambda i: json.dumps(rows[i], sort_keys=True, default=str).encode(), "rows")
