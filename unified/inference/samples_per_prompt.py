@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unified.inference.text_to_image import image_prompts
-from unified.models.generation import GenerationState
+from unified.models.image_generation import GenerationState
 from unified.models.image_sampling import ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor

@@ -18,7 +18,8 @@ modeling              UnifiedModel, UnifiedForCausalLM
 pretrained            what the two share
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
-generation            generate(): text token by token, images scale by scale
+generation            generate(): text token by token by HF's loop, images in between
+image_generation      images in cached decoding, scale by scale or code by code
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
 trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
 new_rows              new rows of the vocabulary as parameters of their own; files with whole matrices
@@ -34,6 +35,7 @@ __all__ = [
     "frozen_tokenizer",
     "generation",
     "image_embedding",
+    "image_generation",
     "image_sampling",
     "losses",
     "messages",
