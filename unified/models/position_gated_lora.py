@@ -15,6 +15,7 @@ updating every position.
 """
 
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -46,16 +47,29 @@ def check_rank(rank: int) -> None:
         raise ValueError(f"lora_rank {rank} leaves no rank for images with split_ranks; set it to at least 2")
 
 
-class ImageGate:
-    """Provides the masks of image positions to the linear layers of a backbone, which get states without ids.
+class _PassingMasks(threading.local):
+    """Masks of the backbone's pass that this thread is in; none outside of one.
 
-    One per model; `masks` holds (B, T, 1) bool masks of the current states, `image_tokens` and `after_image`, and
-    (B, T, rank) for the `ranks` of `split_ranks` adapters. All are computed before the backbone runs, whose layers may
-    be compiled.
+    Linear layers get states without ids, so the masks have to meet them there. A thread's own, because torch.compile
+    can read these and no `ContextVar`. Keys: `image_tokens` and `after_image`, (B, T, 1) bool, and the ranks of
+    `split_ranks` adapters, (B, T, rank).
+    """
+
+    def __init__(self) -> None:
+        self.masks: dict[str | int, Tensor] = {}
+
+
+_PASS = _PassingMasks()
+
+
+class ImageGate:
+    """Gives the image positions of a pass to the linear layers of a backbone.
+
+    One per model; `ranks` are those of `split_ranks` adapters. The masks of a pass are computed before the backbone
+    runs, whose layers may be compiled; none of them is kept here, so that threads may share a model.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
-        self.masks: dict[str | int, Tensor] = {}
         self.ranks: set[int] = set()
         for layer in backbone.modules():
             if isinstance(layer, nn.Linear):
@@ -71,28 +85,35 @@ class ImageGate:
     ) -> Any:
         """`backbone(**inputs)` with the masks of `in_image` (B, T) bool; see `after_image` for the others.
 
-        Checkpointed layers are recomputed in the backward pass, possibly after other batches: a hook restores the
-        masks.
+        Checkpointed layers are recomputed in the backward pass, possibly after other batches and in a thread of
+        autograd's: a hook sets the masks there.
         """
         masks: dict[str | int, Tensor] = {"image_tokens": in_image[..., None]}
-        self.masks = masks
         cache = inputs.get("past_key_values")
         if image_seen is not None or cache is None or not cache.get_seq_length():
             masks["after_image"] = after_image(in_image, documents, image_seen)[..., None]
             masks |= {rank: rank_mask(masks["image_tokens"], masks["after_image"], rank) for rank in self.ranks}
-        outputs = backbone(**inputs)
+        outer, _PASS.masks = _PASS.masks, masks
+        try:
+            outputs = backbone(**inputs)
+        finally:
+            _PASS.masks = outer
         if outputs[0].requires_grad and backbone.is_activation_checkpointing:
-            outputs[0].register_hook(lambda _: setattr(self, "masks", masks))
+            outputs[0].register_hook(lambda _: setattr(_PASS, "masks", masks))
         return outputs
 
-    def update_mask(self, positions: str, rank: int) -> Tensor:
-        """Where an adapter's updates are applied: (B, T, 1) bool, or (B, T, rank) if that differs by rank.
 
-        Raises ValueError for `positions` after images with a filled cache but without `image_seen`.
-        """
-        if positions != "image_tokens" and "after_image" not in self.masks:
-            raise ValueError("these updates are applied after images too; with a filled cache pass image_seen")
-        return self.masks[rank if positions == "split_ranks" else positions]
+def update_mask(positions: str, rank: int) -> Tensor:
+    """Where an adapter's updates are applied in this pass: (B, T, 1) bool, or (B, T, rank) if that differs by rank.
+
+    Raises ValueError for `positions` after images with a filled cache but without `image_seen`, and outside a pass.
+    """
+    masks = _PASS.masks
+    if not masks:
+        raise ValueError("an adapter of image positions needs the ids; call the model, and not its language_model")
+    if positions != "image_tokens" and "after_image" not in masks:
+        raise ValueError("these updates are applied after images too; with a filled cache pass image_seen")
+    return masks[rank if positions == "split_ranks" else positions]
 
 
 def rank_mask(in_image: Tensor, after: Tensor, rank: int) -> Tensor:
@@ -126,8 +147,7 @@ class ImageVariant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """The base's `result` (B, T, out) plus the update of `x` (B, T, in), which is exactly 0 elsewhere."""
-        image_gate = module.get_base_layer().image_gate
-        mask = image_gate.update_mask(module.positions[active_adapter], module.r[active_adapter])
+        mask = update_mask(module.positions[active_adapter], module.r[active_adapter])
         assert mask.shape[:2] == x.shape[:2], f"mask of {tuple(mask.shape)} for states {tuple(x.shape)}"
         low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         gate = mask * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`

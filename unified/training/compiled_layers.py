@@ -45,9 +45,6 @@ def compile_layers(model: UnifiedForCausalLM, backend: str = "inductor") -> None
         raise ValueError(
             "compile_layers True needs triton on a GPU; pip install triton, or set compile_layers to False"
         )
-    torch._dynamo.config.force_nn_module_property_static_shapes = (
-        False  # the image gate's masks are attributes, not parameters
-    )
     torch._dynamo.config.optimize_ddp = False  # it would split layers, which are compiled one by one already
     for layer in model.get_submodule("model.language_model").modules():
         if isinstance(layer, GradientCheckpointingLayer):
