@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,14 @@ def test_a_tokenizer_that_would_train_is_refused() -> None:
     model.model.vq_model = VQModel(model.config.vq_config).requires_grad_(False)
     with pytest.raises(ValueError, match=r"tensors of the image tokenizer are parameters, encoder.* FrozenImageTok"):
         check_frozen(model.model.vq_model)
+
+
+def test_zero3_does_not_follow_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks run them or not, as their batches have images: ZeRO-3 wants one order of layers on all ranks."""
+    zero = pytest.importorskip("deepspeed.utils", reason="DeepSpeed is required on Linux alone")
+    config = toy_model().config
+    assert not zero.get_z3_leaf_modules(FrozenImageTokenizer(config.vq_config))
+    monkeypatch.setattr("unified.models.frozen_tokenizer.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("unified.models.frozen_tokenizer.outside_zero_init", nullcontext)
+    tokenizer = FrozenImageTokenizer(config.vq_config)
+    assert zero.get_z3_leaf_modules(tokenizer) == [tokenizer]

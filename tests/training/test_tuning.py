@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from toy_models import output_image, random_codes, toy_model
 
+from unified.models.trainable_token_rows import split_rows
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.tuning import check_masters, check_start_share, prepare
 
@@ -61,3 +63,18 @@ def test_a_share_of_what_is_no_adapter_is_refused(toy_checkpoint: Path, tmp_path
     with pytest.raises(ValueError, match="start_share 0.5 needs an adapter as model"):
         check_start_share(str(toy_checkpoint), arguments(tmp_path, tuning="lora", start_share=0.5))
     check_start_share(str(toy_checkpoint), arguments(tmp_path, tuning="lora"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_token_rows_start_as_the_matrix_under_zero3_on_a_cpu(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is required on Linux alone")
+    args, own = arguments(tmp_path, tuning="lora"), TrainableTokensLayer._collect_token_weights
+    monkeypatch.setattr("peft.tuners.trainable_tokens.layer.check_deepspeed_zero3_enabled", lambda: True)
+    model = toy_model(tied=tied)
+    expected = model.get_output_embeddings().weight.detach().clone()
+    prepare(model, args)
+    _, rows = split_rows(model.get_output_embeddings())
+    assert rows is not None and torch.equal(rows.values, expected[rows.ids])
+    assert TrainableTokensLayer._collect_token_weights is own

@@ -42,6 +42,14 @@ def parameters_to_buffers(module: nn.Module) -> None:
             part.register_buffer(name, parameter.detach().float())
 
 
+def hide_layers(module: nn.Module) -> None:
+    """Have ZeRO-3 not follow the layers of `module`, which ranks may run or not: it wants the same order on all."""
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.utils import set_z3_leaf_module
+
+        set_z3_leaf_module(module, True)
+
+
 class FrozenImageTokenizer(VQModel):
     """`VQModel` that never trains and keeps float32; `of` makes one of a tokenizer's weights."""
 
@@ -49,6 +57,7 @@ class FrozenImageTokenizer(VQModel):
         with outside_zero_init():
             super().__init__(config)
             parameters_to_buffers(self)
+        hide_layers(self)
         self.eval()
 
     @classmethod

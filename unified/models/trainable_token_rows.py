@@ -5,12 +5,15 @@ matrix: for SmolLM2 with a thousand image rows that was a sixth of a training st
 Legend: V rows of the vocabulary, R trainable rows, D hidden.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import gather_params_ctx
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
@@ -157,6 +160,23 @@ def replace_states(states: Tensor, ids: Tensor, rows: TrainableRows, size: int, 
     trainable = nn.functional.embedding(row.clamp(min=0), rows.values.to(states.dtype))
     trainable = trainable if scale is None else trainable * scale.to(trainable.dtype)
     return torch.where((row >= 0)[..., None], trainable, states)
+
+
+def gathered_rows(layer: TrainableTokensLayer, weight: Tensor, rows: list[int], width: int) -> Tensor:
+    """Copy of the `rows` of a matrix `weight` (V, D), which ZeRO-3 may have parted, on every rank."""
+    with gather_params_ctx([weight] if isinstance(weight, nn.Parameter) else [], modifier_rank=None):
+        return weight[rows].detach().clone()
+
+
+@contextmanager
+def rows_on_any_device() -> Iterator[None]:
+    """Inside, PEFT starts token rows under ZeRO-3 wherever the matrix is; by itself it does so on CUDA alone."""
+    own = TrainableTokensLayer._collect_token_weights
+    TrainableTokensLayer._collect_token_weights = gathered_rows
+    try:
+        yield
+    finally:
+        TrainableTokensLayer._collect_token_weights = own
 
 
 def prepare_output_layer(layer: nn.Module) -> None:

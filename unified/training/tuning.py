@@ -15,6 +15,7 @@ from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.new_rows import INPUT, freeze_below_adapter, new_row_ids
 from unified.models.position_gated_lora import ImageLinear, ImageLoraConfig, check_rank, split_ranks
+from unified.models.trainable_token_rows import rows_on_any_device
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 
 # of a new adapter; an adapter that is trained further keeps its own
@@ -86,7 +87,8 @@ def prepare_lora(model: UnifiedForCausalLM, args: UnifiedTrainingArguments) -> P
         trainable_token_indices=token_rows,
         modules_to_save=["image_embedding"],
     )
-    adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    with rows_on_any_device():
+        adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     return trainable_to_float32(freeze_below(adapted))
 
 
@@ -163,14 +165,9 @@ def continue_lora(
         config.positions = args.lora_positions
     suffixes = args.lora_target_modules
     requested = None if suffixes is None else set(backbone_layers(model, suffixes))
-    attached = attach(
-        model,
-        adapter,
-        config=config,
-        is_trainable=True,
-        torch_device="cpu",
-        autocast_adapter_dtype=not is_deepspeed_zero3_enabled(),
-    )
+    options = {"is_trainable": True, "torch_device": "cpu", "autocast_adapter_dtype": not is_deepspeed_zero3_enabled()}
+    with rows_on_any_device():
+        attached = attach(model, adapter, config=config, **options)
     adapted = trainable_to_float32(freeze_below(attached))
     found = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if requested not in (None, found):

@@ -1,0 +1,173 @@
+"""What test_engines.py trains: models, rows, and runs of recipes in launches of two CPU processes.
+
+All is kept in one folder, which test processes share and a killed test run leaves: what is there is not made again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from conftest import ROOT
+from filelock import FileLock
+from pairs import toy_pairs
+from recipe_jobs import main as run_jobs
+from toys import make_tokenizer, make_vq, save_llm, write_toy_rows
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unified import UnifiedConfig
+from unified.checkpoints.extension import extend
+from unified.data.preferences import write_pairs
+
+TUNINGS = {
+    "full": ["--tuning", "full"],
+    "align": ["--tuning", "align"],
+    "lora": ["--tuning", "lora"],
+    "lora_image": ["--tuning", "lora", "--lora_positions", "image_tokens"],
+    "lora_more": ["--tuning", "lora"],
+    "noise": ["--tuning", "full", "--code_noise", "0.5"],
+    "dpo_full": ["--tuning", "full"],
+    "dpo_lora": ["--tuning", "lora"],
+}
+TIED = ("full", "noise", "dpo_lora")  # models whose embedding is the output matrix; others have both
+ENGINES = {
+    "ddp": [],
+    "ddp_checkpointed": ["--activation_checkpointing", "True"],
+    "zero2": ["--weight_decay", "0.5"],
+    "zero3": ["--weight_decay", "0.5"],
+    "fsdp2": ["--weight_decay", "0.5"],
+}
+STEPS, HALF = 4, 2
+ZERO3 = {  # all parameters are parted, however small
+    **dict.fromkeys(["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"], "auto"),
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+}
+
+
+@dataclass
+class World:
+    """Models, rows, and the runs of them that there are, under `folder`."""
+
+    folder: Path
+
+    def made(self, name: str, make: Callable[[], None]) -> None:
+        """Have `make` called once, whichever process asks first."""
+        with FileLock(self.folder / f"{name}.lock"):
+            done = self.folder / f"{name}.made"
+            if not done.exists():
+                make()
+                done.touch()
+
+    def make_data(self) -> None:
+        """Two models, one with a matrix for both ends and one with two, their rows and their pairs."""
+        folder = self.folder
+        make_vq().save_pretrained(folder / "vq")
+        llm = save_llm(folder / "llm", make_tokenizer())
+        extend(llm, folder / "vq", folder / "tied")
+        config = LlamaConfig.from_pretrained(llm, tie_word_embeddings=False)
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder / "other")
+        make_tokenizer().save_pretrained(folder / "other")
+        extend(folder / "other", folder / "vq", folder / "untied")
+        stored = UnifiedConfig.from_pretrained(folder / "tied")
+        write_toy_rows(folder / "rows.parquet", "dattttdatttt", stored.vq_fingerprint)
+        pairs = toy_pairs("iitttuuimmtt")
+        write_pairs(folder / "pairs.parquet", pairs, stored.vq_fingerprint, stored.patch_nums)
+
+    def base(self, tuning: str) -> Path:
+        return self.folder / ("tied" if tuning in TIED else "untied")
+
+    def model(self, tuning: str) -> Path:
+        """What is trained: a base, or an adapter that goes on."""
+        return self.one("lora", decay=False) if tuning == "lora_more" else self.base(tuning)
+
+    def command(self, engine: str, tuning: str, out: Path) -> list[str]:
+        recipe = "dpo" if tuning.startswith("dpo") else "sft"
+        data = self.folder / ("pairs.parquet" if recipe == "dpo" else "rows.parquet")
+        batch = "4" if engine == "one" else "2"
+        command = [f"recipes/{recipe}.py", "--config", f"recipes/configs/tiny{'_dpo' if recipe == 'dpo' else ''}.yaml"]
+        command += ["--model", str(self.model(tuning)), "--train_files", str(data), "--output_dir", str(out)]
+        command += ["--per_device_train_batch_size", batch, "--max_steps", str(STEPS), "--save_steps", str(HALF)]
+        command += ["--train_sampling_strategy", "sequential", "--report_to", "none", "--disable_tqdm", "True"]
+        return [*command, *TUNINGS[tuning]]
+
+    def one(self, tuning: str, decay: bool) -> Path:
+        """A run of one process; where `decay` the weights do."""
+        out = self.folder / "one" / f"{tuning}-{decay}"
+        job = [*self.command("one", tuning, out), "--use_cpu", "True", *(ENGINES["zero2"] if decay else [])]
+        self.made(f"one-{tuning}-{decay}", lambda: run_jobs([job]))
+        return out
+
+    def cell(self, engine: str, tuning: str, together: list[str]) -> Path:
+        """The run of a cell; it is launched with those `together` that are not there, and started again after them."""
+        folder = self.folder / engine
+        with FileLock(self.folder / f"{engine}.lock"):
+            while not (left := folder / f"{tuning}.failed").exists() and not self.seconds(engine, tuning).exists():
+                waiting = [
+                    name
+                    for name in TUNINGS
+                    if name in {tuning, *together}
+                    and not self.seconds(engine, name).exists()
+                    and not (folder / f"{name}.failed").exists()
+                ]
+                self.launch(engine, waiting)
+        assert not left.exists(), left.read_text()[-6000:]
+        return folder / tuning
+
+    def seconds(self, engine: str, tuning: str) -> Path:
+        """The file that a cell leaves when both its runs have ended well."""
+        return self.folder / engine / f"{tuning}.seconds"
+
+    def launch(self, engine: str, tunings: list[str]) -> None:
+        """Run cells in one launch, each whole and resumed; the first that fails ends it, with its log as `.failed`."""
+        folder, jobs = self.folder / engine, []
+        folder.mkdir(exist_ok=True)
+        for tuning in tunings:
+            whole, resumed = folder / tuning, folder / f"{tuning}-resumed"
+            more = ["--ddp_backend", "gloo", *ENGINES[engine]]
+            more += [] if engine.startswith("zero") else ["--use_cpu", "True"]
+            jobs += [["begin", str(whole), str(resumed)]]
+            jobs += [[*self.command(engine, tuning, whole), *more]]
+            jobs += [["copy", str(whole / f"checkpoint-{HALF}"), str(resumed / f"checkpoint-{HALF}")]]
+            jobs += [[*self.command(engine, tuning, resumed), *more, "--resume", "True"]]
+            jobs += [["end", str(self.seconds(engine, tuning))]]
+        path = self.folder / f"{engine}.json"
+        path.write_text(json.dumps(jobs))
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
+        environment |= {"DS_ACCELERATOR": "cpu"} | ({"RECIPE_JOBS_FSDP2": "1"} if engine == "fsdp2" else {})
+        command = [sys.executable, "-m", *self.launcher(engine), str(ROOT / "tests/recipe_jobs.py"), str(path)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+        log = self.folder / f"{engine}.log"
+        with log.open("w") as file:
+            subprocess.run(command, cwd=ROOT, env=inherited | environment, stdout=file, stderr=file, timeout=1800)
+        failed = next((tuning for tuning in tunings if not self.seconds(engine, tuning).exists()), None)
+        if failed is not None:
+            log.replace(folder / f"{failed}.failed")
+
+    def launcher(self, engine: str) -> list[str]:
+        """Modules and options that start two processes."""
+        if engine.startswith("ddp"):
+            return ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        if engine == "fsdp2":
+            options = ["--config_file", "recipes/accelerate_configs/fsdp2.yaml", "--num_processes", "2"]
+            return ["accelerate.commands.launch", *options, "--main_process_port", "0", "--mixed_precision", "no"]
+        text = (ROOT / f"recipes/accelerate_configs/cpu_{engine}.yaml").read_text()
+        if engine == "zero3":
+            (self.folder / "zero3.deepspeed.json").write_text(json.dumps(ZERO3))
+            text = f"""compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {{deepspeed_config_file: {self.folder / "zero3.deepspeed.json"}, zero3_init_flag: true}}
+num_machines: 1
+num_processes: 2
+main_process_port: 0
+"""
+        (self.folder / f"{engine}.yaml").write_text(text)
+        return ["accelerate.commands.launch", "--config_file", str(self.folder / f"{engine}.yaml")]
