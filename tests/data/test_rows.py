@@ -77,7 +77,7 @@ def test_parquet_images_are_bytes_or_a_file(tmp_path):
             {"messages": [{"role": "developer", "content": "x"}]},
             "role 'developer'; choose from system, user, assistant, tool",
         ),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "has keys ['content', 'name', 'role']"),
+        ({"messages": [{"role": "user", "content": "x", "mask": [0]}]}, "has the key 'mask'"),
         ({"messages": [{"role": "user", "content": 3}]}, "content 3"),
         (row([], [{"type": "image", "image": "cat.png"}]), "its file goes into `images`"),
         (row([], [{"type": "text"}]), "part {'type': 'text'}"),

@@ -33,10 +33,11 @@ def test_parts_are_kept_as_they_are_or_brought_into_one_form() -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        (None, "message None lacks `role` or `content`; it takes 'role' and 'content' only"),
+        (None, "message None lacks `role` or `content`; it takes 'role' and 'content'"),
         ({"content": "x"}, "lacks `role` or `content`"),
         ({"role": "user", "content": None}, "lacks `role` or `content`"),
-        ({"role": "user", "content": "x", "weight": 0}, "has keys ['content', 'role', 'weight']; it takes"),
+        ({"role": "user", "content": "x", "mask": 0}, "has the key 'mask', which nothing honours; it takes"),
+        ({"role": "user", "content": "\ud800"}, "character 1 is half a surrogate pair"),
         ({"role": "<|im_end|>", "content": "x"}, "role '<|im_end|>'; choose from system, user, assistant, tool"),
         ({"role": ["user"], "content": "x"}, "role ['user']; choose from"),
         ({"role": "user", "content": 3}, "content 3 of role user; give a string or a list of parts"),
@@ -52,7 +53,9 @@ def test_what_is_no_message_is_named(message: Any, says: str) -> None:
         for beside in ("", "there"):
             with pytest.raises(ValueError) as error:
                 content_parts(message, where, beside)
-            assert str(error.value).startswith(f"{where}: " if where else ("message", "role", "content", "part"))
+            assert str(error.value).startswith(
+                f"{where}: " if where else ("message", "role", "content", "part", "char")
+            )
             assert says in str(error.value)
 
 

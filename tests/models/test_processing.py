@@ -161,7 +161,7 @@ def test_labels_are_what_the_assistant_says_and_the_end_of_its_turn(processor: U
         ([turn("user", {"type": "audio"})], [], "'audio'"),
         ([turn("user", {"type": "text", "text": None})], [], "None"),
         ([turn("<|im_end|>", text("x"))], [], "role"),
-        ([turn("user", text("x")) | {"name": "Ann"}], [], "'name'"),
+        ([turn("user", text("x")) | {"name": "Ann"}], [], "name 'Ann'"),
         ([], [], "no messages"),
     ],
 )

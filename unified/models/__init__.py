@@ -3,6 +3,7 @@
 configuration         UnifiedConfig
 vocabulary            codes <-> ids; the only offset arithmetic
 messages              conversations: roles, text and image parts
+tools                 tools and tool calls, in the form that templates read
 chat_templates        a chat template as text around contents
 chat_tokenization     chats -> ids of text, as the tokenizer's own
 template_probe        what is wrong with a chat template
@@ -49,6 +50,7 @@ __all__ = [
     "sequence_layout",
     "template_mending",
     "template_probe",
+    "tools",
     "trainable_token_rows",
     "vocabulary",
 ]

@@ -4,6 +4,7 @@ It is cut in two places only. Where an answer begins, so that a prompt has the i
 around a text that spells a special token, which stays text. Behind a cut the text is tokenized as a continuation.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from unified.models.chat_templates import (
     IMAGE_TEXT,
+    beside,
+    check_written,
     edges,
     find_end,
     render_pieces,
@@ -26,6 +29,15 @@ from unified.models.vocabulary import BOI_TOKEN, SPECIAL_TOKENS
 CONTEXT = 64  # characters before a cut that are tokenized with what follows it
 MAX_LAYOUTS = 4096
 LINE_BREAK = "\n"  # before it no tokenizer joins words, and behind it none marks the start of a text
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where in a text of the template a segment begins: with an answer, and behind an answer with its usual end?"""
+
+    at: int
+    answers: bool
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -86,18 +98,21 @@ class ChatTokenizer:
     def segments(
         self, template: str, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
     ) -> list[Segment]:
-        """The layout of a chat, a function of its roles, kinds of contents and white space at their edges.
+        """The layout of a chat, a function of its roles, kinds of contents, white space at their edges, and tools.
 
-        Raises ValueError as `render_pieces`.
+        Raises ValueError as `render_pieces` and `check_written`.
         """
         runs = [text_runs(message) for message in messages]
         shape = tuple(
             (message["role"], *((None if run is None else edges(run)[::2]) for run in of_message))
             for message, of_message in zip(messages, runs, strict=True)
         )
-        key = (template, shape, add_generation_prompt, *sorted(options.items()))
+        said = [beside(message) for message in messages]  # becomes text of the template
+        given = json.dumps([said, options], default=str) if any(said) or options else ""
+        key = (template, shape, add_generation_prompt, given)
         found = self._layouts.get(key)
         if found is None:
+            check_written(self.tokenizer, template, messages, add_generation_prompt, **options)
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             pieces = render_pieces(self.tokenizer, template, messages, add_generation_prompt, **options)
@@ -182,40 +197,81 @@ class ChatTokenizer:
         options: Mapping[str, Any],
     ) -> list[Segment]:
         """Segments of a rendered chat."""
-        end, starts, stops = self.end(template), {}, {}
-        place = 0
+        cuts: list[list[Cut]] = [[] for _ in pieces]
+        place, by_original = 0, "tools" in options or any(map(beside, messages))
         for number, (message, own) in enumerate(zip(messages, runs, strict=True)):
-            if is_output(message) and own:
+            after = place + len(own)
+            if is_output(message) and by_original and (own or message.get("tool_calls")):
+                start, stop = self._of_original(template, messages[: number + 1], pieces, place, after, options)
+                cuts[place].append(Cut(start, True, True))
+                cuts[after] += stop
+            elif is_output(message) and own:
                 piece, before = pieces[place], edges(own[0])[0] if own[0] is not None else ""
-                starts[place] = self._answer_start(template, messages[:number], piece, before, options)
-                piece, after = pieces[place + len(own)], edges(own[-1])[2] if own[-1] is not None else ""
-                if not end or not piece.removeprefix(after).lstrip().startswith(end.lstrip()):
-                    stops[place + len(own)] = len(after) if piece.startswith(after) else 0
-            place += len(own)
+                start = self._answer_start(template, messages[:number], piece, before, options)
+                cuts[place].append(Cut(start, True, True))
+                cuts[after] += self._unended(template, pieces[after], edges(own[-1])[2] if own[-1] is not None else "")
+            place = after
         segments: list[Segment] = []
         parts: list[str | int] = []
-        left, answered, ended = "", False, True
-
-        def close() -> None:
-            segments.append(self._segment(tuple(parts), left, answered, self.end_ids(template) if ended else ()))
-            parts.clear()
-
+        left, answered = "", False
         for at, piece in enumerate(pieces):
             done = 0
-            if at in stops:
-                parts.append(piece[: stops[at]])
-                ended = False
-                close()
-                done, left, answered, ended = stops[at], piece[: stops[at]], False, True
-            if at in starts:
-                parts.append(piece[done : starts[at]])
-                close()
-                done, left, answered = starts[at], piece[: starts[at]], True
+            for cut in cuts[at]:
+                parts.append(piece[done : cut.at])
+                ended = self.end_ids(template) if cut.ended else ()
+                segments.append(self._segment(tuple(parts), left, answered, ended))
+                parts.clear()
+                done, left, answered = cut.at, piece[: cut.at], cut.answers
             parts.append(piece[done:])
             if at < len(pieces) - 1:
                 parts.append(at)
-        close()
+        segments.append(self._segment(tuple(parts), left, answered, self.end_ids(template)))
         return segments
+
+    def _unended(self, template: str, piece: str, after: str) -> list["Cut"]:
+        """Where an answer stops in the text behind it that does not begin with its end; `after` is its white space."""
+        end = self.end(template)
+        if end and piece.removeprefix(after).lstrip().startswith(end.lstrip()):
+            return []
+        return [Cut(len(after) if piece.startswith(after) else 0, False, False)]
+
+    def _of_original(
+        self,
+        template: str,
+        answered: Sequence[Message],
+        pieces: Sequence[str],
+        place: int,
+        after: int,
+        options: Mapping[str, Any],
+    ) -> tuple[int, list["Cut"]]:
+        """Where the last of the messages, an answer of a chat with tools or names, begins, and its stop if unusual.
+
+        Its contents are those from `place` to `after`. A mended template leaves such chats to the original, whose
+        answers may say more than the message does, such as an empty thought; that is trained.
+        Raises ValueError where it breaks the contract that `unified.models.template_probe` states.
+        """
+        asked = render_pieces(self.tokenizer, template, answered[:-1], True, **options)
+        whole = render_pieces(self.tokenizer, template, answered, False, **options)
+        remedy = "leave tools, tool calls and names out, or give the LLM another chat template"
+        if [*pieces[:place]] != asked[:-1] or not pieces[place].startswith(asked[-1]):
+            raise ValueError(
+                f"with tools or names the chat template writes an answer behind another prompt than its own; {remedy}"
+            )
+        start = len(asked[-1])
+        from_start = whole[-1][start if place == after else 0 :]
+        end = self.end(template).strip()
+        told = from_start[: from_start.index(end) + len(end)] if end and end in from_start else from_start.rstrip()
+        if whole[:after] != [*pieces[:after]] or not pieces[after][start if place == after else 0 :].startswith(told):
+            raise ValueError(
+                f"with tools or names the chat template changes what was said once a turn follows; {remedy}"
+            )
+        if not self.special.search(told):
+            raise ValueError(
+                f"with tools or names the chat template writes no special token behind an answer; {remedy}"
+            )
+        if end and end in told:
+            return start, []
+        return start, [Cut((start if place == after else 0) + len(told), False, False)]
 
     def _answer_start(
         self, template: str, prompt: Sequence[Message], piece: str, before: str, options: Mapping[str, Any]

@@ -5,6 +5,7 @@ from typing import Any
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant", "tool")
+MORE_KEYS = ("weight", "name", "tool_calls", "tool_call_id")  # of a message, beside role and content
 
 Message = Mapping[str, Any]
 
@@ -34,12 +35,14 @@ def content_parts(message: Any, where: str = "", beside: str = "") -> list[dict[
     """
     start = f"{where}: " if where else ""
     keys = {key for key, value in message.items() if value is not None} if isinstance(message, Mapping) else set()
-    if keys != {"role", "content"}:
-        wrong = f"has keys {sorted(keys)}" if keys > {"role", "content"} else "lacks `role` or `content`"
-        raise ValueError(f"{start}message {shorten(message)} {wrong}; it takes 'role' and 'content' only")
-    role, content = message["role"], message["content"]
+    calls = "tool_calls" in keys
+    if not {"role", "content"} <= keys and not (calls and "role" in keys):
+        takes = "it takes 'role' and 'content'"
+        raise ValueError(f"{start}message {shorten(message)} lacks `role` or `content`; {takes}")
+    role, content = message["role"], message["content"] if "content" in keys else []
     if role not in ROLES:
         raise ValueError(f"{start}role {shorten(role)}; choose from {', '.join(ROLES)}")
+    _check_keys(message, keys, start)
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence):
@@ -48,7 +51,45 @@ def content_parts(message: Any, where: str = "", beside: str = "") -> list[dict[
         if not _is_part(part, only_text=bool(beside)):
             text, image = '{"type": "text", "text": "..."}', '{"type": "image"}'
             raise ValueError(f"{start}part {shorten(part)}; write {text} or {image}{beside and f' ({beside})'}")
+        if part["type"] == "text":
+            check_text(part["text"], start)
     return [{"type": part["type"], "text": part.get("text")} for part in content] if beside else list(content)
+
+
+def _check_keys(message: Message, keys: set[str], start: str) -> None:
+    """Raise ValueError for keys beside role and content that nothing honours, and for values that they do not take."""
+    unknown = sorted(map(str, keys - {"role", "content", *MORE_KEYS}))
+    if unknown:
+        known = {"reasoning_content", "thinking", "reasoning"} & set(unknown)
+        remedy = "thoughts are not trained here: take them out" if known else "take it out, or put it into `metadata`"
+        raise ValueError(
+            f"{start}message {shorten(message)} has the key {unknown[0]!r}, which nothing honours; it takes 'role', "
+            f"'content', {', '.join(map(repr, MORE_KEYS))}: {remedy}"
+        )
+    role = message["role"]
+    if "weight" in keys and (message["weight"] not in (0, 1) or (message["weight"] == 1 and role != "assistant")):
+        raise ValueError(
+            f"{start}weight {shorten(message['weight'])} of a turn of {role}; an answer that is not to be trained has "
+            "weight 0, others 1 or none"
+        )
+    for key, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+        if key in keys and role != owner:
+            raise ValueError(f"{start}{key} in a turn of {role}; it belongs into one of {owner}")
+    for key in ("name", "tool_call_id"):
+        if key in keys and not isinstance(message[key], str):
+            raise ValueError(f"{start}{key} {shorten(message[key])}; give a string")
+
+
+def check_text(text: str, start: str = "") -> None:
+    """Raise ValueError for half a surrogate pair, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.start + 20]
+        raise ValueError(
+            f"{start}character {error.start + 1} is half a surrogate pair ({near!r}); write the whole character, or "
+            "take it out"
+        ) from None
 
 
 def _is_part(part: Any, only_text: bool) -> bool:
@@ -59,6 +100,11 @@ def _is_part(part: Any, only_text: bool) -> bool:
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         return False
     return keys == expected or not only_text
+
+
+def is_trained(message: Message) -> bool:
+    """Whether an answer is trained: one with `weight` 0 is not."""
+    return message.get("weight") != 0
 
 
 def shorten(value: Any, width: int = 80) -> str:

@@ -16,12 +16,13 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from unified.files.images import image_to_pixels
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
-from unified.models.chat_templates import default_template, render_pieces, text_runs
+from unified.models.chat_templates import check_written, default_template, render_pieces, text_runs
 from unified.models.chat_tokenization import ChatTokenizer, interleave
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, with_system_prompt
+from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, is_trained, with_system_prompt
 from unified.models.template_mending import mend
 from unified.models.template_probe import supports_system_prompt
+from unified.models.tools import read_tools
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
@@ -127,21 +128,25 @@ class UnifiedProcessor(ProcessorMixin):
         """Last of the special tokens that the chat template writes behind an answer, at which generation stops."""
         return next(reversed(self._chat_tokenizer.end_ids(self._template)), None)
 
-    def encode_chat(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> EncodedChat:
+    def encode_chat(self, messages: Sequence[Message], codes: Sequence[Codes] = (), tools: Any = None) -> EncodedChat:
         """Encode a whole conversation for training.
 
         Args:
-            messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended.
+            messages: `{"role", "content"}` dicts; without a system message `system_prompt` is prepended. An answer
+                may have `tool_calls`, a tool's turn a `tool_call_id`, each a `name`; an answer with `weight` 0 has no
+                labels.
             codes: L codes for every image part, in order of appearance.
+            tools: the functions that the model may call, as Hugging Face's chats have them, or that as JSON.
 
         Labels cover the assistant's content, in scale order without image ends, and the token that ends its turn.
-        Raises ValueError when the number of images or the number of an image's codes does not match.
+        Raises ValueError when the number of images or the number of an image's codes does not match, and for tools,
+        calls and names that the chat template does not write.
         """
-        return self._encode(messages, list(codes), add_generation_prompt=False)
+        return self._encode(messages, list(codes), add_generation_prompt=False, **with_tools(tools))
 
-    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = ()) -> list[int]:
-        """Ids of a conversation with the generation prompt; `codes` as for `encode_chat`."""
-        return self._encode(messages, list(codes), add_generation_prompt=True).input_ids
+    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = (), tools: Any = None) -> list[int]:
+        """Ids of a conversation with the generation prompt; `codes` and `tools` as for `encode_chat`."""
+        return self._encode(messages, list(codes), add_generation_prompt=True, **with_tools(tools)).input_ids
 
     def unconditional_ids(self) -> list[int]:
         """Prompt for unconditional images, a user turn with empty text: for guidance and caption dropout."""
@@ -157,6 +162,7 @@ class UnifiedProcessor(ProcessorMixin):
         return_dict: bool = True,
         return_tensors: str = "pt",
         enable_thinking: bool = False,
+        tools: Any = None,
     ) -> BatchFeature | Tensor | str | list[str]:
         """Encode one conversation or a list of them for generation, padded on the left.
 
@@ -165,11 +171,13 @@ class UnifiedProcessor(ProcessorMixin):
             images: the input images as PIL images; then `codes` holds those of the output images only.
             tokenize: False returns the rendered text, with images as `boi image_pad eoi`, for inspection.
             enable_thinking: let a reasoning model think before it answers in text; it was not trained so here.
+            tools: as for `encode_chat`; of all conversations.
 
         Returns `input_ids`, `attention_mask` (B, T) and, with input images, `image_codes` (N, L) or `pixel_values`
         (N, 3, H, W). Raises ValueError as `encode_chat` does.
         """
-        options = {"enable_thinking": True} if enable_thinking else {}
+        options: dict[str, Any] = {"enable_thinking": True} if enable_thinking else {}
+        options |= with_tools(tools)
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         chats = cast(list[Sequence[Message]], list(conversation) if batched else [conversation])
         if not tokenize:
@@ -263,8 +271,11 @@ class UnifiedProcessor(ProcessorMixin):
                 f"{len(outputs)} image parts in the messages but codes for {len(codes)}; pass one list per part"
             )
         images = iter([self._image_ids(*image, chat.input_image_codes) for image in zip(outputs, codes, strict=True)])
+        weighted = iter([m for m in messages if is_output(m) and (m.get("tool_calls") or text_runs(m))])
         for segment, row in zip(segments, rows, strict=True):
             trained = segment.answer_length(row)
+            if segment.answered and not is_trained(next(weighted)):
+                trained = 0
             for place, token in enumerate(row):
                 ids = next(images) if token == self.image_pad_token_id else [token]
                 chat.input_ids += ids
@@ -308,6 +319,7 @@ class UnifiedProcessor(ProcessorMixin):
 
     def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> str:
         messages = with_system_prompt(messages, self.system_prompt)
+        check_written(self.tokenizer, self._template, messages, add_generation_prompt, **options)
         pieces = render_pieces(self.tokenizer, self._template, messages, add_generation_prompt, **options)
         return interleave(pieces, [run for message in messages for run in text_runs(message)])
 
@@ -316,6 +328,12 @@ class UnifiedProcessor(ProcessorMixin):
         padded = [[self.pad_token_id] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+
+
+def with_tools(tools: Any) -> dict[str, Any]:
+    """Variables of the template for `tools`; none without any. Raises ValueError as `read_tools`."""
+    found = read_tools(tools)
+    return {"tools": found} if found else {}
 
 
 AutoProcessor.register(UnifiedConfig, UnifiedProcessor)

@@ -2,7 +2,7 @@
 
 Any template whose pieces depend on neighbouring roles alone is written as a table of the pieces it was seen to write:
 there an answer, finished or not, stands behind one and the same prompt, closed by one and the same end. Chats that the
-table does not describe (tools, tool calls, thinking asked for) are still rendered by the original.
+table does not describe (tools, tool calls, names, thinking asked for) are still rendered by the original.
 """
 
 import datetime
@@ -22,7 +22,7 @@ _BEFORE = {"s": ("s",), "u": ("u", "su"), "a": ("ua", "sua"), "t": ("uat", "ut",
 _TABLE = """\
 {#- Made by `unified extend`: an answer stands behind the generation prompt, in training as in use. -#}
 {%- if tools or documents or enable_thinking or thinking or messages | selectattr("tool_calls") | list
-    or messages | selectattr("reasoning_content") | list %}
+    or messages | selectattr("name") | list or messages | selectattr("reasoning_content") | list %}
 ORIGINAL{% else -%}
 {%- set opening = OPENING -%}
 {%- set between = BETWEEN -%}
