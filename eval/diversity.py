@@ -30,9 +30,9 @@ from tqdm import tqdm
 from unified.arguments.fields import LABEL
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.diversity import image_statistics, pair_differences
-from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
+from unified.evaluation.geneval_files import Sample, read_folder, read_settings
 from unified.evaluation.metrics import clustered_mean
-from unified.files.images import image_to_pixels
+from unified.files.images import image_to_pixels, read_image
 from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
@@ -64,7 +64,9 @@ def encode(vq: VQModel, samples: list[Sample], batch_size: int) -> tuple[Tensor,
     """Pixel values (B, 3, S, S) and codes (B, L) of all pictures, on the CPU."""
     pixels, codes = [], []
     for start in tqdm(range(0, len(samples), batch_size), unit="batch"):
-        batch = [read_image(sample.path) for sample in samples[start : start + batch_size]]
+        batch = [
+            read_image(sample.path, str(sample.path), exact=True) for sample in samples[start : start + batch_size]
+        ]
         pixels.append(torch.stack([image_to_pixels(image, vq.config.image_size) for image in batch]))
         codes.append(vq.encode(pixels[-1].to(vq.device)).cpu())
     return torch.cat(pixels), torch.cat(codes)

@@ -29,7 +29,7 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_settings
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
-from unified.files.images import center_crop, read_image
+from unified.files.images import read_image, to_square
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
@@ -66,8 +66,8 @@ class Pictures:
 
     def read(self, index: int) -> Tensor:
         """One picture; ValueError says which one is broken."""
-        image = read_image(self.source.read(index), self.source.name(index))
-        return torch.from_numpy(np.array(center_crop(image, self.side) if self.side else image))
+        image = read_image(self.source.read(index), self.source.name(index), exact=True)
+        return torch.from_numpy(np.array(to_square(image, self.side) if self.side else image))
 
     def features(self, net: Any, size: torch.Size, batch_size: int) -> Tensor:
         """Features (N, D) of all pictures, which must have `size`."""

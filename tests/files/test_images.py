@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unified.files.images import center_crop, image_to_pixels, pixels_to_image, read_image, to_pixel_values, to_uint8
+from unified.files.images import image_to_pixels, pixels_to_image, read_image, to_pixel_values, to_square, to_uint8
 
 
 def test_uint8_and_pixel_values_are_inverses():
@@ -56,6 +56,6 @@ def test_an_image_that_breaks_when_it_is_used_is_named_too(tmp_path: Path) -> No
     Image.effect_noise((32, 32), 60).save(path)
     path.write_bytes(cut_off(path.read_bytes()))
     with pytest.raises(ValueError, match=f"^{path} cannot be read"), Image.open(path) as image:
-        center_crop(image, 16)
+        to_square(image, 16)
     with pytest.raises(ValueError, match="^the image cannot be read"), path.open("rb") as file:
-        center_crop(Image.open(file), 16)
+        to_square(Image.open(file), 16)

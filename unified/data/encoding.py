@@ -64,7 +64,7 @@ class Pixels(Dataset[torch.Tensor | str]):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         image = self.images[index]
         try:
-            return image_to_pixels(read_image(image.read(), image.name), self.image_size)
+            return image_to_pixels(read_image(image.read(), image.name, self.image_size), self.image_size)
         except OSError as error:
             return f"{image.name} cannot be read ({error.strerror}); put the file there, or take it out"
         except ValueError as error:

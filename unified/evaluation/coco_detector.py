@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from unified.evaluation.metrics import GENEVAL_COLOURS
+from unified.files.images import to_rgb
 from unified.hardware.device import best_device
 
 # COCO's 80 classes in its order, spelt as GenEval does. mmdet says mouse, remote and keyboard (64 to 66); the label
@@ -271,7 +272,7 @@ class CocoDetector:
 
         Only images of one size share a batch, so that what is found in one depends on no other.
         """
-        pictures = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
+        pictures = [to_rgb(image) for image in images]
         found: list[dict[str, list[list[float]]]] = [{} for _ in pictures]
         for sizes, indices in self._batches(pictures):
             batch = [pictures[index] for index in indices]

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from unified.arguments.fields import LABEL
 from unified.evaluation.detections import DetectionArguments, DetectionLog, Detections
-from unified.evaluation.geneval_files import Sample, check_image, read_folder, read_image, read_prompts, read_settings
+from unified.evaluation.geneval_files import Sample, check_image, read_folder, read_prompts, read_settings
 from unified.evaluation.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
 from unified.files.atomic import write_text
+from unified.files.images import read_image
 from unified.files.results import prompts_digest, write_result
 
 
@@ -88,7 +89,11 @@ def detect(samples: Sequence[Sample], log: DetectionLog, detection: DetectionArg
             names = [sample.name for sample in batch]
             if not all(map(log.has, names, sums)):
                 detector = detector or detection.load()
-                log.add(names, sums, detector.detect([read_image(sample.path) for sample in batch]))
+                log.add(
+                    names,
+                    sums,
+                    detector.detect([read_image(sample.path, str(sample.path), exact=True) for sample in batch]),
+                )
             bar.update(len(batch))
     return [log.found(sample.name) for sample in samples]
 

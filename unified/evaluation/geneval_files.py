@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from unified.evaluation.metrics import check_geneval_metadata
 from unified.files.jsonl import parse_object, read_lines
@@ -186,12 +186,3 @@ def check_image(path: Path) -> str:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to say that a PNG is broken
         raise ValueError(f"{path} is not a whole PNG ({error}); delete it and generate it again") from None
     return hashlib.sha256(data).hexdigest()
-
-
-def read_image(path: Path) -> Image.Image:
-    """The image as viewers show it (EXIF's turn applied), RGB. Raises ValueError naming one that is broken."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it and generate it again") from None

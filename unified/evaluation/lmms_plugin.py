@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified.checkpoints.loading import load
-from unified.files.images import read_image
+from unified.files.images import read_image, to_rgb
 from unified.inference.batched_answers import Query, answer
 
 GREEDY: dict[str, tuple[Any, ...]] = {"do_sample": (False, None), "temperature": (0, None), "num_beams": (1, None)}
@@ -56,7 +56,7 @@ def as_query(turns: Iterable[Mapping[str, Any]]) -> Query:
 
 def _open(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     if not isinstance(image, str):
         raise ValueError(f"the task shows a {type(image).__name__}; this model reads pictures")
     return read_image(image, image)

@@ -18,6 +18,7 @@ from PIL import Image
 from unified.data.preferences import Pair, as_pair
 from unified.evaluation.detections import Detections, Detector
 from unified.evaluation.metrics import GENEVAL_COLOURS, GenevalRules, check_geneval_metadata, geneval_verdict
+from unified.files.images import to_rgb
 from unified.files.jsonl import read_lines
 from unified.files.weights import load_strict
 from unified.models.messages import content_parts, count_images
@@ -125,7 +126,7 @@ class ClipScorer:
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         tokens = tokens.to(self.clip.device)
         wanted = F.normalize(self.clip.get_text_features(**tokens).pooler_output, dim=-1)
-        flat = [image.convert("RGB") for own in images for image in own]
+        flat = [to_rgb(image) for own in images for image in own]
         embedded = []
         for start in range(0, len(flat), self.batch_size):
             pixels = self.view(flat[start : start + self.batch_size], return_tensors="pt").to(self.clip.device)

@@ -1,32 +1,117 @@
-"""Images as files, PIL images, uint8 arrays and pixel values: reading, cropping to a square, and back.
+"""Images as files, PIL images, uint8 arrays and pixel values: the one opener, squares, and back.
+
+Every door opens images here: encoding, training of the tokenizer, chat, harness plug-ins and evaluation. What an image
+shows is `image_modes`' matter, whether its file is whole `image_integrity`'s. `OPENER_VERSION` is recorded with codes.
 
 Legend: B batch, H W pixels, S side of a square image. Pixel values are floats in [-1, 1].
 """
 
 import io
+import struct
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from unified.files.atomic import atomic_path
+from unified.files.image_integrity import check_whole
+from unified.files.image_modes import BACKGROUND, UNREADABLE, show_as_rgb
 
-# raised by Pillow for files that are missing, of unknown format, truncated, damaged, or a decompression bomb
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+Fit = Literal["crop", "pad", "refuse"]
+OPENER_VERSION = 2  # 1 was Pillow's convert("RGB"): no turn, no transparency, no depth, no colour profile
+MAX_PIXELS = 2**26  # of an image in memory: 256 MiB as RGB, at Pillow's 4 bytes a pixel
+MAX_JPEG_PIXELS = 2**29  # of a baseline JPEG, which is decoded at 1/2, 1/4 or 1/8 of its sides
+DRAFT_PIXELS = 2**21  # JPEGs up to here are decoded whole, larger ones at a fraction that leaves
+DRAFT_RATIO = 3  # times the side that is wanted
+# what Pillow only names, hands to Ghostscript, or draws on Windows alone
+_NOT_READ = frozenset(["EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"])
 
 
-def read_image(source: str | Path | bytes, name: str) -> Image.Image:
-    """RGB image of a file, or of its bytes.
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the files that `read_image` reads, lower case: those of every format that Pillow decodes."""
+    Image.init()
+    named = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in named if kind in {*Image.OPEN, "MPO"} - _NOT_READ)
 
-    Raises ValueError starting with `name` if it cannot be read completely.
+
+def read_image(source: str | Path | bytes, name: str, side: int | None = None, exact: bool = False) -> Image.Image:
+    """RGB image of a file, or of its bytes, as viewers show it: its first frame, upright, on white, in sRGB.
+
+    Args:
+        side: the square it is for. A JPEG of more than `DRAFT_PIXELS` is then decoded at 1/2, 1/4 or 1/8 of its sides,
+            at least `DRAFT_RATIO` x `side` (libjpeg's scaling).
+        exact: whether every pixel is decoded, as scores need it; else a JPEG of more than `MAX_PIXELS` is scaled.
+
+    Raises ValueError starting with `name` if it cannot be read completely, or has too many pixels.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _identify(data) as image:
+            _check_size(image, name, exact)
+            check_whole(data, image.format or "")
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and not exact:
+                _draft(image, side)
+            return show_as_rgb(image)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
+
+
+class _Refused(Exception):
+    """A whole image that is not read."""
+
+
+def _identify(data: bytes) -> ImageFile.ImageFile:
+    """`Image.open` without formats that are not read, JPEG's further frames, and Pillow's limit on pixels."""
+    Image.init()
+    for kind in Image.ID:
+        opener, accept = Image.OPEN[kind]
+        try:
+            answer = accept(data[:16]) if accept is not None else True
+            if kind in _NOT_READ or not answer or isinstance(answer, str):  # str: a codec that is not installed
+                continue
+            file = io.BytesIO(data)
+            return JpegImagePlugin.JpegImageFile(file) if kind == "JPEG" else opener(file, "")
+        except (SyntaxError, LookupError, TypeError, struct.error):  # as Image.open: of another format
+            continue
+    raise UnidentifiedImageError
+
+
+def _check_size(image: Image.Image, name: str, exact: bool) -> None:
+    """Refuse an image that would not fit into memory."""
+    width, height = image.size
+    scaled = image.format == "JPEG" and not exact and not image.info.get("progressive")
+    most = MAX_JPEG_PIXELS if scaled else MAX_PIXELS
+    if width * height > most:
+        raise _Refused(
+            f"{name} is {width} x {height}, more than {most / 1e6:.0f} million pixels; scale it down, or take it out"
+        )
+
+
+def _draft(image: JpegImagePlugin.JpegImageFile, side: int | None) -> None:
+    """Have a large JPEG decoded at a fraction of its sides."""
+    width, height = image.size
+    if side is not None and width * height > DRAFT_PIXELS:
+        image.draft(None, (side * DRAFT_RATIO, side * DRAFT_RATIO))
+    elif width * height > MAX_PIXELS:
+        fraction = next(part for part in (2, 4, 8) if (width // part) * (height // part) <= MAX_PIXELS)
+        image.draft(None, (width // fraction, height // fraction))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as `read_image` gives one of a file: upright, on white, in sRGB.
+
+    Raises ValueError naming the file of an image that Pillow has opened but cannot read completely.
+    """
+    try:
+        return show_as_rgb(image)
+    except UNREADABLE as error:
+        file = str(image.filename) if isinstance(image, ImageFile.ImageFile) else ""
+        raise _unreadable(file or "the image", error) from None
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -43,27 +128,48 @@ def image_format(path: Path) -> str:
     return name
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
+def _unreadable(name: str, error: BaseException) -> ValueError:
     reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else error
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
     return ValueError(f"{name} cannot be read ({reason}); give a complete PNG, JPEG or WebP file, or remove it")
 
 
-def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """RGB image of `side` x `side`: resized to cover the square and center-cropped.
+def to_square(image: Image.Image, side: int, fit: Fit = "crop", name: str = "the image") -> Image.Image:
+    """RGB image of `side` x `side`, resized (Lanczos) to cover the square and center-cropped, or to lie within it.
 
-    Raises ValueError naming the file of an image that Pillow has opened but cannot read completely.
+    Args:
+        fit: "crop" to its centre, "pad" with white, or "refuse" what is not square.
+
+    Raises ValueError as `to_rgb` does, and for an image that is refused.
     """
-    try:
-        image = image.convert("RGB")
-    except UNREADABLE as error:
-        file = str(image.filename) if isinstance(image, ImageFile.ImageFile) else ""
-        raise _unreadable(file or "the image", error) from None
-    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    image = to_rgb(image)
+    if image.size == (side, side):
+        return image
+    if fit == "refuse" and image.width != image.height:
+        raise ValueError(f"{name} is {image.width} x {image.height}, not square; give --fit crop or pad, or crop it")
+    if fit == "pad" and image.width != image.height:
+        return _padded(image, side)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
-def image_to_uint8(image: Image.Image, side: int) -> Tensor:
-    """`center_crop(image, side)` as uint8 (S, S, 3)."""
-    return torch.from_numpy(np.array(center_crop(image, side)))
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    square = Image.new("RGB", (side, side), BACKGROUND)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(resized, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def cropped_share(size: tuple[int, int]) -> float:
+    """Share of an image's pixels that its centered square leaves out, in [0, 1)."""
+    return 1 - min(size) / max(size)
+
+
+def image_to_uint8(image: Image.Image, side: int, fit: Fit = "crop", name: str = "the image") -> Tensor:
+    """`to_square(image, side, fit, name)` as uint8 (S, S, 3)."""
+    return torch.from_numpy(np.array(to_square(image, side, fit, name)))
 
 
 def to_pixel_values(images: Tensor) -> Tensor:
@@ -76,9 +182,9 @@ def to_uint8(pixel_values: Tensor) -> Tensor:
     return pixel_values.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def image_to_pixels(image: Image.Image, side: int) -> Tensor:
-    """Pixel values (3, S, S) of `center_crop(image, side)`."""
-    return to_pixel_values(image_to_uint8(image, side)[None])[0]
+def image_to_pixels(image: Image.Image, side: int, fit: Fit = "crop") -> Tensor:
+    """Pixel values (3, S, S) of `to_square(image, side, fit)`."""
+    return to_pixel_values(image_to_uint8(image, side, fit)[None])[0]
 
 
 def pixels_to_image(pixel_values: Tensor) -> Image.Image:

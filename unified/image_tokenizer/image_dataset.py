@@ -77,7 +77,7 @@ def open_images(data_dir: str) -> FolderImages | ParquetImages:
 
 def decode_image(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
     """Image as uint8 (H, W, 3), resized and center-cropped; raises ValueError naming an unreadable one."""
-    return image_to_uint8(read_image(source.read(index), source.name(index)), image_size)
+    return image_to_uint8(read_image(source.read(index), source.name(index), image_size), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from unified.files.atomic import write_text
+from unified.files.images import read_image
 from unified.files.jsonl import read_lines
 from unified.reports.page import render
 
@@ -226,8 +227,8 @@ def _captioned(record: dict[str, Any], result: Path, pictures: ShownImages) -> t
     caption = ": ".join(filter(None, (record["prompt"], record["reason"].replace("\n", "; "))))
     pictures.wanted += 1
     try:
-        return Image.open(find(record["filename"], result) or record["filename"]).convert("RGB"), caption
-    except OSError:
+        return read_image(find(record["filename"], result) or record["filename"], record["filename"]), caption
+    except ValueError:
         pictures.missing.append(record["filename"])
         return Image.new("RGB", (1, 1), "white"), f"{caption} ({record['filename']} is gone)"
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.evaluation.geneval_files import Sample, read_folder, read_image, read_settings
+from unified.evaluation.geneval_files import Sample, read_folder, read_settings
 from unified.evaluation.metrics import clustered_mean
+from unified.files.images import read_image
 from unified.files.jsonl import read_lines
 from unified.files.results import prompts_digest, write_result
 from unified.image_tokenizer.loading import load_vq
@@ -74,7 +75,7 @@ def score_folder(args: NearestArguments) -> dict[str, Any]:
         for count in sorted({len(items) for items in asked})
     }
     scored = [
-        Scored(s, items, *classify(classifiers, items, read_image(s.path)))
+        Scored(s, items, *classify(classifiers, items, read_image(s.path, str(s.path), exact=True)))
         for s, items in zip(samples, asked, strict=True)
     ]
     value, stderr = share(scored)

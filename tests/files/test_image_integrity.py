@@ -1,0 +1,121 @@
+"""Damage that Pillow decodes without a word, and pictures too large for the memory."""
+
+import io
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from unified.files.images import MAX_PIXELS, image_suffixes, read_image
+
+FORMS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 90},
+    "WEBP": {"quality": 90},
+    "AVIF": {},
+    "GIF": {},
+    "JPEG2000": {},
+    "MPO": {},
+}
+
+
+def data(form: str, **options: Any) -> bytes:
+    noise = Image.merge("RGB", [Image.effect_noise((96, 96), 90) for _ in range(3)])
+    file = io.BytesIO()
+    noise.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_files_are_read_and_cut_or_zeroed_ones_refused(form: str) -> None:
+    whole = data(form, **FORMS[form])
+    assert read_image(whole, "x").size == (96, 96)
+    for keep in (0.5, 0.8):
+        cut = whole[: int(len(whole) * keep)]
+        for broken in (cut, cut.ljust(len(whole), b"\0")):
+            with pytest.raises(ValueError, match="^row 3 cannot be read .*give a complete"):
+                read_image(broken, "row 3")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"exif": b"\xff\xd9" * 99}]
+)
+def test_the_end_mark_of_a_jpeg_is_its_own(options: dict[str, Any]) -> None:
+    whole = data("JPEG", **options)
+    assert read_image(whole + b"what a camera appends \xff\xd8", "x").size == (96, 96)
+    with pytest.raises(ValueError, match="^x cannot be read .its end is missing"):
+        read_image(whole[:-2], "x")
+    with pytest.raises(ValueError, match="^x cannot be read .its end is missing"):
+        read_image(whole[:-300] + bytes(300), "x")
+
+
+def test_empty_missing_and_foreign_files_are_named(tmp_path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name in ("empty.png", "folder.png", "missing.png"):
+        with pytest.raises(ValueError, match=f"^{name} cannot be read"):
+            read_image(tmp_path / name, name)
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(ValueError, match="^a.eps cannot be read .unknown image format"):
+        read_image(tmp_path / "a.eps", "a.eps")  # another program would have to run
+    assert {".gif", ".bmp", ".tif", ".avif", ".jfif", ".jp2"} <= image_suffixes() and ".eps" not in image_suffixes()
+
+
+def one_bit(side: int) -> bytes:
+    """A PNG of `side` x `side` black pixels, a few kB."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = zlib.compress((b"\0" + bytes((side + 7) // 8)) * side)
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9000, 12_000, 20_000])
+def test_too_many_pixels_are_refused_before_they_are_decoded(side: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=f"^row 3 is {side} x {side}, more than 67 million pixels; scale it down"):
+        read_image(one_bit(side), "row 3")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_what_is_just_small_enough_takes_less_than_400_mb() -> None:
+    script = (
+        "import resource, sys; from unified.files.images import image_to_pixels, read_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "image_to_pixels(read_image(sys.stdin.buffer.read(), 'x', 64), 64)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    side = int(MAX_PIXELS**0.5)
+    done = subprocess.run([sys.executable, "-c", script], input=one_bit(side), capture_output=True, check=True)
+    assert int(done.stdout) < 400
+
+
+def test_a_phones_200_megapixels_are_read_in_little_and_refused_where_all_count() -> None:
+    file = io.BytesIO()
+    Image.new("L", (16_320, 12_240)).save(file, "JPEG", quality=10)
+    photo = file.getvalue()
+    assert read_image(photo, "photo.jpg").size == (8160, 6120)
+    assert read_image(photo, "photo.jpg", side=256).size == (2040, 1530)
+    with pytest.raises(ValueError, match="^photo.jpg is 16320 x 12240, .*scale it down"):
+        read_image(photo, "photo.jpg", exact=True)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_that_shows_in_no_square() -> None:
+    gradient = Image.merge(
+        "RGB", [Image.linear_gradient("L").resize((2400, 1800)).rotate(turn) for turn in (0, 90, 180)]
+    )
+    file = io.BytesIO()
+    gradient.save(file, "JPEG", quality=95)
+    whole, little = read_image(file.getvalue(), "x", exact=True), read_image(file.getvalue(), "x", side=64)
+    assert whole.size == read_image(file.getvalue(), "x").size == (2400, 1800) and little.size == (300, 225)
+    pairs = zip(
+        *(image.resize((64, 64), Image.Resampling.LANCZOS).tobytes() for image in (whole, little)), strict=True
+    )
+    assert max(abs(a - b) for a, b in pairs) <= 3

@@ -1,0 +1,41 @@
+"""Whether an image file is whole: what Pillow decodes without a word although bytes are missing.
+
+A file whose copying broke off has its length, and zeros where its end should be. PNG has checksums, JPEG an end mark;
+of WebP, AVIF, GIF and JPEG 2000, which are compressed, the end holds no `ZEROS` zeros in a row.
+"""
+
+import io
+import re
+
+from PIL import PngImagePlugin
+
+ZEROS = 512  # bytes: a disk's sector
+_COMPRESSED = ("WEBP", "AVIF", "GIF", "JPEG2000")
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within a scan: no stuffed byte, no fill, no restart
+_ALONE = frozenset([0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
+_END = 0xD9
+
+
+def check_whole(data: bytes, kind: str) -> None:
+    """Check the bytes of an image file of Pillow's format `kind`.
+
+    Raises ValueError with the reason, and SyntaxError or OSError as Pillow does for PNG.
+    """
+    if kind == "PNG":
+        PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
+    elif kind in ("JPEG", "MPO"):
+        _check_jpeg(data)
+    elif kind in _COMPRESSED and len(data) > ZEROS and not any(data[-ZEROS:]):
+        raise ValueError(f"its last {len(data) - len(data.rstrip(bytes(1)))} bytes are zeros")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Walk the segments to the end mark; what cameras append after it is theirs."""
+    position = 2
+    while (found := _MARKER.search(data, position)) is not None:
+        marker, position = data[found.start() + 1], found.end()
+        if marker == _END:
+            return
+        if marker not in _ALONE:
+            position += int.from_bytes(data[position : position + 2], "big")
+    raise ValueError("its end is missing")
