@@ -12,7 +12,7 @@ Writes OUT/<cpu>-<cores>.json and prints it:
                     the precisions whose products are slower by a fifth or more: where none is, the variable does
                     nothing here
     beside          with --model: seconds of a drawing, an answer and a training step alone and beside busy processes,
-                    before (OpenMP's own waiting, all cores) and after (passive waiting, all cores); medians of
+                    with OpenMP's own waiting (`system`), brief and passive, all cores; medians of
                     --repeats in turns. Within --minutes: `left_out` counts what there was no time for
 
 `load` is that of the machine before the figures were taken: on one that others use, repeat. On Linux `nice -n -15`
@@ -57,7 +57,7 @@ LOWERED = {  # what each variable may be set to, from the most to the least
 PRODUCTS = "import json; from unified.hardware.probe import speeds; print(json.dumps(speeds()))"
 PRODUCTS_SECONDS = 60  # from which on a process that measures products is given up
 FALLEN = 0.8  # of the speed without the variable
-WAYS = {"before": "system", "after": "passive"}  # waiting policies; both with all cores
+WAYS = ("system", "brief", "passive")  # waiting policies, each with all cores
 TASKS = ("drawing", "answer", "training_step")
 BUSY = "while True: pass"
 PROMPT, QUESTION = "a photo of a red apple", "What is the capital of France?"
@@ -168,7 +168,9 @@ class Worker:
             text=True,
             encoding="utf-8",
             env={
-                name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
             },
         )
 
@@ -200,8 +202,8 @@ def beside(args: MachineArguments) -> dict[str, Any]:
     times: dict[tuple[str, str, int], list[float]] = {}
     with ExitStack() as stack:
         workers = {}
-        for way, policy in WAYS.items():
-            workers[way] = Worker(args, policy)
+        for way in WAYS:
+            workers[way] = Worker(args, way)
             stack.callback(workers[way].close)
             for task in args.tasks:
                 workers[way].seconds(task)  # warms up

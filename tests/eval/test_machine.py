@@ -27,7 +27,7 @@ def test_a_machine_is_described_in_a_file_of_its_name(
     assert beside.pop("left_out") == 12  # the second repeat: no time was given
     assert beside.keys() == {"drawing", "answer", "training_step"}
     for task in beside.values():
-        assert task.keys() == {"before", "after"}
+        assert task.keys() == {"system", "brief", "passive"}
         assert all(way.keys() == {"0 busy", "1 busy"} and min(way.values()) > 0 for way in task.values())
 
 

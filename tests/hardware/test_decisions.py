@@ -78,6 +78,7 @@ def test_apples_gpu_runs_in_float32() -> None:
         ({"cores": 8, "omp_threads": 2}, 2, "OMP_NUM_THREADS"),
         ({"cores": 2, "omp_threads": 16}, 2, "2 cores"),
         ({"others": 2.0}, 2, "2 cores"),  # sleeping threads lose their fair share only
+        ({"others": 2.0, "wait_policy": "brief"}, 2, "2 cores"),
         ({"others": 1.0, "wait_policy": None}, 1, "1 of 2 cores are busy, and waiting threads spin"),
         ({"others": 2.0, "wait_policy": "active"}, 1, "2 of 2 cores are busy"),
         ({"cores": 16, "others": 3.0, "wait_policy": "active"}, 13, "3 of 16 cores are busy"),

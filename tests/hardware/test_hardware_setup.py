@@ -10,17 +10,24 @@ import pytest
 import torch
 
 from unified.arguments.parser import parse
-from unified.hardware import device, limits, probe, setup
+from unified.hardware import device, limits, probe, setup, waiting
 from unified.hardware.allocator import keep_freed_memory
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Wishes, decide
 from unified.hardware.device import best_device
 from unified.hardware.machine import Machine
 from unified.hardware.setup import products, record, set_up
-from unified.hardware.waiting import set_wait_policy, wished_policy
+from unified.hardware.waiting import current_policy, set_wait_policy, wished_policy
 
 ROOT = Path(__file__).parents[2]
-VARIABLES = ("UNIFIED_DEVICE", "UNIFIED_PRECISION", "UNIFIED_THREADS", "UNIFIED_WAIT_POLICY", "OMP_WAIT_POLICY")
+VARIABLES = (
+    "UNIFIED_DEVICE",
+    "UNIFIED_PRECISION",
+    "UNIFIED_THREADS",
+    "UNIFIED_WAIT_POLICY",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +84,21 @@ def test_threads_sleep_unless_somebody_says_otherwise(
     monkeypatch.setattr(os, "environ", {**variables})
     set_wait_policy(argv)
     assert os.environ.get("OMP_WAIT_POLICY") == policy
+    assert ("GOMP_SPINCOUNT" in os.environ) <= (current_policy() == "brief")
     assert wished_policy(["--wait_policy", "x"]) == "x"
+
+
+@pytest.mark.parametrize(("others", "policy"), [(0.0, "brief"), (1.0, "passive"), (7.0, "passive")])
+def test_threads_spin_briefly_where_nothing_else_runs(
+    others: float, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(waiting, "other_tasks", lambda: others)
+    set_wait_policy([])
+    assert current_policy() == policy
+    for asked in ("brief", "passive", "active"):
+        set_wait_policy(["--wait_policy", asked])
+        assert current_policy() == asked  # the last word stands
 
 
 def test_flags_win_over_variables_and_name_themselves() -> None:
@@ -95,7 +116,11 @@ def test_flags_win_over_variables_and_name_themselves() -> None:
         ({}, {"UNIFIED_THREADS": "many"}, "UNIFIED_THREADS many: give a number"),
         ({}, {"UNIFIED_PRECISION": "bfloat16"}, "UNIFIED_PRECISION bfloat16: give one of float32, bf16, fp16"),
         ({}, {"UNIFIED_DEVICE": "gpu"}, "UNIFIED_DEVICE gpu: give one of cpu, cuda, mps"),
-        ({}, {"UNIFIED_WAIT_POLICY": "sleep"}, "UNIFIED_WAIT_POLICY=sleep: give one of passive, active, system"),
+        (
+            {},
+            {"UNIFIED_WAIT_POLICY": "sleep"},
+            "UNIFIED_WAIT_POLICY=sleep: give one of passive, brief, active, system",
+        ),
     ],
 )
 def test_unknown_words_are_refused(arguments: dict, environment: dict[str, str], said: str) -> None:

@@ -128,8 +128,8 @@ Precision = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads on the CPU; or UNIFIED_THREADS")]
 WaitPolicy = Annotated[
-    Literal["passive", "active", "system"] | None,
-    typer.Option(help="how waiting threads wait; or UNIFIED_WAIT_POLICY; default: passive"),
+    Literal["passive", "brief", "active", "system"] | None,
+    typer.Option(help="how waiting threads wait; or UNIFIED_WAIT_POLICY; default: by what else runs"),
 ]
 
 

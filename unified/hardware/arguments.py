@@ -22,7 +22,7 @@ class HardwareArguments:
         default=None, metadata={"help": f"of products; weights stay as they are stored; or {PRECISION}"}
     )
     threads: int | None = field(default=None, metadata={"help": f"threads of a process on the CPU; or {THREADS}"})
-    wait_policy: Literal["passive", "active", "system"] | None = field(
+    wait_policy: Literal["passive", "brief", "active", "system"] | None = field(
         default=None, metadata={"help": f"how OpenMP's threads wait; system: as OpenMP itself says; or {OVERRIDE}"}
     )
 

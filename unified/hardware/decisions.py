@@ -145,7 +145,7 @@ def choose_threads(machine: Machine, wishes: Wishes) -> tuple[int, str]:
         share["OMP_NUM_THREADS"] = machine.omp_threads
     name = min(share, key=lambda limit: share[limit])
     threads = max(1, int(share[name]))
-    spins = machine.wait_policy != "passive"
+    spins = machine.wait_policy not in ("passive", "brief")
     left = max(1, machine.cores - round(machine.others))
     if spins and left < threads:  # a thread that spins for one that does not run loses more than it gains
         return left, f"{machine.others:.0f} of {machine.cores} cores are busy, and waiting threads spin"

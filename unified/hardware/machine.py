@@ -27,7 +27,7 @@ class Machine:
     processes: int = 1  # of this run on this machine
     omp_threads: int | None = None  # OMP_NUM_THREADS
     omp_default: bool = False  # a launcher set it by itself
-    wait_policy: str | None = None  # OMP_WAIT_POLICY as torch found it: passive, active; None: OpenMP's own
+    wait_policy: str | None = None  # as torch found it: passive, brief, active; None: OpenMP's own
     isa: tuple[str, ...] = ()  # instruction sets that matter for products
     memory_gib: float | None = None
     bf16_products: bool = False  # oneDNN has bf16 products for this CPU

@@ -1,29 +1,38 @@
 """How OpenMP's threads wait for each other, which has to be said before torch loads.
 
-By default they spin, so beside one busy process on two cores a drawing took 40 s instead of 1.1: each of its thousands
-of small products waited for a thread that was not running. Passive ones sleep. Commands call `set_wait_policy` in
-their first line; `import unified` sets nothing. This module must not import torch.
+By default they spin long, so beside one busy process on two cores a drawing took 40 s instead of 1.1: each of its
+thousands of small products waited for a thread that was not running. Passive ones sleep at once, which costs up to
+twice the time on a machine that does nothing else; brief ones spin for a thousand turns and then sleep, which costs a
+tenth (GNU's OpenMP; others read the policy alone). Commands call `set_wait_policy` in their first line; `import
+unified` sets nothing. This module must not import torch.
 """
 
 import os
 import sys
 from collections.abc import Sequence
 
-OPENMP = "OMP_WAIT_POLICY"
+from unified.hardware.limits import other_tasks
+
+OPENMP, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 OVERRIDE, FLAG = "UNIFIED_WAIT_POLICY", "--wait_policy"
-POLICIES = ("passive", "active", "system")
+POLICIES = ("passive", "brief", "active", "system")
+BRIEF_SPINS = "1000"  # 10,000 are as bad beside others as OpenMP's own, 300 keep half of what passive waiting costs
 
 
 def set_wait_policy(argv: Sequence[str] | None = None) -> None:
     """Let OpenMP's threads sleep while they wait, unless `--wait_policy`, UNIFIED_WAIT_POLICY or OMP_WAIT_POLICY says.
 
-    `system` leaves it to OpenMP. Says nothing of bad words: `wished_policy` is for those who can refuse them.
+    Where nobody says: `brief`, or `passive` where others want to run just now. `system` leaves it to OpenMP. Says
+    nothing of bad words: `wished_policy` is for those who can refuse them.
     """
     policy = wished_policy(sys.argv[1:] if argv is None else argv)
+    if policy is None and OPENMP not in os.environ:
+        policy = "passive" if other_tasks() >= 1 else "brief"
     if policy in ("passive", "active"):
         os.environ[OPENMP] = policy.upper()
-    elif policy is None:
-        os.environ.setdefault(OPENMP, "PASSIVE")
+        os.environ.pop(SPINS, None)
+    elif policy == "brief":
+        os.environ[OPENMP], os.environ[SPINS] = "PASSIVE", BRIEF_SPINS
 
 
 def wished_policy(argv: Sequence[str]) -> str | None:
@@ -38,5 +47,6 @@ def wished_policy(argv: Sequence[str]) -> str | None:
 
 
 def current_policy() -> str | None:
-    """What OpenMP was told: passive or active; None where it decides itself."""
-    return os.environ.get(OPENMP, "").lower() or None
+    """What OpenMP was told: passive, brief or active; None where it decides itself."""
+    told = os.environ.get(OPENMP, "").lower() or None
+    return "brief" if told == "passive" and SPINS in os.environ else told
