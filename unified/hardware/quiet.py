@@ -14,7 +14,7 @@ BARS = {
 }
 NO_NEWS = {  # loggers and what they say on every good run
     "DeepSpeed": "Setting accelerator to CPU",  # the hardware line says what a command runs on
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # of PEFT's import: nothing is quantized yet
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # PEFT imports it anyway
 }
 
 
