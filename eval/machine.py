@@ -3,7 +3,7 @@
     python eval/machine.py --out docs/machines                                       # a minute
     python eval/machine.py --model weights/scenes-smollm2 --out docs/machines        # three, and how long work takes
 
-Writes OUT/<cpu>-<cores>.json and prints it:
+Writes OUT/<cpu>-<instructions>-<cores>.json and prints it:
 
     machine         what was asked of system and torch
     products        GFLOP/s by precision; bf16 and fp16 with small products first, for CPUs on which large ones hang;
@@ -239,7 +239,7 @@ def main() -> None:
     found["emulated"] = emulated(args, full)
     if args.model is not None:
         found["beside"] = beside(args)
-    name = re.sub(r"[^a-z0-9]+", "-", machine.cpu.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join((machine.cpu, *machine.isa[-1:])).lower()).strip("-")
     config = {"repeats": args.repeats, "model": args.model, "busy": args.busy}
     details = {"stderr": None, "tokenizer": None, "prompts_sha256": None, "seed": None}
     details["seconds"] = time.perf_counter() - started
