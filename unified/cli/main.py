@@ -16,7 +16,6 @@ from unified.cli.conversation import handle_line, read_line
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
-from unified.hardware.quiet import quiet_libraries
 from unified.hardware.waiting import set_wait_policy
 from unified.inference.arguments import SamplingArguments
 from unified.models.image_sampling import ImageSampling
@@ -53,7 +52,6 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         show_any_text()
         set_wait_policy(args)  # before a command loads torch
-        quiet_libraries()
         words = args if args[:1] == [RUN] else dashed(args)  # a script reads its own
         return self.with_one_line_errors(super().parse_args, ctx, words or ["--help"])
 

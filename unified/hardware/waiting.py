@@ -3,8 +3,8 @@
 By default they spin long, so beside one busy process on two cores a drawing took 40 s instead of 1.1: each of its
 thousands of small products waited for a thread that was not running. Passive ones sleep at once, which costs up to
 twice the time on a machine that does nothing else; brief ones spin for a thousand turns and then sleep, which costs a
-tenth (GNU's OpenMP; others read the policy alone). Commands call `set_wait_policy` in their first line; `import
-unified` sets nothing. This module must not import torch.
+tenth (GNU's OpenMP; others read the policy alone). Commands call `set_wait_policy` in their first line, which also
+leaves out what libraries say while they are imported; `import unified` sets nothing. This module must not import torch.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from unified.hardware.limits import other_tasks
+from unified.hardware.quiet import quiet_libraries
 
 OPENMP, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 OVERRIDE, FLAG = "UNIFIED_WAIT_POLICY", "--wait_policy"
@@ -25,6 +26,7 @@ def set_wait_policy(argv: Sequence[str] | None = None) -> None:
     Where nobody says: `brief`, or `passive` where others want to run just now. `system` leaves it to OpenMP. Says
     nothing of bad words: `wished_policy` is for those who can refuse them.
     """
+    quiet_libraries()
     policy = wished_policy(sys.argv[1:] if argv is None else argv)
     if policy is None and OPENMP not in os.environ:
         policy = "passive" if other_tasks() >= 1 else "brief"
