@@ -4,7 +4,7 @@ By default they spin long, so beside one busy process on two cores a drawing too
 thousands of small products waited for a thread that was not running. Passive ones sleep at once, which costs up to
 twice the time on a machine that does nothing else; brief ones spin for a thousand turns and then sleep, which costs a
 tenth (GNU's OpenMP; others read the policy alone). Commands call `set_wait_policy` in their first line, which also
-leaves out what libraries say while they are imported; `import unified` sets nothing. This module must not import torch.
+leaves out what libraries say while they are imported; `import unified` sets nothing. Must not import torch.
 """
 
 import os
