@@ -3,8 +3,9 @@
     python data_prep/encode_images.py --vq out/vq --out out/encoded --inputs out/scenes/*.parquet
     accelerate launch --num_processes 8 data_prep/encode_images.py --vq out/vq --out out/encoded --inputs rows.jsonl
 
-Inputs are rows as JSONL or parquet (see `unified.data.rows`), with or without pictures. A picture of another size is
-scaled to cover the tokenizer's square and cropped to its centre. Outputs are shards `OUT/00000.parquet` of
+Inputs are rows as JSONL or parquet (see `unified.data.rows`), with or without pictures. A picture is opened once for all
+of its rows, and shown as viewers show it: upright, on white, in sRGB. One that is not square is cropped to its centre,
+and the last line counts what that loses; `--fit pad` puts it on white, `--fit refuse` leaves it out. Outputs are shards `OUT/00000.parquet` of
 --shard-size rows, one input file after the other, and each process takes every n-th of them. A run that was stopped
 goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs: another tokenizer or other
 inputs are refused.
@@ -30,8 +31,12 @@ def main() -> None:
     hardware, arguments = parse((HardwareArguments, EncodeArguments))
     state = set_up_processes(hardware)
     started = perf_counter()
-    images, shards = encode_rows(arguments)
-    print(f"{arguments.out}: {images} images encoded in {perf_counter() - started:.0f} s, {shards} shards in all")
+    done = encode_rows(arguments)
+    opened = f" ({done.opened} opened)" if done.opened < done.images else ""
+    seconds = perf_counter() - started
+    print(f"{arguments.out}: {done.images} images encoded in {seconds:.0f} s{opened}, {done.shards} shards in all")
+    if str(done.crops):
+        print(done.crops)
     if state.is_main_process:
         say_end(arguments.out, {}, f"unified run recipes/sft.py --config mine.yaml --train_files {arguments.out}")
 

@@ -18,7 +18,14 @@ import numpy as np
 
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.data.chat_dataset import list_data_files
-from unified.data.rows import init_output_folder, read_encoded_rows, read_rows, shared_metadata, write_encoded_shard
+from unified.data.rows import (
+    init_output_folder,
+    read_encoded_rows,
+    read_rows,
+    shared_metadata,
+    shared_opener,
+    write_encoded_shard,
+)
 from unified.models.messages import continue_conversation
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
@@ -81,11 +88,13 @@ def main() -> None:
     (args,) = parse((JoinArguments,))
     rows, stamp = read_encoded("--first", [file for path in args.first for file in list_data_files(path)])
     chats = read_then(args.then, stamp)
+    files = [file for path in (*args.first, *args.then) for file in list_data_files(path, "chats")]
+    opener = shared_opener(file for file in files if file.suffix == ".parquet")
     rng = np.random.default_rng(args.seed)
     firsts, thens = in_order(len(rows), args.count, rng), in_order(len(chats), args.count, rng)
     out = init_output_folder(args.out, {name: vars(args)[name] for name in ("first", "then", "count", "seed")})
     joined = [join(rows[i], chats[k]) for i, k in zip(firsts, thens, strict=True)]
-    write_encoded_shard(out / "00000.parquet", joined, *stamp)
+    write_encoded_shard(out / "00000.parquet", joined, *stamp, opener=opener)
     print(json.dumps({"out": str(out), "rows": len(joined), "first": len(rows), "then": len(chats)}))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from toys import make_config, make_tokenizer
 
 from unified import VQModel
-from unified.data.rows import ROW_SCHEMA, read_encoded_metadata, read_encoded_rows
-from unified.files.images import image_to_pixels
+from unified.data.chat_dataset import load_encoded_rows
+from unified.data.encoding import EncodeArguments
+from unified.data.rows import ROW_SCHEMA, read_encoded_metadata, read_encoded_rows, write_encoded_shard
+from unified.files.images import OPENER_VERSION, image_to_pixels, to_square
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "data_prep" / "encode_images.py")
@@ -170,3 +174,103 @@ def test_two_processes_give_what_one_gives(encode, vq_dir, tmp_path):
     assert run.returncode == 0, run.stderr
     assert encode(*arguments, tmp_path / "one") == 0
     assert all_rows(tmp_path / "two") == all_rows(tmp_path / "one")
+
+
+def photo(path, size, colour=(200, 30, 40)):
+    Image.new("RGB", size, colour).save(path)
+    return path.name
+
+
+def write_rows(path, names):
+    path.write_text("".join(json.dumps(drawn_row([name])) + "\n" for name in names))
+    return path
+
+
+def test_a_picture_of_many_rows_is_opened_once(encode, tiny_vq, vq_dir, tmp_path, capsys):
+    names = [photo(tmp_path / f"{i}.png", (16, 16), (40 * i, 0, 0)) for i in range(4)]
+    rows = write_rows(tmp_path / "in.jsonl", names * 10)
+    assert encode("--vq", vq_dir, "--out", tmp_path / "out", "--inputs", rows, *SMALL) == 0
+    assert "40 images encoded" in (said := capsys.readouterr().out) and "(4 opened)" in said
+    pictures = torch.stack([image_to_pixels(Image.open(tmp_path / name), 16) for name in names])
+    assert [row["codes"][0] for row in all_rows(tmp_path / "out")] == tiny_vq.encode(pictures).tolist() * 10
+
+
+def test_the_same_bytes_in_parquet_are_opened_once(encode, vq_dir, tmp_path, capsys):
+    record = [{"bytes": png(picture(1)), "path": "a.png"}]
+    table = pa.Table.from_pylist([drawn_row(record) for _ in range(6)], schema=ROW_SCHEMA)
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert encode("--vq", vq_dir, "--out", tmp_path / "out", "--inputs", tmp_path / "in.parquet", *SMALL) == 0
+    assert "(1 opened)" in capsys.readouterr().out
+
+
+def test_workers_stay_and_give_what_one_process_gives(encode, vq_dir, tmp_path):
+    """Many shards, each with more pictures than there may be open files: tensors sent one by one ran out of them."""
+    write_parquet(tmp_path / "in.parquet", [1] * 60)
+    arguments = ["--vq", vq_dir, "--inputs", tmp_path / "in.parquet", "--shard-size", 20, "--out"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+    try:
+        assert encode(*arguments, tmp_path / "many", "--num_workers", 8) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert encode(*arguments, tmp_path / "one") == 0
+    assert all_rows(tmp_path / "many") == all_rows(tmp_path / "one")
+
+
+def test_the_batch_follows_the_pixels():
+    for side, images in ((64, 64), (128, 64), (256, 16), (512, 4), (2048, 1)):
+        assert EncodeArguments("v", "o", ["i"]).images_per_step(side) == images
+    assert EncodeArguments("v", "o", ["i"], batch_size=7).images_per_step(512) == 7
+    with pytest.raises(ValueError, match="--batch_size 0; give at least 1"):
+        EncodeArguments("v", "o", ["i"], batch_size=0)
+
+
+def test_what_the_square_leaves_out_is_counted(encode, tiny_vq, vq_dir, tmp_path, capsys):
+    sizes = {"a.png": (40, 30), "b.png": (16, 16), "c.png": (400, 10)}
+    for name, size in sizes.items():
+        image = Image.new("RGB", size, (255, 255, 255))
+        image.paste((255, 0, 0), (0, 0, 4, size[1]))
+        image.save(tmp_path / name)
+    arguments = ["--vq", vq_dir, "--inputs", write_rows(tmp_path / "in.jsonl", sizes), "--out"]
+    assert encode(*arguments, tmp_path / "crop") == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 images are not square and lose 61% of their pixels, 1 of them more than half, c.png 98%" in said
+
+    assert encode(*arguments, tmp_path / "pad", "--fit", "pad") == 0
+    assert "cropped" not in capsys.readouterr().out
+    padded = to_square(Image.open(tmp_path / "a.png"), 16, "pad")
+    assert padded.getpixel((0, 0)) == (255, 255, 255) and padded.getpixel((0, 8)) != (255, 255, 255)
+    codes = [row["codes"][0] for row in all_rows(tmp_path / "pad")]
+    assert codes[0] == tiny_vq.encode(image_to_pixels(Image.open(tmp_path / "a.png"), 16, "pad")[None])[0].tolist()
+
+    assert encode(*arguments, tmp_path / "refuse", "--fit", "refuse", "--max_bad", 2) == 0
+    assert "a.png is 40 x 30, not square; give --fit crop or pad" in capsys.readouterr().out
+    assert len(all_rows(tmp_path / "refuse")) == 1
+    assert encode(*arguments, tmp_path / "crop", "--fit", "pad") == 2
+    assert "made with fit 'crop', not 'pad'" in capsys.readouterr().err
+
+
+def test_folders_of_the_earlier_opener_are_told_apart(encode, vq_dir, tmp_path, capsys):
+    arguments = ["--vq", vq_dir, "--out", tmp_path / "out", "--inputs", write_rows(tmp_path / "in.jsonl", ["a.png"])]
+    photo(tmp_path / "a.png", (16, 16))
+    assert encode(*arguments) == 0
+    path = tmp_path / "out" / "settings.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("opener") == OPENER_VERSION and stored.pop("fit") == "crop"
+    path.write_text(json.dumps(stored))
+    assert encode(*arguments) == 2
+    assert f"was made with opener 1, not {OPENER_VERSION}; give another --out" in capsys.readouterr().err
+
+
+def test_codes_of_two_openers_are_not_trained_on_together(tiny_vq, tmp_path):
+    config = make_config(make_tokenizer(), tiny_vq.config)
+    rows = [drawn_row([]) | {"codes": [[1, 2, 3, 4, 0]]}]
+    write_encoded_shard(tmp_path / "old.parquet", rows, config.vq_fingerprint, (1, 2), opener=1)
+    write_encoded_shard(tmp_path / "new.parquet", rows, config.vq_fingerprint, (1, 2))
+    words = [drawn_row([]) | {"codes": []}]
+    write_encoded_shard(tmp_path / "words.parquet", words, config.vq_fingerprint, (1, 2), opener=1)
+    old, new, text = (str(tmp_path / f"{name}.parquet") for name in ("old", "new", "words"))
+    for alone in ([old], [new], [old, text], [new, text]):
+        assert len(load_encoded_rows(alone, config)) == len(alone)
+    with pytest.raises(ValueError, match=f"old.parquet was encoded by opener 1 .*new.parquet by {OPENER_VERSION}"):
+        load_encoded_rows([new, old], config)

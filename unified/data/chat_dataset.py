@@ -13,14 +13,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.data.rows import ENCODED_FEATURES, read_rows
+from unified.data.rows import ENCODED_FEATURES, has_codes, read_rows, shared_opener
 from unified.files.jsonl import read_lines
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import Message, content_parts, draws_once, is_output, shorten
@@ -32,10 +31,11 @@ CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping u
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
 
-    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint`, for unencoded images, and where
-    there is not one row.
+    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint` or of two openers of images, for
+    unencoded images, and where there is not one row.
     """
     files = [file for path in paths for file in list_data_files(path)]
+    shared_opener(file for file in files if file.suffix == ".parquet")
     found = [_load_file(file, config.vq_fingerprint) for file in files]
     parts = [part for part in found if part is not None]
     if not parts:
@@ -77,17 +77,12 @@ def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset | None:
     if file.suffix == ".jsonl" or "codes" not in pq.read_schema(file).names:
         return _text_rows(file)
     found = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode()
-    if found != vq_fingerprint and _has_codes(file):
+    if found != vq_fingerprint and has_codes(file):
         raise ValueError(
             f"{file}: its codes are of tokenizer {found or '(not recorded)'} but the model uses {vq_fingerprint}; "
             "encode the images again with data_prep/encode_images.py and this model's tokenizer"
         )
     return datasets.Dataset.from_parquet(str(file), columns=list(ENCODED_FEATURES), features=ENCODED_FEATURES)
-
-
-def _has_codes(file: Path) -> bool:
-    images = pc.list_value_length(pq.read_table(file, columns=["codes"])["codes"])
-    return bool(pc.any(pc.greater(images, 0)).as_py())
 
 
 def _text_rows(file: Path) -> datasets.Dataset | None:

@@ -7,16 +7,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from unified.data.image_decoding import CropCount, ImageDecoder, image_key
 from unified.data.rows import ImageRef, count_rows, init_output_folder, read_rows, write_encoded_shard
 from unified.files.atomic import write_text
-from unified.files.images import image_to_pixels, read_image
+from unified.files.images import OPENER_VERSION, Fit, to_pixel_values
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
+from unified.image_tokenizer.scales import image_length
+
+BATCH_PIXELS = 2**20  # of a batch by default: 64 images of 128 x 128, about 3.5 GB in VAR's tokenizer
+MOST_IMAGES = 64  # ... but of small ones no more than these
+KEPT_BYTES = 2**29  # codes kept for images that come again; what does not fit is opened again
 
 
 @dataclass
@@ -26,15 +32,27 @@ class EncodeArguments:
     vq: str = field(metadata={"help": "folder of the image tokenizer"})
     out: str = field(metadata={"help": "folder for the encoded shards"})
     inputs: list[str] = field(metadata={"help": ".jsonl and .parquet files of rows"})
-    batch_size: int = field(default=64, metadata={"help": "images per step; memory grows with it"})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "images per step; by default 64 of up to 128 x 128 pixels, and fewer larger ones"},
+    )
+    fit: Fit = field(
+        default="crop",
+        metadata={"help": "images that are not square: crop to the centre, pad with white, or refuse"},
+    )
     shard_size: int = field(default=2000, metadata={"help": "rows per shard; what a stopped run loses at most"})
     max_bad: int = field(default=0, metadata={"help": "rows with an unreadable image the run may skip"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images beside the encoder"})
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("shard_size", 1), ("max_bad", 0), ("num_workers", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"--{name} {getattr(self, name)}; give at least {least}")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name} {value}; give at least {least}")
+
+    def images_per_step(self, side: int) -> int:
+        """The batch size for images of `side` x `side`."""
+        return self.batch_size or max(1, min(MOST_IMAGES, BATCH_PIXELS // side**2))
 
 
 @dataclass(frozen=True)
@@ -52,23 +70,50 @@ class Shard:
         return self.path.with_suffix(".bad.jsonl")
 
 
-class Pixels(Dataset[torch.Tensor | str]):
-    """Pixel values (3, H, W) of images, or the reason why one cannot be read."""
+@dataclass
+class Encoded:
+    """What a run of `encode_rows` did: images in rows, how many were opened, shards, and what crops left out."""
 
-    def __init__(self, images: list[ImageRef], image_size: int) -> None:
-        self.images, self.image_size = images, image_size
+    images: int = 0
+    opened: int = 0
+    shards: int = 0
+    crops: CropCount = field(default_factory=CropCount)
 
-    def __len__(self) -> int:
-        return len(self.images)
 
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        image = self.images[index]
-        try:
-            return image_to_pixels(read_image(image.read(), image.name, self.image_size), self.image_size)
-        except OSError as error:
-            return f"{image.name} cannot be read ({error.strerror}); put the file there, or take it out"
-        except ValueError as error:
-            return str(error)
+class ImageEncoder:
+    """Images -> codes, each image once for as many rows as show it."""
+
+    def __init__(self, vq: VQModel, arguments: EncodeArguments, decoder: ImageDecoder) -> None:
+        self.vq, self.arguments, self.decoder = vq, arguments, decoder
+        self.done = Encoded()
+        self._known: dict[str | bytes, np.ndarray | str] = {}
+        self._most = KEPT_BYTES // (4 * image_length(vq.config.patch_nums))
+
+    def encode(self, images: list[ImageRef]) -> list[list[int] | str]:
+        """Codes of every image in order, or the reason why it has none."""
+        keys = [image_key(image) for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._known}
+        found = dict(zip(new, self._open(list(new.values())), strict=True))
+        results = [found[key] if key in found else self._known[key] for key in keys]
+        for key in list(found)[: max(0, self._most - len(self._known))]:
+            self._known[key] = found[key]
+        self.done.images += len(images)
+        return [codes if isinstance(codes, str) else codes.tolist() for codes in results]
+
+    def _open(self, images: list[ImageRef]) -> Iterator[np.ndarray | str]:
+        size = self.arguments.images_per_step(self.vq.config.image_size)
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        for batch, decoded in zip(batches, self.decoder.decode(batches), strict=True):
+            pixels = to_pixel_values(torch.from_numpy(decoded.pixels).to(self.vq.device))
+            codes = iter(self.vq.encode(pixels).int().cpu().numpy() if len(pixels) else [])
+            self.done.opened += len(batch)
+            for image, size_or_reason in zip(batch, decoded.sizes, strict=True):
+                if isinstance(size_or_reason, str):
+                    yield size_or_reason
+                    continue
+                if self.arguments.fit == "crop":
+                    self.done.crops.add(image.name, size_or_reason)
+                yield next(codes)
 
 
 def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:
@@ -76,6 +121,8 @@ def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:
     files = [(str(Path(name).resolve()), Path(name).stat()) for name in arguments.inputs]
     return {
         "vq_fingerprint": vq.fingerprint(),
+        "opener": OPENER_VERSION,
+        "fit": arguments.fit,
         "shard_size": arguments.shard_size,
         "inputs": [{"name": name, "size": stat.st_size, "mtime": stat.st_mtime} for name, stat in files],
     }
@@ -98,20 +145,10 @@ def count_bad(shards: list[Shard]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
 
 
-def encode(images: list[ImageRef], vq: VQModel, arguments: EncodeArguments) -> Iterator[list[int] | str]:
-    """Codes of every image in order, or the reason why it has none."""
-    pixels = Pixels(images, vq.config.image_size)
-    loader = DataLoader(pixels, arguments.batch_size, num_workers=arguments.num_workers, collate_fn=list)
-    for batch in loader:
-        good = [item for item in batch if isinstance(item, torch.Tensor)]
-        codes = iter(vq.encode(torch.stack(good).to(vq.device)).tolist() if good else [])
-        yield from (next(codes) if isinstance(item, torch.Tensor) else item for item in batch)
-
-
-def encode_shard(shard: Shard, vq: VQModel, arguments: EncodeArguments) -> tuple[list[dict], list[dict]]:
+def encode_shard(shard: Shard, encoder: ImageEncoder) -> tuple[list[dict], list[dict]]:
     """Encoded rows of a shard, and its rows with an unreadable image with the reason."""
     rows = list(read_rows(shard.source, shard.start, shard.stop))
-    results = encode([image for row in rows for image in row.images], vq, arguments)
+    results = iter(encoder.encode([image for row in rows for image in row.images]))
     encoded, bad = [], []
     for row in rows:
         codes = [next(results) for _ in row.images]
@@ -143,28 +180,27 @@ def check_bad(count: int, arguments: EncodeArguments) -> None:
         )
 
 
-def encode_shards(shards: list[Shard], state: PartialState, vq: VQModel, arguments: EncodeArguments) -> int:
-    """Encode and write this process's shards that are not done; the number of images encoded."""
+def encode_shards(shards: list[Shard], state: PartialState, encoder: ImageEncoder) -> None:
+    """Encode and write this process's shards that are not done."""
+    vq, arguments = encoder.vq, encoder.arguments
     # Too many bad rows would fail the run anyway, so their shards are worth another try.
     retry = count_bad(shards) > arguments.max_bad
     done = [shard for shard in shards if shard.path.exists() and not (retry and shard.bad_path.exists())]
     skipped = set(done)
     mine = [shard for shard in shards[state.process_index :: state.num_processes] if shard not in skipped]
-    fingerprint, left_out, images, started = vq.fingerprint(), count_bad(done), 0, perf_counter()
+    fingerprint, left_out, started = vq.fingerprint(), count_bad(done), perf_counter()
     bar = tqdm(mine, unit="shard", disable=not state.is_main_process)
     for shard in bar:
-        encoded, bad = encode_shard(shard, vq, arguments)
+        encoded, bad = encode_shard(shard, encoder)
         write_bad(shard, bad)
         left_out += len(bad)
         check_bad(left_out, arguments)
         write_encoded_shard(shard.path, encoded, fingerprint, vq.config.patch_nums)
-        images += sum(len(row["codes"]) for row in encoded)
-        bar.set_postfix_str(f"{images / (perf_counter() - started):.0f} image/s")
-    return images
+        bar.set_postfix_str(f"{encoder.done.images / (perf_counter() - started):.0f} image/s")
 
 
-def encode_rows(arguments: EncodeArguments) -> tuple[int, int]:
-    """Encode what is missing of this process's shards; how many images that were, and how many shards there are.
+def encode_rows(arguments: EncodeArguments) -> Encoded:
+    """Encode what is missing of this process's shards.
 
     Raises ValueError for a folder of other settings, rows that are malformed, and too many unreadable images.
     """
@@ -172,9 +208,12 @@ def encode_rows(arguments: EncodeArguments) -> tuple[int, int]:
     vq = load_vq(arguments.vq)
     shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out))
     init_output_folder(arguments.out, settings(arguments, vq))
-    images = encode_shards(shards, state, vq, arguments)
+    with ImageDecoder(vq.config.image_size, arguments.fit, arguments.num_workers) as decoder:
+        encoder = ImageEncoder(vq, arguments, decoder)
+        encode_shards(shards, state, encoder)
     bad = count_bad(shards)
     check_bad(bad, arguments)
     if bad and bad == sum(shard.stop - shard.start for shard in shards):
         raise ValueError(f"not one of {bad} rows has images that can be read; they are in {arguments.out}/*.bad.jsonl")
-    return images, len(shards)
+    encoder.done.shards = len(shards)
+    return encoder.done

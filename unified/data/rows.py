@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from unified.files.atomic import atomic_path, write_text
+from unified.files.images import OPENER_VERSION
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 from unified.models.format_version import upgrade_settings
@@ -78,11 +80,16 @@ def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iter
 
 
 def write_encoded_shard(
-    path: str | Path, rows: Iterable[dict[str, Any]], fingerprint: str, patch_nums: PatchNums
+    path: str | Path,
+    rows: Iterable[dict[str, Any]],
+    fingerprint: str,
+    patch_nums: PatchNums,
+    opener: int = OPENER_VERSION,
 ) -> None:
     """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, atomically.
 
     `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, valid for every tokenizer.
+    `opener` is the version of the opener that the images went through.
     Raises ValueError when a list of codes does not have L entries.
     """
     rows, length = list(rows), image_length(patch_nums) if patch_nums else 0
@@ -91,6 +98,8 @@ def write_encoded_shard(
             raise ValueError(f"{path}: an image has {len(codes)} codes, its tokenizer gives {length}; encode it again")
     scales = normalize_patch_nums(patch_nums) if patch_nums else ()
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(scales)}
+    if fingerprint:
+        metadata["opener"] = str(opener)
     write_parquet(path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA.with_metadata(metadata)))
 
 
@@ -110,6 +119,34 @@ def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int],
         raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
     scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
     return metadata[b"vq_fingerprint"].decode(), scales
+
+
+def shared_opener(paths: Iterable[str | Path]) -> int:
+    """The version of the opener that the images of encoded shards went through; shards without codes do not count.
+
+    Raises ValueError for shards of several: the same picture has other codes in each.
+    """
+    found: dict[int, list[str | Path]] = {}
+    for path in paths:
+        metadata = pq.read_schema(path).metadata or {}
+        if metadata.get(b"vq_fingerprint"):
+            found.setdefault(int(metadata.get(b"opener", b"1")), []).append(path)
+    if len(found) > 1:
+        with_codes = {opener: [path for path in own if has_codes(path)] for opener, own in found.items()}
+        found = {opener: own for opener, own in with_codes.items() if own}
+    if len(found) > 1:
+        (old, first), (new, second) = sorted(found.items())[:2]
+        raise ValueError(
+            f"{first[0]} was encoded by opener {old} of images, {second[0]} by {new}, which gives some pictures other "
+            "codes; encode the first again with data_prep/encode_images.py, or use it alone"
+        )
+    return next(iter(found), OPENER_VERSION)
+
+
+def has_codes(path: str | Path) -> bool:
+    """Whether a row of an encoded shard has an image."""
+    images = pc.list_value_length(pq.read_table(path, columns=["codes"])["codes"])
+    return bool(pc.any(pc.greater(images, 0)).as_py())
 
 
 def shared_metadata(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:

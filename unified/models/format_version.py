@@ -16,6 +16,7 @@ RENAMED_VALUES = {
 # of a folder's settings.json, which has no version: key of version 1 -> key of version 2
 RENAMED_SETTINGS = {"guidance": "guidance_scale", "heldout_guidance": "heldout_guidance_scale"}
 ADDED_SETTINGS = {"top_k": 0, "top_p": 1.0}  # what jobs of version 1 without these keys did
+ADDED_TO_ENCODED = {"opener": 1, "fit": "crop"}  # ... and encodings of images
 DROPPED_SETTINGS = ("launch",)  # on which nothing in the folder depends
 
 
@@ -33,7 +34,8 @@ def upgrade(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
 def upgrade_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a folder's settings of version 1, which named the guidance otherwise, to this version's."""
     kept = {RENAMED_SETTINGS.get(key, key): value for key, value in stored.items() if key not in DROPPED_SETTINGS}
-    return {**(ADDED_SETTINGS if "guidance" in stored else {}), **kept}
+    encoded = {"vq_fingerprint", "shard_size", "inputs"} <= stored.keys()
+    return {**(ADDED_SETTINGS if "guidance" in stored else {}), **(ADDED_TO_ENCODED if encoded else {}), **kept}
 
 
 def name_in_version_1(key: str, value: str) -> str:
