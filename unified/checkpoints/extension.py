@@ -14,12 +14,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from unified.checkpoints.backbone_probe import check_backbone, check_contract, check_loaded, score_text
 from unified.checkpoints.publishing import save
 from unified.files.atomic import check_not_exists
 from unified.files.hub import model_folder
@@ -27,7 +27,7 @@ from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.models.chat_templates import default_template
-from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig, check_layer_types
+from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.modeling import UnifiedForCausalLM
@@ -35,9 +35,6 @@ from unified.models.processing import UnifiedProcessor
 from unified.models.template_mending import mend
 from unified.models.template_probe import Finding, probe
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary, offset_for
-
-# multipliers between hidden state and logits that our head does not apply, and their neutral values
-HEAD_MULTIPLIERS = {"logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0, "output_multiplier": 1.0}
 
 
 def extend(
@@ -108,15 +105,6 @@ def check_llm(folder: str | os.PathLike, flag: str) -> None:
     )
 
 
-def check_backbone(text_config: PreTrainedConfig) -> None:
-    """Raise ValueError for backbones with a logits multiplier, and as `check_layer_types`."""
-    check_layer_types(text_config)
-    settings = text_config.to_dict()
-    for name, neutral in HEAD_MULTIPLIERS.items():
-        if settings.get(name, neutral) not in (neutral, None):
-            raise ValueError(f"the backbone's {name} is {settings[name]}, which is not supported; use one without it")
-
-
 def join(
     backbone: PreTrainedModel,
     vq_model: VQModel,
@@ -127,10 +115,11 @@ def join(
 ) -> UnifiedForCausalLM:
     """Combine a loaded causal LM and image tokenizer; the three special tokens are added to `tokenizer`.
 
-    Raises ValueError if the output matrix has a bias or is narrower than the codebook, and as `extend_tokenizer`.
+    Raises ValueError if the output matrix is narrower than the codebook, and as `check_loaded`, `extend_tokenizer`
+    and `check_contract`.
     """
-    if backbone.get_output_embeddings().bias is not None:
-        raise ValueError("the backbone's output matrix has a bias, which is not supported; use one without it")
+    check_loaded(backbone)
+    text_scores = score_text(backbone)
     text_rows = len(backbone.get_input_embeddings().get_parameter("weight"))
     vocabulary = extend_tokenizer(tokenizer, text_rows, vq_model.config.codebook_size)
     generator = torch.Generator().manual_seed(seed)
@@ -154,7 +143,8 @@ def join(
     model.model.vq_model = FrozenImageTokenizer.of(vq_model)
     model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)
     model.generation_config = backbone.generation_config
-    return model.eval()
+    check_contract(model.eval(), text_scores)
+    return model
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, text_rows: int, codebook_size: int) -> Vocabulary:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unified.inference.text_to_image import image_prompts
+from unified.models.backbones import new_cache
 from unified.models.image_generation import GenerationState
 from unified.models.image_sampling import ImageSampling
 from unified.models.modeling import UnifiedForCausalLM
@@ -52,7 +53,8 @@ def _initial_state(model: UnifiedForCausalLM, processor: UnifiedProcessor, promp
     """The prompts, padded on the left, each followed by the image start token."""
     ids, mask = image_prompts(model, processor, prompts)
     remaining_context(ids, mask, model.config, images=1)
-    return GenerationState(ids, mask, torch.zeros_like(ids[:, 0], dtype=torch.bool), processor.pad_token_id)
+    finished, cache = torch.zeros_like(ids[:, 0], dtype=torch.bool), new_cache(model.config.text_config)
+    return GenerationState(ids, mask, finished, processor.pad_token_id, cache)
 
 
 def _generate_copies(
@@ -64,13 +66,14 @@ def _generate_copies(
 ) -> Tensor:
     """Codes (B * N, L) of images generated on N copies of every row, whose ids are all in the cache."""
     copies = len(seeds[0])
-    state.cache.batch_repeat_interleave(copies)
+    rows = torch.arange(len(state.input_ids), device=state.input_ids.device).repeat_interleave(copies)
+    state.cache.reorder_cache(rows)  # type: ignore[arg-type]  # HF says LongTensor
     repeated = GenerationState(
         state.input_ids.repeat_interleave(copies, dim=0),
         state.mask.repeat_interleave(copies, dim=0),
         state.finished.repeat_interleave(copies, dim=0),
         state.pad_token_id,
-        cache=state.cache,
+        state.cache,
     )
     generators = [torch.Generator(model.device).manual_seed(seed) for prompt_seeds in seeds for seed in prompt_seeds]
     model.generate_image(

@@ -1,6 +1,7 @@
 """The model: one causal LM over text and image codes, and everything that it has to know itself.
 
 configuration         UnifiedConfig
+backbones             what causal LMs differ in: kinds of layers, masks, caches, balance of experts
 vocabulary            codes <-> ids; the only offset arithmetic
 messages              conversations: roles, text and image parts
 tools                 tools and tool calls, in the form that templates read
@@ -29,6 +30,7 @@ remote_code           trust_remote_code module of a checkpoint, for programs tha
 
 __all__ = [
     "attention",
+    "backbones",
     "chat_templates",
     "chat_tokenization",
     "configuration",

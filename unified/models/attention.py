@@ -17,14 +17,29 @@ from unified.hardware.precision import product_dtype
 
 GROUPED = "grouped"
 MAX_POSITIONS = 1024  # key positions
+OWN_MASKS = {"doge"}  # families whose layers make a mask of their own out of the one that is given
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # arguments of some backbones' attention: soft caps, sinks, biases
 
 
 def prefer_grouped(model: PreTrainedModel, device: torch.device) -> None:
-    """Switch `model` to grouped attention on a CPU if its backbone uses torch's sdpa."""
+    """Switch `model` to grouped attention on a CPU if its backbone uses torch's sdpa, and all layers can."""
     backbone = model.get_submodule("model.language_model")
-    if device.type == "cpu" and backbone.config._attn_implementation == "sdpa":  # type: ignore[union-attr]
+    config: Any = backbone.config
+    if device.type == "cpu" and config._attn_implementation == "sdpa" and heads_are_even(backbone, config):
         model.set_attn_implementation(GROUPED)
+
+
+def heads_are_even(backbone: nn.Module, config: PreTrainedConfig) -> bool:
+    """Whether all layers group their heads as the configuration says, and take the mask as it is."""
+    groups = {
+        vars(part)["num_key_value_groups"] for part in backbone.modules() if "num_key_value_groups" in vars(part)
+    }
+    return groups <= {config.num_attention_heads // key_heads_of(config)} and config.model_type not in OWN_MASKS
+
+
+def key_heads_of(config: PreTrainedConfig) -> int:
+    """Number of heads of keys and values."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
@@ -40,7 +55,7 @@ def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtyp
     if attention != GROUPED:
         raise ValueError(f"attn_implementation {attention} supports no block mask; use sdpa, grouped or eager")
     heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    key_heads = key_heads_of(config)
     compute_dtype = product_dtype(allowed.device, dtype)
     mask = torch.zeros(allowed.shape, dtype=compute_dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
     return mask.repeat(1, key_heads, heads // key_heads, 1).flatten(0, 1)[:, None]

@@ -15,19 +15,6 @@ from unified.models.vocabulary import Vocabulary
 
 ImageOrder = Literal["scales", "raster"]
 ImagePositions = Literal["shared", "sequential"]
-SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}  # those that support a block mask
-
-
-def check_layer_types(text_config: PreTrainedConfig) -> set[str]:
-    """HF's `layer_types` of a backbone as a set. Raises ValueError unless all are `SUPPORTED_LAYER_TYPES`."""
-    found = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-    supported = found <= SUPPORTED_LAYER_TYPES
-    if not supported or not getattr(text_config, "num_attention_heads", 0):
-        problem = "no attention heads" if supported else f"layers of type {', '.join(sorted(found))}"
-        raise ValueError(
-            f"the backbone has {problem}; use one whose layers are all {' or '.join(sorted(SUPPORTED_LAYER_TYPES))}"
-        )
-    return found
 
 
 class UnifiedConfig(PreTrainedConfig):
@@ -78,7 +65,7 @@ class UnifiedConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
-        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.auto_map = dict(AUTO_MAP)
         scales = normalize_patch_nums(self.patch_nums)
         if self.image_order == "raster" and len(scales) > 1:
@@ -135,6 +122,16 @@ class UnifiedConfig(PreTrainedConfig):
     def logit_cap(self) -> float | None:
         """Gemma's `final_logit_softcapping`, None for other backbones."""
         return self.text_config.to_dict().get("final_logit_softcapping")
+
+    @property
+    def logit_factor(self) -> float:
+        """What logits are multiplied by before the cap, under the names and in the order that TRL's trainers read."""
+        text_config: Any = self.text_config
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            if getattr(text_config, name, None) is not None:
+                return float(getattr(text_config, name))
+        scaling = getattr(text_config, "logits_scaling", None) or 1.0
+        return float(scaling if self.text_config.model_type == "hyperclovax" else 1 / scaling)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+from unified.models.backbones import new_cache
 from unified.models.configuration import UnifiedConfig
 from unified.models.image_generation import GenerationState, ImageGenerationMixin
 from unified.models.image_sampling import ImageSampling
@@ -115,7 +116,8 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         remaining_context(input_ids, attention_mask, self.config)
         finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
         input_images: dict[str, Tensor] = {k: kwargs[k] for k in ("pixel_values", "image_codes") if k in kwargs}
-        state = GenerationState(input_ids, attention_mask, finished, self.eos_token_ids(kwargs)[0], input_images)
+        cache, pad_token_id = new_cache(self.config.text_config), self.eos_token_ids(kwargs)[0]
+        state = GenerationState(input_ids, attention_mask, finished, pad_token_id, cache, input_images)
         images, text = 0, 0
         while True:
             generating = (state.input_ids[:, -1] == self.config.boi_token_id) & ~state.finished

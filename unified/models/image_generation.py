@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.image_tokenizer.scales import scale_spans
+from unified.models.backbones import new_cache
 from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
-from unified.models.losses import soft_cap
+from unified.models.losses import head_input, soft_cap
 from unified.models.sampling import Generators, apply_guidance, ramped_guidance_scale, sample
 from unified.models.sequence_layout import Layout, read_layout, rope_positions
 
@@ -31,8 +32,8 @@ class GenerationState:
     mask: Tensor
     finished: Tensor
     pad_token_id: int
+    cache: Cache
     input_images: dict[str, Tensor] = field(default_factory=dict)
-    cache: DynamicCache = field(default_factory=DynamicCache)
 
     def append(self, ids: Tensor, active: Tensor) -> None:
         """Append columns `ids` (B, n) to the rows where `active` (B, n) or (B, 1); padding to the others."""
@@ -79,9 +80,8 @@ class ImageGenerationMixin:
             assert negative_prompt_ids is not None, f"guidance_scale {settings.guidance_scale} without negative prompt"
             boi = negative_prompt_ids.new_full((1, 1), self.config.boi_token_id)
             ids = torch.cat([negative_prompt_ids, boi], dim=1).to(state.input_ids.device).expand(len(generating), -1)
-            contexts.append(
-                GenerationState(ids, torch.ones_like(ids), torch.zeros_like(generating), state.pad_token_id)
-            )
+            cache, none = new_cache(self.config.text_config), torch.zeros_like(generating)
+            contexts.append(GenerationState(ids, torch.ones_like(ids), none, state.pad_token_id, cache))
         order = self.generate_scales if self.config.image_order == "scales" else self.generate_raster
         order(contexts, generating, settings, generator)
         state.append(torch.full_like(state.input_ids[:, :1], self.config.eoi_token_id), generating[:, None])
@@ -101,10 +101,12 @@ class ImageGenerationMixin:
         steps = torch.full((length,), scale) if shared else torch.arange(length) + generated
         scale_positions = positions[:, -1:] + 1 + steps.to(positions.device)
         states = [scale_states.to(self.lm_head.weight.dtype)]
+        text_ids = [torch.full_like(scale_positions, config.image_token_offset)]
         if past < context.input_ids.shape[1]:
             ids = context.input_ids[:, past:]
             images = context.input_images if past == 0 else {}
             states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
+            text_ids.insert(0, ids)
         block = torch.full_like(scale_positions, int(layout.blocks.max()) + 1)
         scale_mask = generating[:, None].expand(-1, generated + length).to(context.mask.dtype)
         outputs = self.model.run_backbone(
@@ -114,6 +116,7 @@ class ImageGenerationMixin:
             torch.cat([context.mask, scale_mask], dim=1),
             cache=context.cache,
             image_seen=(layout.blocks[:, :past] >= 0).any(dim=1),
+            text_ids=torch.cat(text_ids, dim=1),
             use_cache=True,
         )
         return outputs[0][:, -max(length, 1) :]
@@ -151,6 +154,7 @@ class ImageGenerationMixin:
         """Sample codes (B, n) from the hidden states (B, n, D) of one or two contexts."""
         # logits of the codes alone: at image positions no text token can be sampled
         columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap
-        logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in hidden]
+        states = [head_input(h, self.config.logit_factor) for h in hidden]
+        logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in states]
         guided = apply_guidance(logits[0], logits[1], guidance_scale) if len(logits) > 1 else logits[0]
         return sample(guided, settings.temperature, settings.top_k, settings.top_p, generator)

@@ -23,15 +23,24 @@ CHUNK_ELEMENTS = 2**25  # logits per chunk: 128 MiB in fp32; larger chunks are n
 
 @dataclass
 class UnifiedOutput(CausalLMOutputWithPast):
-    """`group_losses`, `group_counts` (1 + K,): sums and counts of the unweighted losses, text then scales."""
+    """`group_losses`, `group_counts` (1 + K,): sums and counts of the unweighted losses, text then scales.
+
+    `balance_loss`: what a mixture of experts adds to the loss in training.
+    """
 
     group_losses: Tensor | None = None
     group_counts: Tensor | None = None
+    balance_loss: Tensor | None = None
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     """Gemma 2's `cap * tanh(logits / cap)`; None returns `logits` unchanged."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def head_input(hidden: Tensor, factor: float) -> Tensor:
+    """Hidden states whose products with the output matrix are `factor` times those of `hidden`: Cohere, Granite."""
+    return hidden if factor == 1 else hidden * factor
 
 
 _CASTS = WeakTensorKeyDictionary()  # frozen weights -> (address, version, dtype) and the cast

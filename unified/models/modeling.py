@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unified.image_tokenizer.scales import scale_spans
-from unified.models.attention import prepare_mask
-from unified.models.configuration import UnifiedConfig, check_layer_types
+from unified.models.backbones import backbone_masks, balance_of, check_whole_rows, new_cache, per_layer_inputs
+from unified.models.configuration import UnifiedConfig
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
-from unified.models.losses import UnifiedOutput, UnionTargets, loss_weights, soft_cap, union_loss
+from unified.models.losses import UnifiedOutput, UnionTargets, head_input, loss_weights, soft_cap, union_loss
 from unified.models.new_rows import from_files, separate, to_files
 from unified.models.position_gated_lora import ImageGate
 from unified.models.pretrained import UnifiedPreTrainedModel
-from unified.models.sequence_layout import Layout, block_attention_mask, read_layout, read_packing, rope_positions
+from unified.models.sequence_layout import Layout, read_layout, read_packing, rope_positions
 from unified.models.trainable_token_rows import look_up, prepare_output_layer, split_rows
 
 
@@ -106,22 +106,6 @@ class UnifiedModel(UnifiedPreTrainedModel):
         start, stop = scale_spans(self.config.patch_nums)[scale]
         return self.image_embedding(*self.image_features(codes, codes[:0]))[0][:, start:stop]
 
-    def attention_masks(self, blocks: Tensor, valid: Tensor, documents: Tensor | None, cache: Cache | None) -> Any:
-        """Attention mask of the backbone: (B, 1, q, P + q), or one per layer type with sliding-window layers."""
-        text_config = self.config.text_config
-        layer_types = check_layer_types(text_config)
-        masks = {"full_attention": block_attention_mask(blocks, valid, documents)}
-        if "sliding_attention" in layer_types:
-            window = block_attention_mask(blocks, valid, documents, text_config.sliding_window)
-            layer = list(text_config.layer_types).index("sliding_attention")
-            if cache is not None:  # a sliding-window layer's cache drops its oldest positions
-                length, start = cache.get_mask_sizes(blocks.shape[1], layer)
-                window = window[..., start : start + length]
-            masks["sliding_attention"] = window
-        attention = self.language_model.config._attn_implementation
-        masks = {kind: prepare_mask(mask, attention, text_config, self.dtype) for kind, mask in masks.items()}
-        return masks if "sliding_attention" in layer_types else masks["full_attention"]
-
     def run_backbone(
         self,
         states: Tensor,
@@ -131,10 +115,15 @@ class UnifiedModel(UnifiedPreTrainedModel):
         documents: Tensor | None = None,
         cache: Cache | None = None,
         image_seen: Tensor | None = None,
+        text_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the backbone on input `states` (B, q, D); its hidden states are not rolled."""
-        masks = self.attention_masks(blocks, valid, documents, cache)
+        """Run the backbone on input `states` (B, q, D); its hidden states are not rolled.
+
+        `text_ids` (B, q) of positions: read by backbones with an embedding of every layer, see `per_layer_inputs`.
+        """
+        masks = backbone_masks(self.language_model, blocks, valid, documents, cache)
+        kwargs |= per_layer_inputs(self.language_model, text_ids, states, self.config.image_token_offset)
         inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
         gate, in_image = self.image_gate, blocks >= 0
         return gate.run_backbone(self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs)
@@ -171,6 +160,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         valid, position_ids, document_ids = read_packing(input_ids, attention_mask, position_ids, document_ids, past)
+        check_whole_rows(self.config.text_config, document_ids, keep_positions)
         if position_ids is None:
             if past:
                 raise ValueError("with a filled cache position_ids cannot be derived; pass position_ids")
@@ -180,11 +170,13 @@ class UnifiedModel(UnifiedPreTrainedModel):
             index, valid = keep_positions.clamp(min=0), (keep_positions >= 0).long()
             states = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
             position_ids, layout = position_ids.gather(1, index), layout.select(keep_positions)
+            input_ids = input_ids.gather(1, index)
             document_ids = None if document_ids is None else document_ids.gather(1, index)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+            past_key_values = new_cache(self.config.text_config)
+        kwargs |= {"use_cache": use_cache, "text_ids": input_ids}
         outputs = self.run_backbone(
-            states, position_ids, layout.blocks, valid, document_ids, past_key_values, use_cache=use_cache, **kwargs
+            states, position_ids, layout.blocks, valid, document_ids, past_key_values, **kwargs
         )
         outputs.last_hidden_state = self.roll(outputs[0], layout)
         return outputs
@@ -277,8 +269,10 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         """Logits (B, T, V), or with `labels` (B, T) only the loss, for which logits are not materialized.
 
         The loss is `sum w CE / sum w`; with `num_items_in_batch` (the sum of w over an accumulated batch) the latter
-        is the divisor. See `UnifiedModel.forward` for the other arguments.
+        is the divisor. In training the balance loss of a mixture of experts is added, see `balance_of`.
+        See `UnifiedModel.forward` for the other arguments.
         """
+        balance = balance_of(self.model.language_model) if self.training and labels is not None else None
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -289,13 +283,16 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             image_codes=image_codes,
             past_key_values=past_key_values,
             use_cache=use_cache if labels is None else False,
-            **kwargs,
+            **kwargs | ({} if balance is None else {"output_router_logits": True}),
         )
         hidden = outputs.last_hidden_state
         if labels is not None:
-            return self.loss(hidden, labels, keep_positions, num_items_in_batch)
+            valid = attention_mask if keep_positions is None else (keep_positions >= 0).long()
+            added = None if balance is None else balance(outputs.router_logits, valid)
+            return self.loss(hidden, labels, keep_positions, num_items_in_batch, added)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = soft_cap(self.lm_head(hidden[:, kept]), self.config.logit_cap)
+        states = head_input(hidden[:, kept], self.config.logit_factor)
+        logits = soft_cap(self.lm_head(states), self.config.logit_cap)
         return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values)
 
     def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
@@ -306,9 +303,17 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         return weights[:, 1:].sum()
 
     def loss(
-        self, hidden: Tensor, labels: Tensor, keep_positions: Tensor | None, divisor: Tensor | int | None
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        keep_positions: Tensor | None,
+        divisor: Tensor | int | None,
+        balance: Tensor | None = None,
     ) -> UnifiedOutput:
-        """Loss of `hidden` (B, T', D) against `labels` (B, T), which are shifted here as in HF's models."""
+        """Loss of `hidden` (B, T', D) against `labels` (B, T), which are shifted here as in HF's models.
+
+        `balance` is added in the proportion that these labels have of an accumulated batch.
+        """
         is_image, groups, weights = loss_weights(labels, self.config)
         if keep_positions is not None:
             index, padding = keep_positions.clamp(min=0), keep_positions < 0
@@ -319,13 +324,16 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         vocabulary, cap = self.config.vocabulary, self.config.logit_cap
         stride = self.config.modality_stride if self.training else 1
         weight, rows = split_rows(self.lm_head)
-        total, losses = union_loss(hidden[:, :-1][trained], weight, targets, vocabulary, stride, cap, rows)
+        states = head_input(hidden[:, :-1][trained], self.config.logit_factor)
+        total, losses = union_loss(states, weight, targets, vocabulary, stride, cap, rows)
         group = groups[:, 1:][trained]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
+        total = total if balance is None else total + balance * targets.weights.sum()
         divisor = torch.as_tensor(targets.weights.sum() if divisor is None else divisor)
         divisor = divisor.masked_fill(divisor == 0, 1)  # of a batch without any weight the loss is 0, not 0 / 0
-        return UnifiedOutput(loss=total / divisor, group_losses=sums.index_add(0, group, losses), group_counts=counts)
+        groups = sums.index_add(0, group, losses)
+        return UnifiedOutput(loss=total / divisor, group_losses=groups, group_counts=counts, balance_loss=balance)
 
 
 AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)

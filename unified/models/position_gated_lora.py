@@ -148,7 +148,8 @@ class ImageVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """The base's `result` (B, T, out) plus the update of `x` (B, T, in), which is exactly 0 elsewhere."""
         mask = update_mask(module.positions[active_adapter], module.r[active_adapter])
-        assert mask.shape[:2] == x.shape[:2], f"mask of {tuple(mask.shape)} for states {tuple(x.shape)}"
+        mask = mask.flatten(0, 1) if x.ndim == 2 else mask  # a mixture of experts has no rows
+        assert mask.shape[:-1] == x.shape[:-1], f"mask of {tuple(mask.shape)} for states {tuple(x.shape)}"
         low_rank = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         gate = mask * module.scaling[active_adapter]  # scaled here, where a position has r values and not `out`
         return result.add_(module.lora_B[active_adapter](low_rank * gate.to(low_rank.dtype)))

@@ -6,6 +6,7 @@ fine_tuning          a fine-tuning run in this process: arguments -> trainer -> 
 inherited            keys of HF's and TRL's arguments: bounds, and those that are refused
 trainer              UnifiedTrainer and its callbacks
 tuning               trainable parameters: all weights, the new modules, LoRA
+backbone_needs       what a run does otherwise for some backbones: rows of one document, balance of experts
 averaged_training    training loop of small vision models, with averaged weights (EMA)
 finite               stopping at a loss, gradient norm or weight that is not finite
 run_folder           whose folder it is: not another run's, not trained into twice
@@ -31,6 +32,7 @@ shutdown             shutting down the process group
 __all__ = [
     "arguments",
     "averaged_training",
+    "backbone_needs",
     "compiled_layers",
     "fine_tuning",
     "finite",

@@ -74,7 +74,8 @@ class TuningArguments:
         None, "LoRA scale is alpha / rank; None: as the adapter `model`, else 64", at_least(1)
     )
     lora_target_modules: list[str] | None = arg(
-        None, "suffixes of linear layers' names; None: as the adapter `model`, else all of attention and MLP"
+        None,
+        "suffixes of linear layers' names; None: as the adapter `model`, else all of attention, recurrence and MLP",
     )
     lora_dropout: float = arg(
         0.0, "LoRA dropout; also of an adapter that is trained further", Bounds(at_least=0, below=1)

@@ -18,6 +18,7 @@ from unified.models.attention import prefer_grouped
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, DpoArguments, ModelArguments, UnifiedTrainingArguments
+from unified.training.backbone_needs import suit
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
 from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
@@ -78,7 +79,7 @@ def build_trainer(
     checkpoint = resolve_checkpoint(model_args.model, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    fraction = data_args.last_scale_fraction
+    data_args, fraction = suit(model, data_args), data_args.last_scale_fraction
     datasets = []
     context = model.config.text_config.max_position_embeddings
     for files, evaluation in ((data_args.train_files, False), (data_args.eval_files, True)):

@@ -179,6 +179,7 @@ class UnifiedTrainer(FiniteTrainer):
         self.self_correction = SelfCorrection(self.core, noise) if noise else None
         groups = 1 + len(self.core.config.patch_nums)
         self.groups = {mode: torch.zeros(2, groups, device=self.args.device) for mode in ("train", "eval")}
+        self.balance = torch.zeros(2, device=self.args.device)  # sum and count of losses of a mixture of experts
         self.images_seen, self.last_log = 0.0, time.monotonic()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
@@ -197,6 +198,8 @@ class UnifiedTrainer(FiniteTrainer):
             inputs = self.self_correction(inputs, self.args.seed, self.state.global_step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.groups["train" if model.training else "eval"] += torch.stack([outputs.group_losses, outputs.group_counts])
+        if outputs.balance_loss is not None:
+            self.balance += torch.stack([outputs.balance_loss.detach(), torch.ones_like(outputs.balance_loss)])
         return (loss, outputs) if return_outputs else loss
 
     def group_means(self, mode: str) -> dict[str, float]:
@@ -215,6 +218,9 @@ class UnifiedTrainer(FiniteTrainer):
             self.images_seen += images
             logs |= {"images_seen": self.images_seen, "images_per_second": images / (now - self.last_log)}
             self.last_log = now
+            balance, batches = self.accelerator.reduce(self.balance, reduction="sum").tolist()
+            self.balance.zero_()
+            logs |= {"balance_loss": balance / batches} if batches else {}
         return {key: round(value, 5) for key, value in logs.items()}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:

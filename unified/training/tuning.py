@@ -1,5 +1,6 @@
 """Trainable parameters: all weights, the new modules only, or LoRA as a new adapter or one that is trained further."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_positions": "all",
     "lora_rank": 32,
     "lora_alpha": 64,
-    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "lora_target_modules": None,  # `default_layers`
 }
+# names of layers that choose experts or weigh them: of these a small update changes much
+ROUTERS = ("gate", "router", "shared_expert_gate")
+NARROW = 32  # a layer this many times narrower than its input, as a gate with one number a head, has no low rank
 POSITION_UPGRADES = {
     ("image_tokens", "after_image"),
     ("image_tokens", "split_ranks"),
@@ -39,6 +43,9 @@ def prepare_full(model: UnifiedForCausalLM, train_text_rows: bool) -> UnifiedFor
     """
     if not train_text_rows:
         model.separate_new_rows()
+        for name, parameter in model.named_parameters():
+            if name.endswith("embed_tokens_per_layer.weight"):  # Gemma 3n's and 4's rows of text, for every layer
+                parameter.requires_grad_(False)
     return model
 
 
@@ -50,6 +57,29 @@ def prepare_align(model: UnifiedForCausalLM) -> UnifiedForCausalLM:
     return model
 
 
+def is_bypassed(mixer: nn.Module, name: str) -> bool:
+    """Whether a kernel multiplies by the weight of `name` inside `mixer`, past PEFT's layer: Mamba 2's output."""
+    fused = "mamba2_split_conv1d_scan_combined" in vars(sys.modules[type(mixer).__module__])
+    return fused and name == "out_proj" and "A_log" in dict(mixer.named_parameters(recurse=False))
+
+
+def default_layers(model: UnifiedForCausalLM) -> list[str]:
+    """Full names of all linear layers of the backbone's attention, recurrence and MLP, which LoRA updates by default.
+
+    Without `ROUTERS`, `NARROW` layers and those that `is_bypassed`.
+    """
+    blocks = [name for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
+    found = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear) or not name.startswith(tuple(f"{block}." for block in blocks)):
+            continue
+        parent, _, last = name.rpartition(".")
+        narrow = layer.out_features * NARROW <= layer.in_features
+        if last not in ROUTERS and not narrow and not is_bypassed(model.get_submodule(parent), last):
+            found.append(name)
+    return found
+
+
 def backbone_layers(model: UnifiedForCausalLM, suffixes: list[str]) -> list[str]:
     """Full names of the backbone's layers with these suffixes; image tokenizer and embedding are excluded."""
     layers = [name for name, _ in model.named_modules() if "language_model." in name]
@@ -59,7 +89,15 @@ def backbone_layers(model: UnifiedForCausalLM, suffixes: list[str]) -> list[str]
             f"lora_target_modules {unmatched} match nothing in the backbone; name its linear layers (of the output "
             "matrix the new rows are trained whole)"
         )
-    return [name for name in layers if name.endswith(tuple(suffixes))]
+    found = [name for name in layers if name.endswith(tuple(suffixes))]
+    for name in found:
+        parent, _, last = name.rpartition(".")
+        if is_bypassed(model.get_submodule(parent), last):
+            raise ValueError(
+                f"lora_target_modules {suffixes} name {name}, which Mamba 2's kernel multiplies by itself, past an "
+                "adapter; leave lora_target_modules out, or name layers one by one"
+            )
+    return found
 
 
 def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoArguments, **more: Any) -> LoraConfig:
@@ -70,7 +108,8 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
         if model.config.image_order == "raster":
             raise ValueError(f"lora_positions {positions} needs images in blocks, but image_order is raster; use all")
         more["positions"] = positions
-    layers = backbone_layers(model, chosen["lora_target_modules"])
+    named = chosen["lora_target_modules"]
+    layers = default_layers(model) if named is None else backbone_layers(model, named)
     config_class = LoraConfig if positions == "all" else ImageLoraConfig
     sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
     return config_class(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
