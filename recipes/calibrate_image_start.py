@@ -28,11 +28,11 @@ from tqdm import tqdm
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
-from unified.checkpoints.averaging import RECORDS
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.files.atomic import check_not_exists, new_folder
+from unified.files.records import RECORDS
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
 from unified.models.messages import is_text_to_image

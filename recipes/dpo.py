@@ -63,6 +63,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.reports.endings import last_preferences, say_end, uses
 from unified.training.arguments import DpoArguments
+from unified.training.engines import check_deepspeed, decay_groups, optimizer_of_deepspeed, recorded
 from unified.training.fine_tuning import base_of, finish
 from unified.training.finite import FiniteTrainer, check_batches
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
@@ -71,7 +72,7 @@ from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
 from unified.training.progress_bar import show_figures
 from unified.training.run_folder import check_folder, locked
-from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
+from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest
 from unified.training.sharding import check_fsdp
 from unified.training.shutdown import shut_down
 from unified.training.trackers import check_trackers, reached
@@ -88,6 +89,12 @@ class FiniteDpoTrainer(FiniteTrainer, DPOTrainer):
         """TRL asks a host on the internet here, unless HF_HUB_DISABLE_TELEMETRY says no; here it must say yes: 0."""
         if os.environ.get("HF_HUB_DISABLE_TELEMETRY") == "0":
             super()._send_telemetry()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """HF's; an optimizer of DeepSpeed's configuration gets the same groups."""
+        if (made_later := optimizer_of_deepspeed(self)) is not None:
+            made_later.params = decay_groups(self)
+        return super().create_optimizer(model)
 
 
 class Report(TrainerCallback):
@@ -201,6 +208,7 @@ def build_trainer(
     trainer.name_rows = lambda rows: name_rows(args.train_files, rows, "pairs")
     core = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     check_fsdp(trainer.accelerator, core, reads_matrix=True)
+    check_deepspeed(trainer.accelerator, args)
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     report.trainer = trainer
@@ -270,7 +278,7 @@ def main() -> None:
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     resumed = newest_checkpoint(args, trainer.model)
     rows = digest(train.select_columns(list(PAIR_FEATURES)))
-    record = RunRecord.of([args], rows, base_of(args.model, args), engine(trainer.accelerator))
+    record = RunRecord.of([args], rows, base_of(args.model, args), recorded(trainer.accelerator))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, resumed, [change["name"] for change in changes])

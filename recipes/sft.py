@@ -10,7 +10,7 @@ Two CPU ranks:  DS_ACCELERATOR=cpu accelerate launch --config_file recipes/accel
 Every YAML key is a flag too: `--learning_rate 1e-4` wins over the file. `--resume` goes on from the newest checkpoint
 in output_dir along the trajectory the run would have had, or starts where there is none; what would change the
 trajectory is refused, or allowed by `--allow_changed KEY` and kept in run.json. Without `--resume` a folder that holds
-a run or a model is refused. A run that diverges stops (status 1) before anything is saved. The result in output_dir is
+a run or a model is refused. A run that diverges stops (status 2) before anything is saved. The result in output_dir is
 a checkpoint (`tuning: full` or `align`) or a PEFT adapter (`tuning: lora`) with its processor, for `unified chat`.
 
 `--max_minutes 10` ends the run, and its schedule, within that time: steps are planned from the measured speed, and

@@ -43,8 +43,9 @@ from unified.scenes.detector_ceilings import ceilings
 from unified.scenes.detector_data import ImageMix, SceneBatches, retouch
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.engines import recorded
 from unified.training.hardware_choice import choose_for_accelerator
-from unified.training.run_record import RunRecord, engine
+from unified.training.run_record import RunRecord
 from unified.training.shutdown import shut_down
 from unified.training.trackers import check_trackers, start_tracker, tracked
 
@@ -62,7 +63,7 @@ def main() -> None:
     set_seed(args.seed)
     run = DetectorRun(accelerator, SceneDetector(config), vq, args)
     start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(args))
-    record = RunRecord.of((model_args, args), "rendered", vq.fingerprint(), engine(accelerator))
+    record = RunRecord.of((model_args, args), "rendered", vq.fingerprint(), recorded(accelerator))
     trained = run.run(record, checkpoint, lambda step: make_loader(config, step, run))
     found = write_ceilings(vq, args) if trained and accelerator.is_main_process else None
     shut_down(accelerator)

@@ -48,8 +48,9 @@ from unified.image_tokenizer.losses import (
 from unified.image_tokenizer.model import VQModel
 from unified.reports.endings import say_end
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.engines import recorded
 from unified.training.hardware_choice import choose_for_accelerator
-from unified.training.run_record import RunRecord, engine
+from unified.training.run_record import RunRecord
 from unified.training.shutdown import shut_down
 from unified.training.tokenizer_arguments import TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments
 from unified.training.trackers import check_trackers, start_tracker, track_image, tracked
@@ -72,7 +73,7 @@ def main() -> None:
     run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
     run.rows_of = lambda step: names_of(dataset, train_rows, step, run)
     start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(loss_args) | asdict(args))
-    record = RunRecord.of((model_args, loss_args, args), dataset.digest(), "from nothing", engine(accelerator))
+    record = RunRecord.of((model_args, loss_args, args), dataset.digest(), "from nothing", recorded(accelerator))
     trained = run.run(record, checkpoint, lambda step: make_loader(dataset, train_rows, step, run))
     main_process = accelerator.is_main_process and trained
     shut_down(accelerator)

@@ -38,16 +38,24 @@ ENGINES = {
     "ddp": [],
     "ddp_checkpointed": ["--activation_checkpointing", "True"],
     "zero2": ["--weight_decay", "0.5"],
+    "zero2_json": ["--weight_decay", "0.5"],
     "zero3": ["--weight_decay", "0.5"],
     "fsdp2": ["--weight_decay", "0.5"],
 }
 STEPS, HALF = 4, 2
-ZERO3 = {  # all parameters are parted, however small
-    **dict.fromkeys(["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"], "auto"),
-    "zero_optimization": {
-        "stage": 3,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_gather_16bit_weights_on_model_save": True,
+AUTO = dict.fromkeys(["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"], "auto")
+ADAMW = dict.fromkeys(["lr", "betas", "eps", "weight_decay"], "auto")
+DEEPSPEED = {  # configurations in files of DeepSpeed's own form
+    "zero2_json": {  # with an optimizer, as many have
+        "zero_optimization": {"stage": 2},
+        "optimizer": {"type": "AdamW", "params": ADAMW | {"torch_adam": True}},
+    },
+    "zero3": {  # all parameters are parted, however small
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
     },
 }
 
@@ -159,15 +167,17 @@ class World:
         if engine == "fsdp2":
             options = ["--config_file", "recipes/accelerate_configs/fsdp2.yaml", "--num_processes", "2"]
             return ["accelerate.commands.launch", *options, "--main_process_port", "0", "--mixed_precision", "no"]
-        text = (ROOT / f"recipes/accelerate_configs/cpu_{engine}.yaml").read_text()
-        if engine == "zero3":
-            (self.folder / "zero3.deepspeed.json").write_text(json.dumps(ZERO3))
+        if engine in DEEPSPEED:
+            path = self.folder / f"{engine}.deepspeed.json"
+            path.write_text(json.dumps(AUTO | DEEPSPEED[engine]))
             text = f"""compute_environment: LOCAL_MACHINE
 distributed_type: DEEPSPEED
-deepspeed_config: {{deepspeed_config_file: {self.folder / "zero3.deepspeed.json"}, zero3_init_flag: true}}
+deepspeed_config: {{deepspeed_config_file: {path}, zero3_init_flag: {str(engine == "zero3").lower()}}}
 num_machines: 1
 num_processes: 2
 main_process_port: 0
 """
+        else:
+            text = (ROOT / f"recipes/accelerate_configs/cpu_{engine}.yaml").read_text()
         (self.folder / f"{engine}.yaml").write_text(text)
         return ["accelerate.commands.launch", "--config_file", str(self.folder / f"{engine}.yaml")]

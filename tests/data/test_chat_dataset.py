@@ -245,6 +245,20 @@ def test_a_row_that_trains_nothing_is_named_before_training(processor: UnifiedPr
         ChatDataset([*mixed_rows(2), silent], processor).check_lengths(150)
 
 
+def test_a_row_whose_loss_weights_are_0_is_named_before_training(processor: UnifiedProcessor) -> None:
+    def weigh(labels: Tensor) -> Tensor:
+        return (labels[:, 1:] >= processor.image_token_offset).sum()  # text weighs nothing
+
+    rows = mixed_rows(4)
+    kinds = [any(label >= processor.image_token_offset for label in ChatDataset(rows, processor)[i]["labels"]) for i in range(4)]
+    assert {*kinds} == {True, False}
+    first = kinds.index(False)
+    with pytest.raises(ValueError, match=rf"row {first} \(source toy\): the loss weights of all it answers are 0"):
+        ChatDataset(rows, processor).check_lengths(150, weigh=weigh)
+    drawn = [row for row, is_drawing in zip(rows, kinds, strict=True) if is_drawing]
+    assert len(ChatDataset(drawn, processor).check_lengths(150, weigh=weigh)) == len(drawn)
+
+
 def test_a_row_with_wrong_codes_is_named(processor: UnifiedProcessor) -> None:
     with pytest.raises(ValueError, match=r"row 0 \(source toy\): an image has 2 codes"):
         ChatDataset([row_of([text("x")], [IMAGE], [[0, 1]])], processor)[0]

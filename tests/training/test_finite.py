@@ -54,7 +54,7 @@ def test_a_fine_tuning_that_diverges_stops(
     rows = toy_rows("ddatddat")
     given = ["--model", toy_checkpoint, "--train_files", rows, *HUGE, "--new_parts_learning_rate", 1e18]
     status, line = run("sft", "tiny", *given, "--tuning", tuning, "--max_steps", 12, "--save_strategy", "no")
-    assert status == 1 and line.startswith("error: step "), line
+    assert status == 2 and line.startswith("error: step "), line
     assert "loss" in line and "gradient norm" in line and f"{rows}:" in line and "learning_rate 1e+18" in line
     assert not saved(tmp_path / "out")
 
@@ -89,7 +89,7 @@ def test_the_row_of_a_bad_loss_is_named_and_the_last_checkpoint_stays(
     status, line = run("sft", "tiny", *given, *order, "--save_total_limit", 1)
     step = 5 // accumulated
     last = tmp_path / f"out/checkpoint-{step}"
-    assert status == 1 and line.startswith(f"error: step {step + 1}: loss nan"), line
+    assert status == 2 and line.startswith(f"error: step {step + 1}: loss nan"), line
     assert f"its rows are {tmp_path}/rows.parquet:6;" in line and f"the last good checkpoint is {last};" in line
     assert saved(tmp_path / "out") == {f"checkpoint-{step}/model.safetensors"}
     assert json.loads((last / "trainer_state.json").read_text())["global_step"] == step
@@ -123,7 +123,7 @@ def test_an_evaluation_that_is_not_finite_stops(
     rows = toy_rows("ddatddat")
     given = ["--model", toy_checkpoint, "--train_files", rows, "--eval_files", rows, "--eval_strategy", "steps"]
     status, line = run("sft", "tiny", *given, "--eval_steps", 1)
-    assert status == 1 and line.startswith("error: step 1: eval_loss is inf in evaluation"), line
+    assert status == 2 and line.startswith("error: step 1: eval_loss is inf in evaluation"), line
     assert not saved(tmp_path / "out")
 
 
@@ -132,7 +132,7 @@ def test_a_preference_tuning_that_diverges_stops(run: Run, toy_checkpoint: Path,
     write_pairs(tmp_path / "pairs.parquet", toy_pairs("imut"), config.vq_fingerprint, config.patch_nums)
     given = ["--model", toy_checkpoint, "--train_files", tmp_path / "pairs.parquet", *HUGE, "--max_steps", 6]
     status, line = run("dpo", "tiny_dpo", *given, "--save_strategy", "no", "--per_device_train_batch_size", 1)
-    assert status == 1 and line.startswith("error: step ") and f"its rows are {tmp_path}/pairs.parquet:" in line, line
+    assert status == 2 and line.startswith("error: step ") and f"its rows are {tmp_path}/pairs.parquet:" in line, line
     assert not saved(tmp_path / "out")
 
 
@@ -143,7 +143,7 @@ def test_a_tokenizer_that_diverges_stops(run: Run, tmp_path: Path) -> None:
         Image.fromarray(image.numpy()).save(tmp_path / f"images/{number:02d}.png")
     given = ["--data_dir", tmp_path / "images", *HUGE, "--max_steps", 12, "--revive_after_steps", 0]
     status, line = run("train_vq", "tiny_vq", *given, "--save_steps", 1)
-    assert status == 1 and line.startswith("error: step ") and f"{tmp_path}/images/" in line, line
+    assert status == 2 and line.startswith("error: step ") and f"{tmp_path}/images/" in line, line
     for folder in (tmp_path / "out").glob("checkpoint-*"):
         assert f"the last good checkpoint is {folder}" in line
     assert not (tmp_path / "out/model.safetensors").exists()

@@ -136,6 +136,16 @@ def test_a_planted_pickle_is_found_and_not_opened(tmp_path: Path, form: str) -> 
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("name", ["pytorch_model_fsdp_0/.metadata", "optimizer_0/__0_0.distcp"])
+def test_a_checkpoint_in_shards_is_not_opened(tmp_path: Path, name: str) -> None:
+    """Its metadata is a pickle: torch's reader of distributed checkpoints executes what that names."""
+    (tmp_path / "checkpoint-2" / name).parent.mkdir(parents=True)
+    plant(tmp_path / "checkpoint-2" / name, tmp_path / "mark", "new")
+    with pytest.raises(ValueError, match="checkpoint in shards .* FULL_STATE_DICT, and remove .*checkpoint-2"):
+        check_states(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_process_that_was_not_there_draws_random_numbers_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

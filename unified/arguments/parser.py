@@ -94,7 +94,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
 def run_main(main: Callable[[], None]) -> None:
     """Call a script's `main`; what is wrong is `error: <one line>` on stderr.
 
-    Exit status 2 for a ValueError, an OSError or too little memory, 1 for a FloatingPointError: a training diverged.
+    Exit status 2 for a ValueError, an OSError, too little memory, and a FloatingPointError: a training diverged.
     The docstring of its module is what `--help` opens with.
     """
     show_any_text()
@@ -102,12 +102,7 @@ def run_main(main: Callable[[], None]) -> None:
     _MANUAL.set(main.__globals__["__doc__"] or "")  # type: ignore[attr-defined]  # a function
     try:
         main()
-    except FloatingPointError as error:
-        if os.environ.get("UNIFIED_DEBUG") == "1":
-            raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(1)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
         full = is_out_of_memory(error)
         if os.environ.get("UNIFIED_DEBUG") == "1" or (isinstance(error, RuntimeError) and not full):
             raise

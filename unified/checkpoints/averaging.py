@@ -17,17 +17,11 @@ from torch import Tensor
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
 from unified.files.atomic import atomic_path, check_not_exists, new_folder
 from unified.files.hub import model_folder
+from unified.files.records import RECORDS
 from unified.files.weights import check_weights
 
 COMPARED = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "positions", "target_modules")
 COPIED = (".json", ".jinja", ".model", ".txt")  # of the last model's folder: its config and processor
-RECORDS = (
-    "trainer_state.json",
-    "progress.json",
-    "run.json",
-    "running.json",
-    "hardware.json",
-)  # they say how the last one was trained
 
 
 def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: str | os.PathLike) -> None:

@@ -6,7 +6,7 @@ Legend: B rows, T positions, T' kept positions, N input images, L codes of one i
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,16 +145,27 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             row["codes"] = row["codes"][-1:]
         return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch, "evaluation": self.evaluation}
 
-    def check_lengths(self, max_length: int, last_scale_fraction: float = 1.0) -> list[int]:
+    def check_lengths(
+        self,
+        max_length: int,
+        last_scale_fraction: float = 1.0,
+        weigh: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[int]:
         """Number of positions of every row after dropping, computed before training.
 
-        Raises ValueError naming a row with more than `max_length` positions, or without any trained label.
+        Raises ValueError naming a row with more than `max_length` positions, without any trained label, or whose
+        labels (1, T) `weigh` nothing in the loss.
         """
         dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
         lengths, systems = [], Counter[str]()
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
             chat = self._encode(row, index)
             self._check_trained(row, index, chat)
+            if weigh is not None and not weigh(torch.tensor([chat.labels])):
+                raise ValueError(
+                    f"{self._name(row, index)}: the loss weights of all it answers are 0, so nothing in it is trained "
+                    "or measured; set text_loss_weight or scale_loss_weights above 0, or remove the row"
+                )
             systems.update([system_text(row["messages"])])
             lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes)))
             if lengths[-1] > max_length:

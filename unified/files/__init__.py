@@ -7,8 +7,9 @@ hub              names of the Hugging Face hub in place of folders and files
 images           the one opener of images; squares; writing; PIL images <-> pixel values
 image_modes      what a picture shows, as 8-bit sRGB
 image_integrity  whether an image file is whole
+records          names of the files in which a run says what it was
 results          the result JSON of every evaluation
 weights          integrity of safetensors files, and models that refuse incomplete weights
 """
 
-__all__ = ["atomic", "digests", "hub", "image_integrity", "image_modes", "images", "jsonl", "results", "weights"]
+__all__ = ["atomic", "digests", "hub", "image_integrity", "image_modes", "images", "jsonl", "records", "results", "weights"]

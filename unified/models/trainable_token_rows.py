@@ -171,12 +171,12 @@ def gathered_rows(layer: TrainableTokensLayer, weight: Tensor, rows: list[int], 
 @contextmanager
 def rows_on_any_device() -> Iterator[None]:
     """Inside, PEFT starts token rows under ZeRO-3 wherever the matrix is; by itself it does so on CUDA alone."""
-    own = TrainableTokensLayer._collect_token_weights
-    TrainableTokensLayer._collect_token_weights = gathered_rows
+    layer: Any = TrainableTokensLayer
+    own, layer._collect_token_weights = layer._collect_token_weights, gathered_rows
     try:
         yield
     finally:
-        TrainableTokensLayer._collect_token_weights = own
+        layer._collect_token_weights = own
 
 
 def prepare_output_layer(layer: nn.Module) -> None:

@@ -20,6 +20,7 @@ from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.smollm2 import convert
 from unified.data.rows import init_output_folder
+from unified.files.records import PROGRESS
 from unified.files.weights import check_weights
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up
@@ -32,7 +33,6 @@ from unified.reports.demo_transcript import DemoTranscript, Drawing, Query, abou
 from unified.reports.steps import Steps, say
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.fine_tuning import fine_tune, fit_to_machine
-from unified.training.planned_end import RECORD
 
 BEFORE, AFTER = "before", "after"
 TRAINING = (ModelArguments, DataArguments, UnifiedTrainingArguments)
@@ -190,7 +190,7 @@ def train(demo: Demo, run: str) -> str | None:
 
 def progress_of(trained: Path) -> dict[str, Any]:
     """How far a training has come, as it says itself; empty where it has said nothing yet."""
-    path = trained / RECORD
+    path = trained / PROGRESS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

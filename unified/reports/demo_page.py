@@ -10,6 +10,7 @@ from PIL import Image
 from unified.files.atomic import write_text
 from unified.files.images import read_image
 from unified.files.jsonl import read_lines
+from unified.files.records import HARDWARE
 from unified.files.results import code_version, versions
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.scales import normalize_patch_nums
@@ -18,7 +19,6 @@ from unified.reports.demo_scores import NAMES, ceilings, change, results, rows, 
 from unified.reports.demo_transcript import RECORD, DemoTranscript
 from unified.reports.page import Drawing, Group, ModelPage, Notice, Score
 from unified.scenes.glyphs import CLASSES, NEW_OBJECTS
-from unified.training.hardware_choice import RECORD as HARDWARE
 from unified.training.log_history import read_logs
 
 PAGE, RESULT = "index.html", "result.json"

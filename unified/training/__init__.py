@@ -25,6 +25,7 @@ log_history          log histories of several runs, combined
 progress_bar         the bar of HF Trainer's runs: planned steps, and the losses
 loss_plots           a plot of the losses beside every log
 trackers             TensorBoard, W&B, or neither: figures and images
+engines              DeepSpeed and FSDP: which is launched, what counts of it, what is refused
 sharding             FSDP2: what is refused, and weights gathered outside a forward pass
 shutdown             shutting down the process group
 """
@@ -34,6 +35,7 @@ __all__ = [
     "averaged_training",
     "backbone_needs",
     "compiled_layers",
+    "engines",
     "fine_tuning",
     "finite",
     "hardware_choice",

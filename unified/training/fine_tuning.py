@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from transformers import AutoProcessor, TrainerCallback, TrainerState, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
 from unified.checkpoints.averaging import mix_in
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows, name_rows
+from unified.files.records import TRAINER_STATE
 from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
@@ -20,6 +20,7 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, DpoArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.backbone_needs import suit
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
+from unified.training.engines import engine_of, recorded
 from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
 from unified.training.loss_plots import OF_TRAINER, plot_history
@@ -27,14 +28,18 @@ from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
 from unified.training.planned_end import cut_off, know_the_end
 from unified.training.run_folder import check_folder, locked
-from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest, engine
+from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest
 from unified.training.self_correction import check_code_noise
-from unified.training.sharding import engine_of
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
 from unified.training.trackers import check_trackers, reached
 from unified.training.trainer import UnifiedTrainer, check_complete, newest_checkpoint, newest_folder
 from unified.training.tuning import check_masters, check_start_share, prepare, resolve_checkpoint
+
+
+def weights_of(config: UnifiedConfig) -> list[float]:
+    """The loss weights, of text and then of scales."""
+    return [config.text_loss_weight, *(config.scale_loss_weights or [1.0])]
 
 
 def load_model(
@@ -48,7 +53,7 @@ def load_model(
         scale_loss_weights=model_args.scale_loss_weights,
     )
     config.check_loss()  # from_pretrained does not validate its overrides
-    weights = [config.text_loss_weight, *(config.scale_loss_weights or [1.0])]
+    weights = weights_of(config)
     if not any(weights):
         raise ValueError(f"loss weights {weights} are all 0, so nothing would be trained; give one above 0")
     context = config.text_config.max_position_embeddings
@@ -87,7 +92,8 @@ def build_trainer(
         dropout = 0.0 if evaluation else data_args.caption_dropout
         datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation, files) if files else None)
         if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
-            datasets[-1].check_lengths(*((context, 1.0) if evaluation else (data_args.max_length, fraction)))
+            lengths = (context, 1.0) if evaluation else (data_args.max_length, fraction)
+            datasets[-1].check_lengths(*lengths, model.loss_divisor if 0 in weights_of(model.config) else None)
     check_code_noise(model.config, args.code_noise)
     if model_args.compile_layers:
         compile_layers(model)
@@ -172,15 +178,14 @@ def fine_tune(
     check_start_share(model_args.model, args)
     trainer = build_trainer(model_args, data_args, args)
     checkpoint = newest_checkpoint(args, trainer.model)
-    record = RunRecord.of(
-        (model_args, data_args, args), rows_of(trainer), base_of(model_args.model, args), engine(trainer.accelerator)
-    )
+    settings, base = (model_args, data_args, args), base_of(model_args.model, args)
+    record = RunRecord.of(settings, rows_of(trainer), base, recorded(trainer.accelerator))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, checkpoint, [change["name"] for change in changes])
     if finished:
         shut_down(trainer.accelerator)
-        path = folder / TRAINER_STATE_NAME  # on the first process's machine
+        path = folder / TRAINER_STATE  # on the first process's machine
         state = TrainerState.load_from_json(str(path)) if path.is_file() else trainer.state
         state.is_world_process_zero = trainer.is_world_process_zero()
         return state

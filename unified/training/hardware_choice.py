@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator, PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_object
+from unified.files.records import HARDWARE, TRAINER_STATE
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Choice, Wishes, with_reason
 from unified.hardware.setup import record, set_up
-from unified.training.sharding import engine_of
+from unified.training.engines import engine_of
 
-RECORD = "hardware.json"
 MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}  # as accelerate calls them
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -112,17 +111,17 @@ def as_before(wishes: Wishes, checkpoint: Path | None) -> Wishes:
 
 def read_record(checkpoint: Path) -> dict[str, Any] | None:
     """What a checkpoint was trained on; None where it does not say."""
-    if (checkpoint / TRAINER_STATE_NAME).is_file():  # written last, so whole where it is
-        state = read_object(checkpoint / TRAINER_STATE_NAME)
+    if (checkpoint / TRAINER_STATE).is_file():  # written last, so whole where it is
+        state = read_object(checkpoint / TRAINER_STATE)
         kept = state.get("stateful_callbacks", {}).get(HardwareRecord.__name__)
         return None if kept is None else kept["attributes"]["chosen"]
-    path = checkpoint / RECORD
+    path = checkpoint / HARDWARE
     return read_object(path) if path.is_file() else None
 
 
 def write_record(folder: Path) -> None:
     """Leave what was chosen in a folder."""
-    write_text(folder / RECORD, json.dumps(record(), indent=1) + "\n")
+    write_text(folder / HARDWARE, json.dumps(record(), indent=1) + "\n")
 
 
 class HardwareRecord(TrainerCallback, ExportableState):

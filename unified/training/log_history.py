@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-STATE = "trainer_state.json"
+from unified.files.records import TRAINER_STATE
 
 
 def read_logs(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -17,9 +17,9 @@ def read_logs(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """
     entries: list[dict[str, Any]] = []
     for folder in folders:
-        path = folder / STATE
+        path = folder / TRAINER_STATE
         if not path.exists() and folder.is_dir():
-            path = Path(get_last_checkpoint(folder) or folder) / STATE
+            path = Path(get_last_checkpoint(folder) or folder) / TRAINER_STATE
         if not path.exists():
             continue
         before = max((entry.get("images_seen", 0.0) for entry in entries), default=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainingArguments
 
 from unified.hardware.memory import one_line_when_full, sizes_of
-from unified.training.sharding import engine_of
+from unified.training.engines import engine_of
 
 
 @contextmanager

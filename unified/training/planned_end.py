@@ -21,10 +21,9 @@ from transformers.trainer_callback import ExportableState
 from unified.arguments.shipped_files import COMMAND
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_object
+from unified.files.records import PROGRESS
 from unified.training.progress_bar import show_figures
 from unified.training.step_plan import Speed, StepPlan
-
-RECORD = "progress.json"
 
 
 class PlannedEnd(TrainerCallback, ExportableState):
@@ -116,7 +115,7 @@ class PlannedEnd(TrainerCallback, ExportableState):
         record |= {"steps": step, "planned_steps": plan.end, "max_steps": plan.max_steps}
         record |= {"schedule_share": plan.at(step) / max(1, plan.max_steps), "seconds": plan.seconds}
         record |= {"seconds_per_step": plan.seconds_per_step, "minutes_given": self.minutes, "command": self.command}
-        write_text(Path(str(args.output_dir)) / RECORD, json.dumps(record, indent=1) + "\n")
+        write_text(Path(str(args.output_dir)) / PROGRESS, json.dumps(record, indent=1) + "\n")
 
     def known(self) -> StepPlan:
         """The plan, which there is from the beginning of a training."""
@@ -126,7 +125,7 @@ class PlannedEnd(TrainerCallback, ExportableState):
 
 def cut_off(folder: Path) -> bool:
     """Whether the training that left progress.json in `folder`, if one did, had not come to its end."""
-    path = folder / RECORD
+    path = folder / PROGRESS
     return path.is_file() and read_object(path)["ending"] == "cut"
 
 

@@ -14,10 +14,10 @@ from accelerate.utils import gather_object
 
 from unified.files.atomic import write_text
 from unified.files.jsonl import read_object
+from unified.files.records import LOCK, TRAINER_STATE
 
-LOCK = "running.json"
 # what a run or a model leaves in a folder, the most telling first
-LEFT = ("checkpoint-*", "model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "trainer_state.json")
+LEFT = ("checkpoint-*", "model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", TRAINER_STATE)
 # launchers that say how many they started, but not to torch
 OTHER_LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 

@@ -6,25 +6,24 @@ kept on record. What does not (logging, saving, longer `max_steps`) may change f
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, gather_object
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from unified.files.atomic import write_text
 from unified.files.digests import sampled_digest
 from unified.files.jsonl import read_object
+from unified.files.records import RUN, TRAINER_STATE
 from unified.models.messages import shorten
 from unified.training.inherited import REFUSED
 from unified.training.run_folder import check_group
 
-RECORD = "run.json"
 # how long a run is: a resumed one may go further
 LENGTH = ("max_steps", "num_train_epochs", "max_minutes")
 # what leaves a trajectory as it is; precision has a record of its own (hardware_choice)
@@ -72,13 +71,13 @@ class RunRecord:
     changes: Changes = field(default_factory=list)
 
     @classmethod
-    def of(cls, settings: Iterable[Any], rows: str, base: str, engine: str) -> "RunRecord":
-        """Of dataclasses of settings, digests of the rows and of the base, and the engine that is launched."""
+    def of(cls, settings: Iterable[Any], rows: str, base: str, launch: Mapping[str, Any]) -> "RunRecord":
+        """Of dataclasses of settings, digests of the rows and of the base, and what is recorded of the launch."""
         known = {f.name: vars(one)[f.name] for one in settings for f in fields(one)}
         values: dict[str, Any] = json.loads(json.dumps(known, default=str))
-        launch = {"rows": rows, "base": base, "engine": engine, "processes": PartialState().num_processes}
+        around = {"rows": rows, "base": base, **launch, "processes": PartialState().num_processes}
         compared = {name: value for name, value in values.items() if name not in FREE}
-        return cls(compared | launch, {name: values[name] for name in LENGTH if name in values})
+        return cls(compared | around, {name: values[name] for name in LENGTH if name in values})
 
     def agree(self) -> None:
         """Raise ValueError, on all ranks, where a process is made of something else than the first."""
@@ -115,7 +114,7 @@ class RunRecord:
 
     def write(self, folder: Path, finished: int | None = None) -> None:
         """Leave it in a folder, with the step after which the run has `finished`."""
-        write_text(folder / RECORD, json.dumps({**vars(self), "finished": finished}, indent=1) + "\n")
+        write_text(folder / RUN, json.dumps({**vars(self), "finished": finished}, indent=1) + "\n")
 
 
 def check_same_checkpoint(checkpoint: Path | None) -> None:
@@ -129,13 +128,6 @@ def check_same_checkpoint(checkpoint: Path | None) -> None:
             )
 
 
-def engine(accelerator: Accelerator) -> str:
-    """What a launch file chose, for a record."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
-    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else "none or DDP"
-
-
 def check_allowed(allowed: Sequence[str]) -> None:
     """Raise ValueError for names in --allow_changed that a run which goes on cannot be given anew."""
     for name in allowed:
@@ -145,17 +137,17 @@ def check_allowed(allowed: Sequence[str]) -> None:
 
 def kept_record(checkpoint: Path) -> RunRecord | None:
     """The record of a checkpoint; None for one from before there were any, of which nothing can be compared."""
-    if (checkpoint / TRAINER_STATE_NAME).is_file():
-        state = read_object(checkpoint / TRAINER_STATE_NAME).get("stateful_callbacks", {}).get(Recorder.__name__)
+    if (checkpoint / TRAINER_STATE).is_file():
+        state = read_object(checkpoint / TRAINER_STATE).get("stateful_callbacks", {}).get(Recorder.__name__)
         kept = None if state is None else state["attributes"]["record"]
     else:
-        kept = read_object(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else None
+        kept = read_object(checkpoint / RUN) if (checkpoint / RUN).is_file() else None
     return None if kept is None else RunRecord(kept["made_of"], kept["length"], kept["changes"])
 
 
 def finished_after(folder: Path, record: RunRecord) -> int | None:
     """The step after which the run in `folder` has finished, if it is `record`'s and no longer is asked for."""
-    path = folder / RECORD
+    path = folder / RUN
     if not path.is_file():
         return None
     kept = read_object(path)
@@ -176,7 +168,7 @@ def begin(record: RunRecord, folder: Path, checkpoint: Path | None, allowed: Seq
     if kept is not None:
         changes = record.go_on(kept, allowed, checkpoint)
     elif PartialState().is_main_process:
-        sys.stderr.write(f"{checkpoint} has no {RECORD}: what it was trained with is not compared\n")
+        sys.stderr.write(f"{checkpoint} has no {RUN}: what it was trained with is not compared\n")
     if finished is not None and PartialState().is_main_process:
         sys.stderr.write(f"{folder}: this run has finished after {finished} steps; nothing is left to train\n")
     return changes, finished is not None

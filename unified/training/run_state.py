@@ -23,6 +23,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 STATES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 NEVER_READ = "training_args.bin"  # HF writes it for people
+SHARDED = ("*.distcp", ".metadata")  # torch's distributed checkpoints, whose metadata is a pickle of classes
 # what DeepSpeed's own files name besides tensors: classes of numbers and places, none of which runs anything
 KNOWN = frozenset(
     {
@@ -55,7 +56,15 @@ def read_state(path: Path) -> Any:
 
 
 def check_states(folder: Path) -> None:
-    """Raise ValueError if a pickle in a checkpoint names anything that could run, before it is opened."""
+    """Raise ValueError if a pickle in a checkpoint names anything that could run, before it is opened.
+
+    Also for a checkpoint in shards, as FSDP writes with SHARDED_STATE_DICT: it is not opened at all.
+    """
+    for path in sorted(path for pattern in SHARDED for path in folder.rglob(pattern)):
+        raise ValueError(
+            f"{path} is of a checkpoint in shards (SHARDED_STATE_DICT), which is not opened, as reading one executes "
+            f"what it holds; save with fsdp_state_dict_type FULL_STATE_DICT, and remove {folder}"
+        )
     for path in sorted(path for pattern in STATES for path in folder.rglob(pattern)):
         if path.name == NEVER_READ:
             continue

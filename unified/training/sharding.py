@@ -2,24 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
 
 from unified.models.modeling import UnifiedForCausalLM
-
-
-def engine_of(args: TrainingArguments) -> Literal["DeepSpeed", "FSDP"] | None:
-    """The engine, besides DDP, that a run is launched with, by arguments or by `accelerate launch`."""
-    if args.deepspeed_plugin is not None:
-        return "DeepSpeed"
-    launched = parse_flag_from_env("ACCELERATE_USE_FSDP")
-    return "FSDP" if launched or args.fsdp_plugin_args is not None else None
 
 
 def check_fsdp(accelerator: Accelerator, core: UnifiedForCausalLM, reads_matrix: bool = False) -> None:

@@ -11,12 +11,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl.models import unwrap_model_for_generation
 
 from unified.checkpoints.adapters import adapter_positions, is_adapter
 from unified.files.images import write_image
+from unified.files.records import TRAINER_STATE
 from unified.files.weights import check_weights
 from unified.inference.text_to_image import contact_sheet, draw
 from unified.models.frozen_tokenizer import check_frozen
@@ -24,10 +25,11 @@ from unified.models.modeling import UnifiedForCausalLM
 from unified.models.new_rows import load_whole_matrices
 from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
+from unified.training.engines import check_deepspeed, decay_groups, engine_of, optimizer_of_deepspeed
 from unified.training.finite import FiniteTrainer
 from unified.training.run_state import check_states
 from unified.training.self_correction import SelfCorrection
-from unified.training.sharding import check_fsdp, engine_of, gathered
+from unified.training.sharding import check_fsdp, gathered
 from unified.training.trackers import report_image
 
 
@@ -56,7 +58,7 @@ def newest_folder(args: UnifiedTrainingArguments | DpoArguments) -> Path | None:
 
     An incomplete checkpoint of a killed run, without the state that HF writes last, is skipped.
     """
-    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if args.resume else ()
+    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE}") if args.resume else ()
     steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
     complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
     return complete[max(complete)] if complete else None
@@ -168,6 +170,7 @@ class UnifiedTrainer(FiniteTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_launch(self.args)
+        check_deepspeed(self.accelerator, self.args)
         self.add_callback(SetEpochCallback)
         self.add_callback(TrimMemoryCallback)
         self.core: UnifiedForCausalLM = self.accelerator.unwrap_model(self.model)
@@ -241,30 +244,28 @@ class UnifiedTrainer(FiniteTrainer):
         self.images_seen = seen[-1] if checkpoint and seen else 0.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a separate learning rate for the new modules; biases, norms and new modules do not decay."""
-        if self.optimizer is None:
+        """AdamW, or what DeepSpeed's configuration says, of `parameter_groups`."""
+        if (made_later := optimizer_of_deepspeed(self)) is not None:
+            made_later.params = self.parameter_groups()
+        elif self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            core = self.core
-            modules: list[Any] = [
-                core.get_input_embeddings(),
-                core.get_output_embeddings(),
-                core.model.image_embedding,
-            ]
-            modules += [core.model.new_rows] if core.model.new_rows is not None else []
-            new_ids = {id(parameter) for module in modules for parameter in module.parameters()}
-            decayed = set(self.get_decay_parameter_names(self.model))
-            trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            new = [p for _, p in trainable if id(p) in new_ids]
-            backbone = [(name in decayed, p) for name, p in trainable if id(p) not in new_ids]
-            groups = [
-                {"params": [p for decays, p in backbone if decays], "weight_decay": self.args.weight_decay},
-                {"params": [p for decays, p in backbone if not decays], "weight_decay": 0.0},
-                {"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate},
-            ]
-            self.optimizer = cls([group for group in groups if group["params"]], **options)
-            if core.model.new_rows is not None:
-                load_whole_matrices(self.optimizer, core.model.new_rows)
+            self.optimizer = cls(self.parameter_groups(), **options)
+            if self.core.model.new_rows is not None:
+                load_whole_matrices(self.optimizer, self.core.model.new_rows)
         return self.optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained weights with a separate learning rate for the new modules; biases, norms and these do not decay."""
+        core = self.core
+        modules: list[Any] = [core.get_input_embeddings(), core.get_output_embeddings(), core.model.image_embedding]
+        modules += [core.model.new_rows] if core.model.new_rows is not None else []
+        new_ids = {id(parameter) for module in modules for parameter in module.parameters()}
+        new = [p for p in self.model.parameters() if p.requires_grad and id(p) in new_ids]
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in new_ids]} for group in decay_groups(self)
+        ]
+        groups += [{"params": new, "weight_decay": 0.0, "lr": self.args.new_parts_learning_rate}]
+        return [group for group in groups if group["params"]]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's evaluation, then a grid of images of `args.sample_prompts`."""

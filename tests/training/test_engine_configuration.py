@@ -1,0 +1,77 @@
+"""What of DeepSpeed's configuration counts in a run's record, and what would overrule the run's own settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate.utils import DistributedType
+
+from unified.training.arguments import UnifiedTrainingArguments
+from unified.training.engines import check_deepspeed, recorded
+from unified.training.run_record import RunRecord
+
+ADAM = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.1, "torch_adam": True}}
+
+
+def launched(**config: Any) -> Any:
+    """What is read of an Accelerator that `accelerate launch` gives a DeepSpeed configuration."""
+    plugin = SimpleNamespace(zero_stage=2, deepspeed_config={"zero_optimization": {"stage": 2}, **config})
+    return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
+def arguments(tmp_path: Path, **settings: Any) -> UnifiedTrainingArguments:
+    return UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
+
+
+def test_a_scheduler_that_would_overrule_the_runs_own_is_refused(tmp_path: Path) -> None:
+    configuration = launched(scheduler={"type": "WarmupDecayLR", "params": {}})
+    with pytest.raises(ValueError, match="has a scheduler, WarmupDecayLR, .* remove it, and set lr_scheduler_type"):
+        check_deepspeed(configuration, arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"), [({"optim": "sgd"}, "optim sgd"), ({"optim_args": "a=1"}, "optim_args a=1")]
+)
+def test_two_optimizers_are_refused(settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"has an optimizer, AdamW, and the run {text}; keep one"):
+        check_deepspeed(launched(optimizer=ADAM), arguments(tmp_path, **settings))
+    check_deepspeed(launched(optimizer=ADAM), arguments(tmp_path))
+    check_deepspeed(launched(), arguments(tmp_path, **settings))
+    check_deepspeed(SimpleNamespace(distributed_type=DistributedType.NO), arguments(tmp_path, **settings))
+
+
+@dataclass
+class Settings:
+    learning_rate: float = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "same"),
+    [
+        ({"optimizer": ADAM}, True),
+        ({"optimizer": ADAM, "steps_per_print": 7, "zero_optimization": {"stage": 2, "overlap_comm": False}}, True),
+        ({"optimizer": ADAM | {"params": {**ADAM["params"], "lr": 1e-3}}}, True),  # HF holds it against the run's own
+        ({}, False),
+        ({"optimizer": {"type": "Lamb", "params": {}}}, False),
+        ({"optimizer": ADAM | {"params": {"bias_correction": False}}}, False),
+        ({"optimizer": ADAM, "progressive_layer_drop": {"enabled": True}}, False),
+    ],
+)
+def test_a_run_goes_on_with_the_optimizer_of_its_configuration(
+    config: dict[str, Any], same: bool, tmp_path: Path
+) -> None:
+    before = RunRecord.of([Settings()], "rows", "base", recorded(launched(optimizer=ADAM)))
+    now = RunRecord.of([Settings()], "rows", "base", recorded(launched(**config)))
+    if same:
+        assert now.go_on(before, [], tmp_path / "checkpoint-2") == []
+        return
+    with pytest.raises(ValueError, match="checkpoint-2 was trained with deepspeed .*; give it as it was or use"):
+        now.go_on(before, [], tmp_path / "checkpoint-2")
+
+
+def test_a_record_from_before_configurations_were_compared_goes_on(tmp_path: Path) -> None:
+    before = RunRecord.of([Settings()], "rows", "base", {"engine": "ZeRO-2"})
+    now = RunRecord.of([Settings()], "rows", "base", recorded(launched(optimizer=ADAM)))
+    assert now.go_on(before, [], tmp_path / "checkpoint-2") == []
