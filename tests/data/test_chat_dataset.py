@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from toys import make_config
 from transformers import PreTrainedTokenizerFast
 
@@ -250,7 +251,10 @@ def test_a_row_whose_loss_weights_are_0_is_named_before_training(processor: Unif
         return (labels[:, 1:] >= processor.image_token_offset).sum()  # text weighs nothing
 
     rows = mixed_rows(4)
-    kinds = [any(label >= processor.image_token_offset for label in ChatDataset(rows, processor)[i]["labels"]) for i in range(4)]
+    kinds = [
+        any(label >= processor.image_token_offset for label in ChatDataset(rows, processor)[i]["labels"])
+        for i in range(4)
+    ]
     assert {*kinds} == {True, False}
     first = kinds.index(False)
     with pytest.raises(ValueError, match=rf"row {first} \(source toy\): the loss weights of all it answers are 0"):

@@ -12,4 +12,15 @@ results          the result JSON of every evaluation
 weights          integrity of safetensors files, and models that refuse incomplete weights
 """
 
-__all__ = ["atomic", "digests", "hub", "image_integrity", "image_modes", "images", "jsonl", "records", "results", "weights"]
+__all__ = [
+    "atomic",
+    "digests",
+    "hub",
+    "image_integrity",
+    "image_modes",
+    "images",
+    "jsonl",
+    "records",
+    "results",
+    "weights",
+]

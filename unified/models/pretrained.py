@@ -1,7 +1,10 @@
 """What the model's classes share: weight initialization, dtype, supported attention, and what DDP leaves alone."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unified.files.weights import StrictPreTrainedModel
 from unified.models.configuration import UnifiedConfig
@@ -35,6 +38,23 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     def is_gradient_checkpointing(self) -> bool:
         """HF's deprecated name, which PEFT 0.21 and TRL 1.16 use; HF's property warns every time."""
         return self.is_activation_checkpointing
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As torch's, of which every cast and move of a module is made; what no file stores keeps its dtype.
+
+        So it does in `from_pretrained`: RoPE's frequencies rounded to bfloat16 would turn far positions wrongly.
+        """
+        kept = [
+            (part, name, part._buffers[name])
+            for part in self.modules()
+            for name in sorted(part._non_persistent_buffers_set)
+        ]
+        result = super()._apply(fn, recurse)
+        for part, name, before in kept:
+            after = part._buffers[name]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                part._buffers[name] = before.to(after.device)
+        return result
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.text_config.initializer_range

@@ -92,8 +92,9 @@ def build_trainer(
         dropout = 0.0 if evaluation else data_args.caption_dropout
         datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation, files) if files else None)
         if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
-            lengths = (context, 1.0) if evaluation else (data_args.max_length, fraction)
-            datasets[-1].check_lengths(*lengths, model.loss_divisor if 0 in weights_of(model.config) else None)
+            longest, share = (context, 1.0) if evaluation else (data_args.max_length, fraction)
+            weigh = model.loss_divisor if 0 in weights_of(model.config) else None
+            datasets[-1].check_lengths(longest, share, weigh)
     check_code_noise(model.config, args.code_noise)
     if model_args.compile_layers:
         compile_layers(model)

@@ -252,7 +252,8 @@ class UnifiedTrainer(FiniteTrainer):
             self.optimizer = cls(self.parameter_groups(), **options)
             if self.core.model.new_rows is not None:
                 load_whole_matrices(self.optimizer, self.core.model.new_rows)
-        return self.optimizer
+        optimizer: Any = self.optimizer  # HF's type allows none
+        return optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained weights with a separate learning rate for the new modules; biases, norms and these do not decay."""
