@@ -1,12 +1,28 @@
 """The `unified` command: thin, may import every package, no package imports it.
 
 main             the commands
+options          options that several commands have
 images           images that commands write: which, and under what names
+chat_command     `chat`, on a terminal or piped
 conversation     what `chat` does with a line
+line_editor      the line that is typed: editing, history, completion
+terminal_images  images in a terminal
 shipped          the scripts, configurations and data that come with the package
 running          a script's command line
 script_commands  `ls`, `cp` and `run`
 version          the version that is installed
 """
 
-__all__ = ["conversation", "images", "main", "running", "script_commands", "shipped", "version"]
+__all__ = [
+    "chat_command",
+    "conversation",
+    "images",
+    "line_editor",
+    "main",
+    "options",
+    "running",
+    "script_commands",
+    "shipped",
+    "terminal_images",
+    "version",
+]

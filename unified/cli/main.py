@@ -4,16 +4,28 @@ These import torch, so each command imports them itself and `unified --help` is 
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from unified.cli import script_commands
-from unified.cli.conversation import handle_line, read_line
+from unified.cli import chat_command, script_commands
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
+from unified.cli.options import (
+    AdapterDir,
+    Device,
+    GuidanceScale,
+    ModelDir,
+    Precision,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    WaitPolicy,
+    choose_hardware,
+)
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
 from unified.hardware.waiting import set_wait_policy
@@ -27,19 +39,6 @@ def dashed(words: list[str]) -> list[str]:
     parts = [word.partition("=") for word in words[:end]]
     flags = [name.replace("_", "-") if name.startswith("--") else name for name, _, _ in parts]
     return [flag + equals + value for flag, (_, equals, value) in zip(flags, parts, strict=True)] + words[end:]
-
-
-def sampling_option(name: str) -> Any:
-    """The flag of a field of `SamplingArguments`, whose help and check it has."""
-
-    def check(value: Any) -> Any:
-        try:
-            ImageSampling(**{name: value})
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        return value
-
-    return typer.Option(help=SamplingArguments.__dataclass_fields__[name].metadata["help"], callback=check)
 
 
 RUN, RUN_SETTINGS = "run", {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -100,35 +99,6 @@ def first(
     ] = False,
 ) -> None:
     """One model that reads text and images, writes text, and generates images scale by scale."""
-
-
-def from_hub(folder: Path) -> Path:
-    """The folder of `--model`, downloaded where it is a name of the hub."""
-    from unified.files.hub import model_folder
-
-    return model_folder(folder, "--model")
-
-
-ModelDir = Annotated[
-    Path, typer.Option("--model", help="folder or hub name of a checkpoint, or of a LoRA adapter", callback=from_hub)
-]
-AdapterDir = Annotated[Path, typer.Option("--model", help="folder or hub name of a LoRA adapter", callback=from_hub)]
-Seed = Annotated[int, typer.Option(help="seed of the generated images")]
-GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
-Temperature = Annotated[float, sampling_option("temperature")]
-TopK = Annotated[int, sampling_option("top_k")]
-TopP = Annotated[float, sampling_option("top_p")]
-# chosen where they are not given, and said on stderr; each has an environment variable (unified/hardware/arguments.py)
-Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option(help="where the model runs; or UNIFIED_DEVICE")]
-Precision = Annotated[
-    Literal["float32", "bf16", "fp16"] | None,
-    typer.Option(help="of matrix products; or UNIFIED_PRECISION; default: as the weights are stored"),
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="threads on the CPU; or UNIFIED_THREADS")]
-WaitPolicy = Annotated[
-    Literal["passive", "brief", "active", "system"] | None,
-    typer.Option(help="how waiting threads wait; or UNIFIED_WAIT_POLICY; default: by what else runs"),
-]
 
 
 @app.command()
@@ -201,51 +171,6 @@ def draw(
 
 
 @app.command()
-def chat(
-    model: ModelDir,
-    image: Annotated[list[Path] | None, typer.Option(help="image for the first question; may be repeated")] = None,
-    out_dir: Annotated[Path, typer.Option(help="folder of generated images")] = Path("out/chat"),
-    seed: Seed = 0,
-    max_images: Annotated[int, typer.Option(min=0, help="maximum number of images per answer")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="maximum number of text tokens per answer")] = 256,
-    first: Annotated[str, typer.Option(help="question asked before each of yours that comes with an image")] = "",
-    guidance_scale: GuidanceScale = SamplingArguments.guidance_scale,
-    temperature: Temperature = SamplingArguments.temperature,
-    top_k: TopK = SamplingArguments.top_k,
-    top_p: TopP = SamplingArguments.top_p,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
-    wait_policy: WaitPolicy = None,
-) -> None:
-    """Chat with a model: one question per line, from the terminal or piped.
-
-    /image FILE adds an image to the next question, /reset starts a new conversation, /quit (or end of input) exits.
-    Generated images are saved and their paths printed. Piped input stops at the first error, the terminal does not.
-    """
-    from unified.files.images import read_image
-
-    images = [read_image(path, str(path)) for path in image or []]
-    from unified.checkpoints.loading import load
-    from unified.inference.chat import Chat
-
-    products = choose_hardware(device, precision, threads, wait_policy)
-    sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
-    conversation = Chat(*load(model), sampling, seed, max_images, max_new_tokens)
-    with products():
-        for input_image in images:
-            conversation.show(input_image)
-    while (line := read_line()) not in (None, "/quit"):
-        try:
-            with products():
-                handle_line(conversation, str(line), out_dir, first)
-        except ValueError as error:
-            if not sys.stdin.isatty():
-                raise
-            typer.echo(f"error: {one_line(error)}", err=True)
-
-
-@app.command()
 def merge(
     model: AdapterDir,
     out: Annotated[Path, typer.Option(help="new folder for the full checkpoint")],
@@ -315,18 +240,10 @@ def report(
         typer.echo(written.note, err=True)
 
 
+app.command()(chat_command.chat)
 app.command()(script_commands.ls)
 app.command()(script_commands.cp)
 app.command(RUN, context_settings=RUN_SETTINGS)(script_commands.run)
-
-
-def choose_hardware(device: Any, precision: Any, threads: int | None, wait_policy: Any) -> Any:
-    """What the model runs on, said on stderr; returns the context in which it works."""
-    from unified.hardware.arguments import HardwareArguments
-    from unified.hardware.setup import products, set_up
-
-    set_up(HardwareArguments(device, precision, threads, wait_policy))
-    return products
 
 
 def one_line(error: Exception) -> str:

@@ -59,8 +59,18 @@ class Chat:
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
         self.max_images, self.max_new_tokens, self.enable_thinking = max_images, max_new_tokens, enable_thinking
-        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self.generator = torch.Generator(model.device)
+        self.seed = seed
         self.reset()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the images from here on, or from where it was set."""
+        return self.generator.initial_seed()
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
 
     def reset(self) -> None:
         """Start a new conversation."""
