@@ -111,8 +111,9 @@ def test_a_saved_conversation_is_a_row_whose_images_are_found(
         "../../out/chat/000.png",
     ]
     assert Image.open("one.png").tobytes() == Image.open("out/chat/000.png").tobytes()
-    say(talk, "/reset", "hello", "/save again.jsonl")
-    assert json.loads(Path("again.jsonl").read_text())["images"] == []
+    for number, command in enumerate(("/reset", "/clear")):
+        say(talk, "draw", command, "hello", f"/save again{number}.jsonl")
+        assert json.loads(Path(f"again{number}.jsonl").read_text())["images"] == []
 
 
 def test_seed_is_said_and_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

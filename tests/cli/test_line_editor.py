@@ -123,9 +123,10 @@ def test_a_conversation_in_a_terminal(tmp_path: Path) -> None:
         terminal.type(f"helo{LEFT}l\r")
         terminal.wait_for("you said hello")
         terminal.wait_for("you>")
-        terminal.type("/rese")
-        terminal.wait_for("a new conversation")  # the menu
+        terminal.type("/clea")
+        terminal.wait_for("a new conversation on an empty screen")  # the menu
         terminal.type(f"{TAB}\r")
+        terminal.wait_for("\x1b[2J")
         terminal.wait_for("[a new conversation]")
         terminal.wait_for("you>")
         terminal.type("long\r")

@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 import typer
 
 from unified.cli.images import save, save_numbered
-from unified.hardware.console import ImageProtocol
+from unified.hardware.console import ImageProtocol, is_interactive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +155,10 @@ class Conversation:
         typer.echo("[a new conversation]")
 
     def clear(self, argument: str) -> None:
-        typer.clear()
+        if is_interactive():
+            from prompt_toolkit.shortcuts import clear
+
+            clear()
         self.reset(argument)
 
 
