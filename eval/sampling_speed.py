@@ -30,8 +30,8 @@ from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up
 from unified.inference.text_to_image import generate_codes
-from unified.models.generation import AllowedIds
 from unified.models.image_sampling import ImageSampling
+from unified.models.text_decoding import AllowedIds
 from unified.reports.endings import end_evaluation
 
 

@@ -97,7 +97,7 @@ def generate(model: UnifiedForCausalLM, prompts: list[list[int]], nudges: Nudges
     bias = [[[token, following], 1000.0] for token, following in nudges.items()]
     settings = {"image_sampling": GREEDY, "do_sample": False, **settings}
     input_ids, mask = left_padded(prompts)
-    ids = model.generate(input_ids, mask, **({"sequence_bias": bias} if bias else {}), **settings)
+    ids = model.generate(input_ids, attention_mask=mask, **({"sequence_bias": bias} if bias else {}), **settings)
     return [without_padding(row) for row in ids.tolist()]
 
 
@@ -263,8 +263,9 @@ def test_no_budget_and_no_image_start_gives_the_prompt_back() -> None:
     assert torch.equal(toy_model().generate(prompt, max_new_tokens=0), prompt)
 
 
-def test_text_needs_an_end_token() -> None:
+def test_without_an_end_token_text_goes_on_to_its_limit() -> None:
     model = toy_model()
-    model.generation_config.eos_token_id = None
-    with pytest.raises(ValueError, match="pass eos_token_id"):
-        model.generate(torch.tensor([[5, 6]]))
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+    assert model.generate(torch.tensor([[5, 6]]), max_images=0, max_new_tokens=30).shape[1] == 32
+    with pytest.raises(ValueError, match="neither pad_token_id nor eos_token_id; pass pad_token_id"):
+        model.generate(torch.tensor([[5, 6], [7, 8]]))

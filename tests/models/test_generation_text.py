@@ -64,7 +64,7 @@ def test_a_callers_criterion_ends_its_row_alone() -> None:
         "max_new_tokens": 6,
     }
     rows = model.generate(prompts, **settings, **GREEDY).tolist()
-    assert [[token for token in row if token != EOS] for row in rows] == [
+    assert [[token for token in row if token not in (0, EOS)] for row in rows] == [
         [5, 6, 7, 8],
         [20, 21, 22, 23, 24, 25, 26],
         [30, 31],
@@ -89,9 +89,9 @@ def test_a_prompt_as_long_as_the_context_is_refused(padding: int) -> None:
     mask = torch.ones_like(ids)
     mask[:, :padding] = 0
     with pytest.raises(ValueError, match="the prompt takes 512 positions, but the model's context has 512; shorten"):
-        model.generate(ids, mask, **GREEDY)
+        model.generate(ids, attention_mask=mask, **GREEDY)
     mask[:, padding] = 0
-    assert model.generate(ids, mask, max_new_tokens=1, **GREEDY).shape[1] == ids.shape[1] + 1
+    assert model.generate(ids, attention_mask=mask, max_new_tokens=1, **GREEDY).shape[1] == ids.shape[1] + 1
 
 
 def test_a_prompt_is_measured_in_rope_positions() -> None:
@@ -103,10 +103,21 @@ def test_a_prompt_is_measured_in_rope_positions() -> None:
     assert answer.shape[1] == ids.shape[1] + 1
 
 
-def test_text_has_one_generator_and_images_may_have_one_each() -> None:
-    model, prompts = toy_model(), torch.tensor([[5, BOI], [6, BOI]])
-    seeded = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    generated = model.generate(prompts, max_new_tokens=0, generator=seeded)
-    assert generated.shape[1] == 2 + model.config.image_length + 1
-    with pytest.raises(ValueError, match="text is sampled with one generator"):
-        model.generate(prompts, max_new_tokens=2, generator=seeded)
+def test_one_generator_per_row_makes_rows_independent_of_the_batch() -> None:
+    """Text and images: rows that start an image at once, after a token, and never."""
+    model, prompts, seeds = toy_model(), torch.tensor([[5, BOI], [6, 7], [8, 9]]), [1, 2, 3]
+    follow = follows({7: 10, 10: BOI, 9: 30})
+    settings = {
+        "logits_processor": follow,
+        "do_sample": True,
+        "temperature": 2.0,
+        "max_new_tokens": 9,
+        "image_sampling": ImageSampling(temperature=2.0),
+    }
+    together = model.generate(prompts, seed=seeds, **settings).tolist()
+    for prompt, seed, row in zip(prompts, seeds, together, strict=True):
+        alone = model.generate(prompt[None], seed=seed, **settings)[0].tolist()
+        assert row == alone + [0] * (len(row) - len(alone))
+    assert [row.count(BOI) for row in together[:2]] == [1, 1]
+    with pytest.raises(ValueError, match="2 generators for a batch of 3; pass one per row"):
+        model.generate(prompts, seed=[1, 2], **settings)

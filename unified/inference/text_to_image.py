@@ -39,7 +39,7 @@ def generate_codes(
     input_ids, attention_mask = image_prompts(model, processor, prompts)
     ids = model.generate(
         input_ids,
-        attention_mask,
+        attention_mask=attention_mask,
         image_sampling=sampling,
         negative_prompt_ids=torch.tensor([processor.unconditional_ids()]),
         max_new_tokens=0,

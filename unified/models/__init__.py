@@ -20,7 +20,10 @@ modeling              UnifiedModel, UnifiedForCausalLM
 pretrained            what the two share
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
-generation            generate(): text token by token by HF's loop, images in between
+generation            generate(): HF's, with images
+generation_arguments  its arguments: what is derived from several, and what is refused
+interleaved_decoding  one call of it: HF's decoding of text, and the images in between
+text_decoding         processors, criteria and streamer of one stretch of text
 image_generation      images in cached decoding, scale by scale or code by code
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
 trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
@@ -37,9 +40,11 @@ __all__ = [
     "format_version",
     "frozen_tokenizer",
     "generation",
+    "generation_arguments",
     "image_embedding",
     "image_generation",
     "image_sampling",
+    "interleaved_decoding",
     "losses",
     "messages",
     "modeling",
@@ -52,6 +57,7 @@ __all__ = [
     "sequence_layout",
     "template_mending",
     "template_probe",
+    "text_decoding",
     "tools",
     "trainable_token_rows",
     "vocabulary",

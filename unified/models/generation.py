@@ -1,10 +1,11 @@
-"""`generate`: text by HF's own loop until the image start token, then an image scale by scale on the same KV cache.
+"""`generate`: HF's, with images: text by HF's own loops, an image scale by scale on the same KV cache.
 
-Legend: B batch, T sequence so far, L codes of an image.
+Legend: B batch, T sequence, L codes of an image, N input images.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,33 +14,23 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from unified.models.backbones import new_cache
 from unified.models.configuration import UnifiedConfig
-from unified.models.image_generation import GenerationState, ImageGenerationMixin
+from unified.models.generation_arguments import (
+    DEFAULT_NEW_TOKENS,
+    check_arguments,
+    check_cache,
+    image_sampling_of,
+    max_images_of,
+    seeded,
+)
+from unified.models.image_generation import ImageGenerationMixin
 from unified.models.image_sampling import ImageSampling
+from unified.models.interleaved_decoding import INPUT_IMAGES, CallSettings, InterleavedDecoding
 from unified.models.sampling import Generators
-from unified.models.sequence_layout import read_layout, remaining_context, rope_positions
+from unified.models.sequence_layout import images_of_columns, read_layout, repeat_images, rope_positions
+from unified.models.text_decoding import AllowedIds
 
-
-class AllowedIds(LogitsProcessor):
-    """Restricts sampling to `ids` except `suppressed`."""
-
-    def __init__(self, ids: range, suppressed: tuple[int, ...] = ()) -> None:
-        self.ids, self.suppressed = slice(ids.start, ids.stop), list(suppressed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, float("-inf"))
-        allowed[:, self.ids] = scores[:, self.ids]
-        allowed[:, self.suppressed] = float("-inf")
-        return allowed
-
-
-class StopOnIds(StoppingCriteria):
-    """Stops a row once its last id is one of `ids`, or immediately where `idle` (B,)."""
-
-    def __init__(self, ids: list[int], idle: Tensor) -> None:
-        self.ids, self.idle = torch.tensor(ids), idle
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.isin(input_ids[:, -1], self.ids.to(input_ids.device)) | self.idle
+FORWARDED = ("use_cache", "logits_to_keep", "output_attentions", "output_hidden_states")
+Mode = Literal["text", "image", "interleaved"]
 
 
 class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
@@ -47,6 +38,179 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
     config: UnifiedConfig
     generation_config: GenerationConfig
+    output_modalities = ("text", "image")
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # HF's other arguments are left in kwargs
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriteria] | None = None,
+        *,
+        generation_mode: Mode | None = None,
+        image_sampling: ImageSampling | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        max_images: int | None = None,
+        generator: Generators = None,
+        seed: int | Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue left-padded prompts (B, T) with text and images; returns ids (B, T'), padded on the right.
+
+        HF's `generate`, whose arguments and precedence hold for text: an argument, then `generation_config`, then the
+        checkpoint's own. `max_new_tokens` (256 where no length is given) and the other lengths count a row's tokens
+        of text; images come on top, whole.
+
+        Args:
+            inputs: the prompts, or `input_ids`.
+            generation_mode: "text", "image" (one image at once and nothing else; image start tokens are appended to
+                the prompts), or "interleaved", the default: the model decides.
+            image_sampling: sampling of image codes; `guidance_scale` may be given as HF's argument as well.
+            negative_prompt_ids: (1, n) prompt of the unconditional pass of classifier-free guidance, without the image
+                start token; `processor.unconditional_ids()`. Required unless guidance_scale is 1.
+            max_images: maximum number of images generated per row, 1 by default; further image starts are suppressed.
+            generator, seed: source of all randomness; None samples from torch's global generator, as HF does. One per
+                row gives rows that do not depend on the batch but for rounding.
+            kwargs: HF's, and pixel_values or image_codes of input images. `max_new_tokens` 0 generates an image alone.
+
+        Raises ValueError for what is not supported, by its name; for a prompt that fills the backbone's context.
+        """
+        if isinstance(generation_config, Tensor):
+            raise ValueError("generate's second argument is a GenerationConfig; pass attention_mask by its name")
+        resolved = self._resolved(generation_config, kwargs)
+        if kwargs.get("custom_generate") is not None or resolved.is_assistant:
+            kwargs |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+            return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+        generator = seeded(seed, generator, self.device)
+        mode = generation_mode or "interleaved"
+        images = max_images_of(mode, max_images)
+        check_arguments(resolved, kwargs, images, generator, self.device)
+        sampling = image_sampling_of(image_sampling, resolved.guidance_scale, negative_prompt_ids, images)
+        writes_text = mode != "image" and kwargs.get("max_new_tokens") != 0
+        if mode == "image":
+            inputs, kwargs = self._begin_images(inputs, kwargs)
+        if not writes_text:
+            generation_config, kwargs = _without_lengths(generation_config, kwargs)
+        vocabulary = self.config.vocabulary
+        allowed = AllowedIds(vocabulary.text_ids, vocabulary.special_ids)
+        processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
+        kwargs["call_settings"] = CallSettings(
+            sampling, images, writes_text, generator, negative_prompt_ids, allowed, processors, criteria
+        )
+        # ours last: a caller's processor cannot bring a suppressed id back
+        lists = LogitsProcessorList([*processors, allowed]), StoppingCriteriaList(criteria)
+        return super().generate(inputs, generation_config, *lists, **kwargs)  # type: ignore[misc]
+
+    def _resolved(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> GenerationConfig:
+        """HF's merged configuration of a call; a `max_new_tokens` of 0, which HF refuses, is left out."""
+        given = {key: value for key, value in kwargs.items() if (key, value) != ("max_new_tokens", 0)}
+        return self._prepare_generation_config(generation_config, **given)[0]
+
+    def _begin_images(self, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The prompts with an image start token behind each that has none, and `kwargs` with their mask."""
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if ids is None:
+            raise ValueError("generation_mode image needs a prompt; pass input_ids")
+        begun = ids[:, -1:] == self.config.boi_token_id
+        if bool(begun.all()):
+            return ids, kwargs
+        if bool(begun.any()):
+            raise ValueError("some prompts end with the image start token and some do not; end all or none with it")
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs = kwargs | {"attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)}
+        return torch.cat([ids, torch.full_like(ids[:, :1], self.config.boi_token_id)], dim=1), kwargs
+
+    @torch.no_grad()
+    def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
+        """Pixel values (B, 3, H, W) in [-1, 1] of the last image in each sequence of ids (B, T).
+
+        Raises ValueError for a sequence without a whole image.
+        """
+        length, vocabulary = self.config.image_length, self.config.vocabulary
+        codes = []
+        for number, row in enumerate(image_tokens):
+            ids = row[vocabulary.is_image(row)]
+            if not len(ids) or len(ids) % length:
+                raise ValueError(
+                    f"sequence {number} has {len(ids)} image ids, where an image has {length}; "
+                    "generate with generation_mode='image'"
+                )
+            codes.append(vocabulary.ids_to_codes(ids[-length:]))
+        return self.model.vq_model.decode(torch.stack(codes))
+
+    # --- what HF's generate calls
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """As HF's; of an answer without any length given `DEFAULT_NEW_TOKENS` is the limit, where HF's is 20."""
+        given = (generation_config, self.generation_config)
+        lengths = [kwargs.get("max_length"), *(one.max_length for one in given if one is not None)]
+        found, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if found.max_new_tokens is None and not any(length is not None for length in lengths):
+            found.max_new_tokens = DEFAULT_NEW_TOKENS
+        return found, model_kwargs
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
+        """As HF's, but `guidance_scale` is that of images."""
+        of_text = copy.copy(generation_config)
+        of_text.guidance_scale = None
+        return super()._get_logits_processor(of_text, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        """As HF's; the cache made here keeps all positions, as a row's window leaves out columns it skipped."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        made = model_kwargs.get("past_key_values")
+        if given is None and made is not None and generation_config.cache_implementation in (None, "dynamic"):
+            model_kwargs["past_key_values"] = new_cache(self.config.text_config)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As HF's, but input images are repeated with their row: HF repeats each in place."""
+        if expand_size == 1:
+            return super()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **kwargs)
+        images = {name: kwargs.pop(name) for name in INPUT_IMAGES if kwargs.get(name) is not None}
+        expanded, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        assert input_ids is not None, "input_ids None"
+        kwargs |= {name: repeat_images(input_ids, given, expand_size, self.config) for name, given in images.items()}
+        return expanded, kwargs
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """As HF's, for what is HF's."""
+        super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key != "call_settings"})
+
+    def _sample(self, input_ids: Tensor, call_settings: CallSettings | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """HF's greedy search and sampling, with images between."""
+        return self._decode(super()._sample, input_ids, call_settings, kwargs)
+
+    def _assisted_decoding(  # type: ignore[override]  # HF reads `inputs_tensor` off the signature
+        self,
+        input_ids: Tensor,
+        call_settings: CallSettings | None = None,
+        inputs_tensor: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """HF's assisted generation and prompt lookup, with images between."""
+        return self._decode(
+            super()._assisted_decoding, input_ids, call_settings, kwargs | {"inputs_tensor": inputs_tensor}
+        )
+
+    def _beam_search(self, input_ids: Tensor, call_settings: CallSettings | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """HF's beam search, of text."""
+        return super()._beam_search(input_ids, **kwargs)
+
+    def _decode(
+        self, decode: Callable[..., Any], input_ids: Tensor, settings: CallSettings | None, kwargs: dict[str, Any]
+    ) -> Any:
+        if settings is None:  # an assistant's, or a caller's own loop
+            return decode(input_ids, **kwargs)
+        return InterleavedDecoding(self, decode, settings, input_ids, **kwargs).run()
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # HF's other arguments are left out in kwargs
         self,
@@ -56,132 +220,35 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of `forward` at each step of HF's loop: the new ids, with positions derived from all `input_ids`.
+        """Inputs of `forward` at each step of HF's loop: the ids that are not cached, with positions derived from all.
 
         HF derives positions from the attention mask, which is wrong after an image that took K RoPE positions.
         """
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        new = check_cache(input_ids, valid, past_key_values)
         layout = read_layout(input_ids, self.config)
         position_ids = rope_positions(layout.position_steps, valid)
-        fresh = past_key_values is None or past_key_values.get_seq_length() == 0
-        forwarded = ("use_cache", "logits_to_keep") + (("pixel_values", "image_codes") if fresh else ())
-        new = slice(None) if next_sequence_length is None else slice(-next_sequence_length, None)
-        cached = layout.blocks[:, : -position_ids[:, new].shape[1]]
+        images = {name: kwargs[name] for name in INPUT_IMAGES if kwargs.get(name) is not None}
         return {
-            "input_ids": input_ids[:, new],
+            "input_ids": input_ids[:, -new:],
             "attention_mask": valid,
-            "position_ids": position_ids[:, new],
-            "image_seen": (cached >= 0).any(dim=1),
+            "position_ids": position_ids[:, -new:],
+            "image_seen": (layout.blocks[:, :-new] >= 0).any(dim=1),
             "past_key_values": past_key_values,
-            **{key: kwargs[key] for key in forwarded if key in kwargs},
+            **images_of_columns(input_ids, images, new, self.config),
+            **{key: kwargs[key] for key in FORWARDED if key in kwargs},
         }
 
-    @torch.no_grad()
-    def generate(  # type: ignore[override]  # the images' arguments come before HF's
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        image_sampling: ImageSampling | None = None,
-        negative_prompt_ids: Tensor | None = None,
-        max_images: int = 1,
-        max_new_tokens: int = 256,
-        generator: Generators = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Continue left-padded prompts (B, T) with text and images; returns ids (B, T'), padded on the right.
 
-        Args:
-            image_sampling: sampling of image codes; after a prompt that ends with the image start token, an image is
-                generated first.
-            negative_prompt_ids: (1, n) prompt of the unconditional pass of classifier-free guidance, without the image
-                start token; `processor.unconditional_ids()`. Required unless guidance_scale is 1.
-            max_images: maximum number of images generated per row; further image starts are suppressed.
-            max_new_tokens: maximum number of text columns, shared by the batch's rows; 0 generates one image only.
-            generator: source of all randomness; None samples from torch's global one. One per row gives images that
-                do not depend on the batch but for rounding; text needs a single one.
-            kwargs: those of `transformers.GenerationMixin.generate` for the text (do_sample, streamer,
-                logits_processor, stopping_criteria, ...), and pixel_values or image_codes of input images.
-
-        Raises ValueError for guidance without a negative prompt, and for a prompt that fills the backbone's context.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        settings = image_sampling or ImageSampling()
-        if settings.guidance_scale != 1 and negative_prompt_ids is None:
-            raise ValueError(
-                f"guidance_scale {settings.guidance_scale} needs negative_prompt_ids; "
-                "pass processor.unconditional_ids()"
-            )
-        remaining_context(input_ids, attention_mask, self.config)
-        finished = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
-        input_images: dict[str, Tensor] = {k: kwargs[k] for k in ("pixel_values", "image_codes") if k in kwargs}
-        cache, pad_token_id = new_cache(self.config.text_config), self.eos_token_ids(kwargs)[0]
-        state = GenerationState(input_ids, attention_mask, finished, pad_token_id, cache, input_images)
-        images, text = 0, 0
-        while True:
-            generating = (state.input_ids[:, -1] == self.config.boi_token_id) & ~state.finished
-            if text < max_new_tokens and not bool((generating | state.finished).all()):
-                before = state.input_ids.shape[1]
-                generating = self.generate_text(
-                    state, generating, max_new_tokens - text, images < max_images, generator, kwargs
-                )
-                text += state.input_ids.shape[1] - before
-            if not generating.any():
-                return state.input_ids
-            self.generate_image(state, generating, settings, negative_prompt_ids, generator)
-            images += 1
-
-    def generate_text(
-        self,
-        state: GenerationState,
-        starts_image: Tensor,
-        max_new_tokens: int,
-        allow_images: bool,
-        generator: Generators,
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        """Run HF's loop until every row has finished or starts an image; returns the rows (B,) that start one.
-
-        Rows where `starts_image` (B,) do already. Every image start token is moved into the last column.
-        """
-        if isinstance(generator, Sequence):
-            raise ValueError("text is sampled with one generator, not one per row; pass one, or max_new_tokens=0")
-        config = self.config
-        suppressed = (config.eoi_token_id, config.image_pad_token_id) + (
-            () if allow_images else (config.boi_token_id,)
-        )
-        ends = self.eos_token_ids(kwargs)
-        idle = state.finished | starts_image
-        # ours last: a caller's processor cannot bring a suppressed id back
-        processors = [*(kwargs.get("logits_processor") or ()), AllowedIds(config.vocabulary.text_ids, suppressed)]
-        criteria = [*(kwargs.get("stopping_criteria") or ()), StopOnIds([config.boi_token_id, *ends], idle)]
-        lists = {
-            "logits_processor": LogitsProcessorList(processors),
-            "stopping_criteria": StoppingCriteriaList(criteria),
-        }
-        with torch.random.fork_rng(enabled=generator is not None):
-            if generator is not None:  # HF's loop uses the global generator only
-                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-            new_ids = super().generate(  # type: ignore[misc]  # HF's protocol for `self` has an untyped __getattr__
-                state.input_ids,
-                attention_mask=state.mask,
-                past_key_values=state.cache,
-                max_new_tokens=max_new_tokens,
-                **{"pad_token_id": state.pad_token_id, **kwargs, **lists},
-            )[:, state.input_ids.shape[1] :]
-        stops = torch.isin(new_ids, torch.tensor([config.boi_token_id, *ends], device=new_ids.device))
-        # a row's tokens count up to and including its first stop; HF's padding after it is masked
-        active = (stops.cumsum(dim=1) - stops.long() == 0) & ~idle[:, None]
-        state.append(new_ids, active)
-        starts_image = starts_image | ((new_ids == config.boi_token_id) & active).any(dim=1)
-        state.finished = state.finished | ~starts_image
-        state.move_last_token(starts_image)
-        return starts_image
-
-    def eos_token_ids(self, kwargs: dict[str, Any]) -> list[int]:
-        """Ids that end an answer: `eos_token_id` of the arguments, else of the generation config."""
-        ends = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
-        if ends is None:
-            raise ValueError("no eos_token_id in the generation config; pass eos_token_id=tokenizer.eos_token_id")
-        return [ends] if isinstance(ends, int) else list(ends)
+def _without_lengths(
+    generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> tuple[GenerationConfig | None, dict[str, Any]]:
+    """Arguments of a call that writes no text, whatever lengths are given or stored: HF needs room for a token."""
+    lengths = {"max_new_tokens": 1, "max_length": None, "min_new_tokens": None, "min_length": 0}
+    kwargs = {key: value for key, value in kwargs.items() if key not in lengths}
+    if generation_config is None:
+        return None, kwargs | lengths
+    generation_config = copy.deepcopy(generation_config)
+    for key, value in lengths.items():
+        setattr(generation_config, key, value)
+    return generation_config, kwargs

@@ -17,7 +17,7 @@ from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
 from unified.models.losses import head_input, soft_cap
 from unified.models.sampling import Generators, apply_guidance, ramped_guidance_scale, sample
-from unified.models.sequence_layout import Layout, read_layout, rope_positions
+from unified.models.sequence_layout import Layout, images_of_columns, read_layout, rope_positions
 
 
 @dataclass
@@ -104,7 +104,7 @@ class ImageGenerationMixin:
         text_ids = [torch.full_like(scale_positions, config.image_token_offset)]
         if past < context.input_ids.shape[1]:
             ids = context.input_ids[:, past:]
-            images = context.input_images if past == 0 else {}
+            images = images_of_columns(context.input_ids, context.input_images, ids.shape[1], config)
             states.insert(0, self.model.embed(ids, read_layout(ids, config), **images).to(states[0]))
             text_ids.insert(0, ids)
         block = torch.full_like(scale_positions, int(layout.blocks.max()) + 1)

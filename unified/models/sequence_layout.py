@@ -119,6 +119,32 @@ def remaining_context(input_ids: Tensor, valid: Tensor, config: UnifiedConfig, i
     return context - prompt_length - output_length
 
 
+def images_of_columns(
+    input_ids: Tensor, images: dict[str, Tensor], new: int, config: UnifiedConfig
+) -> dict[str, Tensor]:
+    """Of the input `images` of sequences (B, T), in order, those in the `new` last columns; the others are cached.
+
+    `images` may be of the whole sequences, or of the new columns alone.
+    """
+    layout = read_layout(input_ids, config)
+    rows, columns = (layout.is_input & (layout.index_in_image == 0)).nonzero(as_tuple=True)
+    is_new = columns >= input_ids.shape[1] - new
+    if not bool(is_new.any()):
+        return {}
+    return {name: given[is_new] if len(given) == len(rows) else given for name, given in images.items()}
+
+
+def repeat_images(input_ids: Tensor, images: Tensor, copies: int, config: UnifiedConfig) -> Tensor:
+    """Input `images` (N, ...) of sequences (B, T), each of which is repeated `copies` times in place.
+
+    Raises ValueError for another number of images than the sequences have.
+    """
+    counts = (input_ids == config.image_pad_token_id).sum(dim=1) // config.input_image_length
+    if len(images) != counts.sum():
+        raise ValueError(f"{len(images)} input images for {int(counts.sum())} in input_ids; pass each once")
+    return torch.cat([row for rows in images.split(counts.tolist()) for row in [rows] * copies])
+
+
 def block_attention_mask(
     blocks: Tensor, valid: Tensor, document_ids: Tensor | None = None, window: int | None = None
 ) -> Tensor:
