@@ -110,7 +110,7 @@ class InterleavedDecoding:
         if waits and is_recurrent(self.config.text_config):
             raise ValueError(
                 f"rows of a batch wait for each other's images, in which recurrent layers of "
-                f"{self.config.text_config.model_type} would read on; generate one row at a time, or text or images alone"
+                f"{self.config.text_config.model_type} would read on; generate one row at a time"
             )
         if pad is None and waits:
             raise ValueError(
