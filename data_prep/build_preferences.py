@@ -47,8 +47,9 @@ from tqdm import tqdm
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load, weights_digest
+from unified.data.parquet import write_parquet
 from unified.data.preferences import Pair, read_counts, write_pairs
-from unified.data.rows import CODES, init_output_folder, read_encoded_rows, shared_metadata, write_parquet
+from unified.data.rows import CODES, init_output_folder, read_encoded_rows, shared_metadata
 from unified.evaluation.detections import DetectionArguments, checkpoint_digest
 from unified.evaluation.geneval_files import read_captions
 from unified.evaluation.preference_scorers import (

@@ -236,12 +236,12 @@ def load_data(args: DpoArguments, checkpoint: Path, collator: PairCollator) -> t
     pairs = load_pairs(args.train_files, config)
     train, held_out = split_held_out(pairs.add_column("index", list(range(len(pairs)))), args.held_out_share)
     files = args.train_files
-    check_lengths(train, collator, lambda rows: name_rows(args.train_files, rows, "pairs"))
+    train = check_lengths(train, collator, lambda rows: name_rows(args.train_files, rows, "pairs"), args.max_bad)
     if args.eval_files:
         files, held_out = args.eval_files, load_pairs(args.eval_files, config)
         held_out = held_out.add_column("index", list(range(len(held_out))))
     if held_out is not None:
-        check_lengths(held_out, collator, lambda rows: name_rows(files, rows, "pairs"))
+        held_out = check_lengths(held_out, collator, lambda rows: name_rows(files, rows, "pairs"), args.max_bad)
     return train, by_modality(held_out) if held_out is not None else {}
 
 

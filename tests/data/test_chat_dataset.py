@@ -14,8 +14,9 @@ from toys import make_config
 from transformers import PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQConfig, VQModel
-from unified.data.chat_dataset import ChatDataset, PreferenceCollator, SFTCollator, load_encoded_rows
+from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.data.packing import PackedRow, pack_first_fit_decreasing, pack_tightly
+from unified.data.preference_collator import PreferenceCollator
 from unified.data.rows import write_encoded_shard
 from unified.models.processing import IGNORE_INDEX, UnifiedProcessor
 
@@ -226,7 +227,7 @@ def test_caption_dropout_takes_its_share_of_drawings_alone(processor: UnifiedPro
 def test_a_row_that_is_too_long_is_named_before_training(processor: UnifiedProcessor) -> None:
     rows = [*mixed_rows(4), row_of([text("cat " * 200)], [text("yes")], [])]
     data = ChatDataset(rows, processor)
-    with pytest.raises(ValueError, match=r"row 4 \(source toy\) takes \d+ positions, more than max_length 150"):
+    with pytest.raises(ValueError, match=r"row 4 \(source toy\): it takes \d+ positions, more than max_length 150"):
         data.check_lengths(150)
     full, dropped = ChatDataset(rows[:4], processor), ChatDataset(rows[:4], processor)
     difference = [a - b for a, b in zip(full.check_lengths(150), dropped.check_lengths(150, 0.25), strict=True)]

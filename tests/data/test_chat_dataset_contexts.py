@@ -35,7 +35,7 @@ def test_a_row_that_the_chat_template_refuses_has_its_file_and_number(
         Path(path).write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     rows = load_encoded_rows(paths, UnifiedConfig(vq_fingerprint="feed"))
     with pytest.raises(
-        ValueError, match=r"second\.jsonl:3, row \d+ \(source second\): .*refuses the .*tool.*: no tools$"
+        ValueError, match=r"second\.jsonl:3, row \d+ \(source second\): .*refuses the .*tool.*: no tools; mend"
     ):
         ChatDataset(rows, processor, files=paths).check_lengths(150)
 

@@ -14,10 +14,10 @@ from datasets import Dataset
 from pairs import image_pair, mixed_pair, question, text_pair, toy_pairs, turn
 
 from unified import UnifiedConfig, UnifiedProcessor
-from unified.data.chat_dataset import PreferenceCollator
+from unified.data.pair_forms import as_pair
+from unified.data.preference_collator import PreferenceCollator
 from unified.data.preferences import (
     PairCollator,
-    as_pair,
     by_modality,
     check_lengths,
     for_trl,
@@ -98,7 +98,7 @@ def test_every_form_of_trl_is_read(
 
 
 def test_parquet_without_codes_is_text(config: UnifiedConfig, tmp_path: Path) -> None:
-    rows = [{"prompt": "Hi.", "chosen": "Hello.", "rejected": "Go away.", "extra": 1}]
+    rows = [{"prompt": "Hi.", "chosen": "Hello.", "rejected": "Go away.", "id": 1}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "text.parquet")
     assert load_pairs([str(tmp_path / "text.parquet")], config)[0]["chosen"] == [turn("assistant", "Hello.")]
 
@@ -250,10 +250,13 @@ def test_answers_that_are_equal_where_they_are_scored_are_named(processor: Unifi
     pairs = Dataset.from_list([coarse, fine, coarse, fine])
     check_lengths(pairs, PairCollator(processor, 512))
     check_lengths(Dataset.from_list([coarse]), PairCollator(processor, 512, 1))
-    with pytest.raises(ValueError, match="^pair 1, pair 3: chosen and rejected are equal where they are scored"):
+    with pytest.raises(
+        ValueError,
+        match=r"^2 bad pairs: pair 1 .source toy.: chosen and rejected are equal where they are scored.* pair 3 ",
+    ):
         check_lengths(pairs, PairCollator(processor, 512, 1))
     named = pairs.add_column("index", [10, 11, 12, 13])
-    with pytest.raises(ValueError, match="^row 11, row 13: chosen"):
+    with pytest.raises(ValueError, match="^2 bad pairs: row 11, pair 1 .*; row 13, pair 3 "):
         check_lengths(named, PairCollator(processor, 512, 1), lambda rows: [f"row {row}" for row in rows])
 
 

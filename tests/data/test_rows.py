@@ -79,7 +79,7 @@ def test_parquet_images_are_bytes_or_a_file(tmp_path):
         ),
         ({"messages": [{"role": "user", "content": "x", "mask": [0]}]}, "has the key 'mask'"),
         ({"messages": [{"role": "user", "content": 3}]}, "content 3"),
-        (row([], [{"type": "image", "image": "cat.png"}]), "its file goes into `images`"),
+        (row([], [{"type": "image", "file": "cat.png"}]), "its file goes into `images`, or into the part"),
         (row([], [{"type": "text"}]), "part {'type': 'text'}"),
         (row(["a.png"], [SAY]), "0 image parts in `messages` but 1 `images`"),
         (row([], [IMAGE]), "1 image parts in `messages` but 0 `images`"),

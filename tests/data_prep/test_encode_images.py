@@ -139,7 +139,7 @@ def test_a_bad_picture_is_named_counted_and_can_be_mended(encode, vq_dir, tmp_pa
     assert bad["row"] == f"{tmp_path}/in.jsonl:2" and "b.png" in bad["bad_images"][0]
 
     assert encode(*arguments) == 2
-    assert "1 rows have an unreadable image, more than --max-bad 0" in capsys.readouterr().err
+    assert "1 rows are malformed or have an unreadable image, more than --max-bad 0" in capsys.readouterr().err
 
     for name in "bd":
         picture(ord(name)).save(tmp_path / f"{name}.png")

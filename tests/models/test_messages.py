@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from unified.data.preferences import as_pair
+from unified.data.pair_forms import as_pair
 from unified.data.rows import read_rows
 from unified.models.messages import ROLES, content_parts, count_images
 

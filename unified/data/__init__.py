@@ -1,13 +1,30 @@
 """Training data: chats with images on disk, encoded rows, packed batches, preference pairs.
 
-rows            chat rows on disk, before and after encoding
-chat_dataset    encoded rows -> ids and labels; collators
-captions        images with captions -> chat rows
-encoding        rows with images -> rows with codes
-image_decoding  images of rows -> uint8 squares, in processes of their own
-packing         packing several examples into a row
-preferences     preference pairs for DPO
-mixtures        weighted mixtures in one flag
+rows                 chat rows on disk, before and after encoding
+forms                forms in which people publish rows
+parquet              parquet files in bounded memory
+chat_dataset         encoded rows -> ids and labels; the collator
+captions             images with captions -> chat rows
+encoding             rows with images -> rows with codes
+image_decoding       images of rows -> uint8 squares, in processes of their own
+packing              packing several examples into a row
+pair_forms           forms in which people publish preference pairs
+preferences          preference pairs for DPO
+preference_collator  pairs -> the batches of TRL's trainer
+mixtures             weighted mixtures in one flag
 """
 
-__all__ = ["captions", "chat_dataset", "encoding", "image_decoding", "mixtures", "packing", "preferences", "rows"]
+__all__ = [
+    "captions",
+    "chat_dataset",
+    "encoding",
+    "forms",
+    "image_decoding",
+    "mixtures",
+    "packing",
+    "pair_forms",
+    "parquet",
+    "preference_collator",
+    "preferences",
+    "rows",
+]

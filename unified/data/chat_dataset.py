@@ -1,4 +1,4 @@
-"""Training data: encoded rows from disk, the chat dataset, collators for SFT and DPO.
+"""Training data: encoded rows from disk, the chat dataset, the collator for SFT.
 
 Legend: B rows, T positions, T' kept positions, N input images, L codes of one image.
 """
@@ -8,21 +8,33 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, pad_right, stack_rows
-from unified.data.rows import ENCODED_FEATURES, has_codes, read_rows, shared_opener
-from unified.files.jsonl import read_lines
+from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, stack_rows
+from unified.data.parquet import arrow_errors, count_parquet_rows, read_schema
+from unified.data.rows import (
+    ALL_FEATURES,
+    ENCODED_FEATURES,
+    BadRow,
+    features_of,
+    has_codes,
+    has_extras,
+    iter_rows,
+    leave_out,
+    name_errors,
+    shared_opener,
+)
+from unified.files.jsonl import numbered_lines
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import Message, content_parts, draws_once, is_output, shorten
+from unified.models.messages import Message, content_parts, draws_once, is_output, is_trained, shorten
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor
 
 CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
@@ -31,16 +43,35 @@ CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping u
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
 
-    Raises ValueError for codes of another tokenizer than `config.vq_fingerprint` or of two openers of images, for
-    unencoded images, and where there is not one row.
+    With `tools`, and more keys in messages, where a row of them has any. Raises ValueError for codes of another
+    tokenizer than `config.vq_fingerprint` or of two openers of images, naming rows with unencoded images and malformed
+    ones, and without any row.
     """
     files = [file for path in paths for file in list_data_files(path)]
     shared_opener(file for file in files if file.suffix == ".parquet")
-    found = [_load_file(file, config.vq_fingerprint) for file in files]
+    errors: list[str] = []
+    found = [_load_file(file, config.vq_fingerprint, errors) for file in files]
+    if errors:
+        raise ValueError(name_errors(errors, "rows"))
     parts = [part for part in found if part is not None]
     if not parts:
         raise ValueError(f"{', '.join(map(str, paths))}: not one row; give files with a row or more")
-    return datasets.concatenate_datasets(parts)
+    return concatenate(parts, ALL_FEATURES)
+
+
+def concatenate(parts: Sequence[datasets.Dataset], whole: datasets.Features) -> datasets.Dataset:
+    """One data set; with the columns of `whole` in all of it if a part has them."""
+    if any(part.features == whole for part in parts):
+        missing = [name for name in whole if name not in parts[0].column_names]
+        parts = [_widened(part, whole) for part in parts] if missing or len(parts) > 1 else parts
+    return datasets.concatenate_datasets([*parts])
+
+
+def _widened(part: datasets.Dataset, whole: datasets.Features) -> datasets.Dataset:
+    for name in whole:
+        if name not in part.column_names:
+            part = part.add_column(name, [None] * len(part))
+    return part.select_columns([*whole]).cast(whole)
 
 
 def list_data_files(path: str, what: str = "encoded rows") -> list[Path]:
@@ -57,9 +88,9 @@ def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded ro
     numbers: list[tuple[Path, Sequence[int]]] = []
     for file in (file for path in paths for file in list_data_files(path, what)):
         if file.suffix == ".jsonl":
-            numbers.append((file, [number for number, _ in read_lines(file)]))
+            numbers.append((file, [number for number, _ in numbered_lines(file)]))
         else:
-            numbers.append((file, range(1, pq.read_metadata(file).num_rows + 1)))
+            numbers.append((file, range(1, count_parquet_rows(file) + 1)))
     names = []
     for row in rows:
         for file, known in numbers:
@@ -70,29 +101,59 @@ def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded ro
     return names
 
 
-def _load_file(file: Path, vq_fingerprint: str) -> datasets.Dataset | None:
-    """A file's rows; None for one without any, of which `datasets` makes errors."""
-    if file.suffix == ".parquet" and not pq.read_metadata(file).num_rows:
+def _load_file(file: Path, vq_fingerprint: str, errors: list[str]) -> datasets.Dataset | None:
+    """A file's rows; None for one without any, of which `datasets` makes errors. Bad rows go to `errors`."""
+    if file.suffix == ".jsonl":
+        return _text_rows(file, errors)
+    schema = read_schema(file)
+    if "chosen" in schema.names:
+        raise ValueError(f"{file} holds preference pairs; they train with recipes/dpo.py")
+    if not count_parquet_rows(file):
         return None
-    if file.suffix == ".jsonl" or "codes" not in pq.read_schema(file).names:
-        return _text_rows(file)
-    found = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode()
+    if "codes" not in schema.names:
+        return _text_rows(file, errors)
+    found = (schema.metadata or {}).get(b"vq_fingerprint", b"").decode()
     if found != vq_fingerprint and has_codes(file):
         raise ValueError(
             f"{file}: its codes are of tokenizer {found or '(not recorded)'} but the model uses {vq_fingerprint}; "
             "encode the images again with data_prep/encode_images.py and this model's tokenizer"
         )
-    return datasets.Dataset.from_parquet(str(file), columns=list(ENCODED_FEATURES), features=ENCODED_FEATURES)
+    features = features_of(file)
+    with arrow_errors(file):
+        return datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
 
 
-def _text_rows(file: Path) -> datasets.Dataset | None:
-    """Text-only rows in the format of encoded ones, None without any; raises ValueError for a row with images."""
+def _text_rows(file: Path, errors: list[str]) -> datasets.Dataset | None:
+    """Text-only rows in the format of encoded ones, None without any; what is none of them goes to `errors`."""
     encoded = []
-    for row in read_rows(file):
-        if row.images:
-            raise ValueError(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
-        encoded.append({"messages": row.messages, "codes": [], "metadata": row.metadata, "source": row.source})
-    return datasets.Dataset.from_list(encoded, features=ENCODED_FEATURES) if encoded else None
+    for row in iter_rows(file):
+        if isinstance(row, BadRow):
+            errors.append(f"{row.where}: {row.reason}")
+        elif row.images:
+            errors.append(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
+        else:
+            encoded.append(row.encoded([]))
+    features = ALL_FEATURES if any(map(has_extras, encoded)) else ENCODED_FEATURES
+    rows = [{"tools": None, **row} if features is ALL_FEATURES else row for row in encoded]
+    return datasets.Dataset.from_list(rows, features=features) if rows else None
+
+
+def check_trained(row: Mapping[str, Any], chat: EncodedChat, weigh: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Raise ValueError for a row without any trained label, or whose labels `weigh` nothing in the loss."""
+    # labels are shifted, so the first one is never used
+    if all(label == IGNORE_INDEX for label in chat.labels[1:]):
+        answers = [message for message in row["messages"] if is_output(message)]
+        why = "its assistant turns are empty" if answers else "it has no assistant turn"
+        why = why if not answers or any(map(is_trained, answers)) else "its assistant turns have weight 0"
+        raise ValueError(
+            f"{why}, so nothing in it is trained (every label is {IGNORE_INDEX}); give it an answer with text or an "
+            "image, or remove the row"
+        )
+    if weigh is not None and not weigh(torch.tensor([chat.labels])):
+        raise ValueError(
+            "the loss weights of all it answers are 0, so nothing in it is trained or measured; set text_loss_weight "
+            "or scale_loss_weights above 0, or remove the row"
+        )
 
 
 def system_text(messages: Sequence[Message]) -> str:
@@ -127,6 +188,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout {caption_dropout} is not in [0, 1); 0.1 is usual for guidance")
         self.rows, self.processor, self.files = rows, processor, files
+        self.kept: Sequence[int] = range(len(rows))  # places of the rows in what was loaded
         self.caption_dropout, self.seed, self.epoch, self.evaluation = caption_dropout, seed, 0, evaluation
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,40 +203,56 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if self._drops_caption(index) and draws_once(row["messages"]):
             # as in guidance's unconditional pass: an empty prompt and at once the image, without the answer's words
             image = [part for part in content_parts(row["messages"][-1]) if part["type"] == "image"]
-            row["messages"] = [{"role": "user", "content": ""}, {"role": "assistant", "content": image}]
-            row["codes"] = row["codes"][-1:]
-        return {**vars(self._encode(row, index)), "index": index, "epoch": self.epoch, "evaluation": self.evaluation}
+            row["messages"] = [{"role": "user", "content": ""}, {**row["messages"][-1], "content": image}]
+            row |= {"codes": row["codes"][-1:], "tools": None}
+        try:
+            chat = self._encode(row)
+        except ValueError as error:
+            raise ValueError(f"{self._name(index)}: {error}") from error
+        return {**vars(chat), "index": index, "epoch": self.epoch, "evaluation": self.evaluation}
 
     def check_lengths(
         self,
         max_length: int,
         last_scale_fraction: float = 1.0,
         weigh: Callable[[Tensor], Tensor] | None = None,
+        max_bad: int = 0,
     ) -> list[int]:
         """Number of positions of every row after dropping, computed before training.
 
-        Raises ValueError naming a row with more than `max_length` positions, without any trained label, or whose
-        labels (1, T) `weigh` nothing in the loss.
+        Rows with more than `max_length` positions, without any trained label, whose labels (1, T) `weigh` nothing in
+        the loss, or that cannot be encoded are all found; up to `max_bad` are left out of the data set, the first of
+        them named on stderr. Raises ValueError naming some of more.
         """
         dropping = LastScaleDropping.of(self.processor, last_scale_fraction, self.seed)
-        lengths, systems = [], Counter[str]()
+        lengths, bad, systems = [], dict[int, str](), Counter[str]()
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
-            chat = self._encode(row, index)
-            self._check_trained(row, index, chat)
-            if weigh is not None and not weigh(torch.tensor([chat.labels])):
-                raise ValueError(
-                    f"{self._name(row, index)}: the loss weights of all it answers are 0, so nothing in it is trained "
-                    "or measured; set text_loss_weight or scale_loss_weights above 0, or remove the row"
-                )
+            try:
+                chat = self._encode(row)
+                length = dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes))
+                check_trained(row, chat, weigh)
+                if length > max_length:
+                    raise ValueError(
+                        f"it takes {length} positions, more than max_length {max_length}; raise max_length or remove "
+                        "the row"
+                    )
+            except ValueError as error:
+                bad[index] = str(error)
+                continue
             systems.update([system_text(row["messages"])])
-            lengths.append(dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes)))
-            if lengths[-1] > max_length:
-                raise ValueError(
-                    f"{self._name(row, index)} takes {lengths[-1]} positions, more than max_length "
-                    f"{max_length}; raise max_length or remove the row"
-                )
+            lengths.append(length)
+        leave_out([(partial(self._name, index), reason) for index, reason in bad.items()], max_bad, "rows")
+        if bad and not lengths:
+            raise ValueError(f"not one of {len(bad)} rows can be trained on; the first: {self._name(0)}: {bad[0]}")
+        if bad:
+            self.kept = [index for index in range(len(self.rows)) if index not in bad]
+            self.rows = self.rows.select(self.kept)
         self._report_systems(systems)
         return lengths
+
+    def name_rows(self, indices: Sequence[int]) -> list[str]:
+        """`file:number` of items; see `name_rows`."""
+        return name_rows(self.files, [self.kept[index] for index in indices])
 
     def _report_systems(self, systems: Counter[str]) -> None:
         """Say how many rows have a system message behind which the trained model is not asked by default."""
@@ -187,27 +265,12 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"{shorten(usual)}, the processor's system_prompt: change that or the rows\n"
             )
 
-    def _encode(self, row: Mapping[str, Any], index: int) -> EncodedChat:
-        try:
-            return self.processor.encode_chat(row["messages"], row["codes"])
-        except ValueError as error:
-            raise ValueError(f"{self._name(row, index)}: {error}") from error
+    def _encode(self, row: Mapping[str, Any]) -> EncodedChat:
+        return self.processor.encode_chat(row["messages"], row["codes"], row.get("tools"))
 
-    def _name(self, row: Mapping[str, Any], index: int) -> str:
+    def _name(self, index: int) -> str:
         """A row for error messages: `file:number`, from 1, where files are known, and its number in all, from 0."""
-        named = name_rows(self.files, [index])
-        return f"{', '.join([*named, f'row {index}'])} (source {row['source']})"
-
-    def _check_trained(self, row: Mapping[str, Any], index: int, chat: EncodedChat) -> None:
-        # labels are shifted, so the first one is never used
-        if any(label != IGNORE_INDEX for label in chat.labels[1:]):
-            return
-        answered = any(map(is_output, row["messages"]))
-        why = "its assistant turns are empty" if answered else "it has no assistant turn"
-        raise ValueError(
-            f"{self._name(row, index)}: {why}, so nothing in it is trained (every label is "
-            f"{IGNORE_INDEX}); give it an answer with text or an image, or remove the row"
-        )
+        return f"{', '.join([*self.name_rows([index]), f'row {index}'])} (source {self.rows[index]['source']})"
 
     def _drops_caption(self, index: int) -> bool:
         if not self.caption_dropout:
@@ -261,50 +324,3 @@ class SFTCollator:
         dropping = replace(self.dropping, fraction=1) if example["evaluation"] else self.dropping
         kept = dropping.keep_positions(self.vocabulary.is_image(input_ids), example["epoch"], example["index"])
         return Document(input_ids, torch.tensor(example["labels"]), kept)
-
-
-class PreferenceCollator:
-    """Preference pairs for TRL's `DPOTrainer` (all chosen answers first, then all rejected, as TRL expects).
-
-    Examples have `messages` (the prompt), `chosen`, `rejected` (the assistant's messages) and, one list per image
-    part, `codes`, `chosen_codes`, `rejected_codes`. A column `images` (it may be empty lists) and
-    `remove_unused_columns=False` keep the trainer from tokenizing by itself.
-
-    Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), padded on the right, and with input images
-    `image_codes` (2N, L). The completion is the answer and the special token that ends its turn.
-    """
-
-    def __init__(self, processor: UnifiedProcessor, max_length: int) -> None:
-        self.processor, self.max_length = processor, max_length
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        answers = [self._answer(example, kind) for kind in ("chosen", "rejected") for example in examples]
-        rows = [[input_ids] for input_ids, _, _ in answers]
-        batch = {
-            "input_ids": pad_right(rows, self.processor.pad_token_id),
-            "attention_mask": pad_right([[torch.ones_like(input_ids)] for [input_ids] in rows], 0),
-            "completion_mask": pad_right([[mask] for _, mask, _ in answers], 0),
-        }
-        input_image_codes = [codes for *_, of_prompt in answers for codes in of_prompt]
-        if input_image_codes:
-            batch["image_codes"] = torch.tensor(input_image_codes)
-        return batch
-
-    def _answer(self, example: Mapping[str, Any], kind: str) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """Ids and completion mask (T,) of the prompt with one of its answers, and the codes of its input images."""
-        answer = [example[kind]] if isinstance(example[kind], Mapping) else list(example[kind])
-        prompt = self.processor.prompt_ids(example["messages"], example["codes"])
-        chat = self.processor.encode_chat(
-            [*example["messages"], *answer], [*example["codes"], *example[f"{kind}_codes"]]
-        )
-        if chat.input_ids[: len(prompt)] != prompt:
-            raise ValueError(
-                "the chat template renders the prompt differently when it is answered, but DPO needs it as a prefix; "
-                "use another chat template"
-            )
-        completion = torch.tensor(chat.labels) >= 0
-        completion[: len(prompt)] = False
-        stop = int(completion.nonzero().max()) + 1
-        if stop > self.max_length:
-            raise ValueError(f"a {kind} answer ends at position {stop}, beyond max_length {self.max_length}; raise it")
-        return torch.tensor(chat.input_ids[:stop]), completion[:stop].long(), chat.input_image_codes

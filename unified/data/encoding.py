@@ -1,8 +1,9 @@
 """Rows with images to rows with codes, shard by shard, so that training never runs the image tokenizer's encoder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from unified.data.image_decoding import CropCount, ImageDecoder, image_key
-from unified.data.rows import ImageRef, count_rows, init_output_folder, read_rows, write_encoded_shard
+from unified.data.image_decoding import AHEAD, CropCount, ImageDecoder, image_key
+from unified.data.pair_forms import PairRow, count_pairs, holds_pairs, iter_pairs
+from unified.data.preferences import write_pairs
+from unified.data.rows import BadRow, ImageRef, Row, count_rows, init_output_folder, iter_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.images import OPENER_VERSION, Fit, to_pixel_values
 from unified.image_tokenizer.loading import load_vq
@@ -23,6 +26,10 @@ from unified.image_tokenizer.scales import image_length
 BATCH_PIXELS = 2**20  # of a batch by default: 64 images of 128 x 128, about 3.5 GB in VAR's tokenizer
 MOST_IMAGES = 64  # ... but of small ones no more than these
 KEPT_BYTES = 2**29  # codes kept for images that come again; what does not fit is opened again
+
+Item = Row | PairRow | BadRow
+
+MAX_BLOCK = 256  # rows in memory at once where few have images
 
 
 @dataclass
@@ -41,7 +48,9 @@ class EncodeArguments:
         metadata={"help": "images that are not square: crop to the centre, pad with white, or refuse"},
     )
     shard_size: int = field(default=2000, metadata={"help": "rows per shard; what a stopped run loses at most"})
-    max_bad: int = field(default=0, metadata={"help": "rows with an unreadable image the run may skip"})
+    max_bad: int = field(
+        default=0, metadata={"help": "rows that are malformed or have an unreadable image the run may skip"}
+    )
     num_workers: int = field(default=0, metadata={"help": "processes that decode images beside the encoder"})
 
     def __post_init__(self) -> None:
@@ -57,12 +66,13 @@ class EncodeArguments:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `stop` of one input, and the files they go to."""
+    """Rows `start` to `stop` of one input, and the files they go to; `pairs` says that they are preference pairs."""
 
     source: str
     start: int
     stop: int
     path: Path
+    pairs: bool = False
 
     @property
     def bad_path(self) -> Path:
@@ -88,6 +98,11 @@ class ImageEncoder:
         self.done = Encoded()
         self._known: dict[str | bytes, np.ndarray | str] = {}
         self._most = KEPT_BYTES // (4 * image_length(vq.config.patch_nums))
+
+    @property
+    def images_at_once(self) -> int:
+        """Images to encode in one call, held in memory meanwhile: enough to keep every process busy."""
+        return self.arguments.images_per_step(self.vq.config.image_size) * max(1, AHEAD * self.arguments.num_workers)
 
     def encode(self, images: list[ImageRef]) -> list[list[int] | str]:
         """Codes of every image in order, or the reason why it has none."""
@@ -128,15 +143,22 @@ def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:
     }
 
 
-def plan_shards(inputs: list[str], shard_size: int, out: Path) -> list[Shard]:
-    """Every shard of the job in order; no shard spans two inputs, so that each can be read alone."""
+def plan_shards(inputs: list[str], shard_size: int, out: Path, max_bad: int = 0) -> list[Shard]:
+    """Every shard of the job in order; no shard spans two inputs, so that each can be read alone.
+
+    Raises ValueError for inputs without rows, of rows and pairs both, and with more than `max_bad` bad lines.
+    """
     spans = []
+    pairs = {source: holds_pairs(source) for source in inputs}
+    if len({*pairs.values()}) > 1:
+        mixed = ", ".join(next(source for source in inputs if pairs[source] is kind) for kind in (True, False))
+        raise ValueError(f"--inputs hold pairs and rows ({mixed}); encode them into a folder each")
     for source in inputs:
-        count = count_rows(source)
+        count = (count_pairs if pairs[source] else count_rows)(source, max_bad)
         spans += [(source, start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
     if not spans:
         raise ValueError(f"--inputs {' '.join(inputs)} hold no rows; give files with a row or more")
-    return [Shard(*span, out / f"{index:05d}.parquet") for index, span in enumerate(spans)]
+    return [Shard(*span, out / f"{index:05d}.parquet", pairs[span[0]]) for index, span in enumerate(spans)]
 
 
 def count_bad(shards: list[Shard]) -> int:
@@ -145,19 +167,37 @@ def count_bad(shards: list[Shard]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
 
 
-def encode_shard(shard: Shard, encoder: ImageEncoder) -> tuple[list[dict], list[dict]]:
-    """Encoded rows of a shard, and its rows with an unreadable image with the reason."""
-    rows = list(read_rows(shard.source, shard.start, shard.stop))
-    results = iter(encoder.encode([image for row in rows for image in row.images]))
-    encoded, bad = [], []
+def blocks(rows: Iterable[Item], images: int) -> Iterator[list[Item]]:
+    """Consecutive rows with `images` images, the last one's counted whole: what is held in memory at once."""
+    block: list[Item] = []
+    held = 0
     for row in rows:
-        codes = [next(results) for _ in row.images]
-        reasons = [code for code in codes if isinstance(code, str)]
-        content = {"messages": row.messages, "metadata": row.metadata, "source": row.source}
-        if reasons:
-            bad.append({"row": row.where, "bad_images": reasons, **content})
-        else:
-            encoded.append({"codes": codes, **content})
+        block.append(row)
+        held += len(row.images)
+        if held >= images or len(block) >= MAX_BLOCK:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
+
+
+def encode_shard(rows: Iterable[Item], encoder: ImageEncoder) -> tuple[list[dict], list[dict]]:
+    """Encoded rows of a shard, and its rows that are malformed or have an unreadable image with the reason."""
+    encoded: list[dict] = []
+    bad: list[dict] = []
+    for block in blocks(rows, encoder.images_at_once):
+        results = iter(encoder.encode([image for row in block for image in row.images]))
+        for row in block:
+            found = [next(results) for _ in row.images]
+            codes = [code for code in found if not isinstance(code, str)]
+            reasons = [code for code in found if isinstance(code, str)]
+            if isinstance(row, BadRow):
+                bad.append({"row": row.where, "bad_row": row.reason})
+            elif reasons:
+                content = {key: value for key, value in row.encoded([]).items() if not key.endswith("codes")}
+                bad.append({"row": row.where, "bad_images": reasons} | content)
+            else:
+                encoded.append(row.encoded(codes))
     return encoded, bad
 
 
@@ -168,16 +208,36 @@ def write_bad(shard: Shard, bad: list[dict]) -> None:
         return
     write_text(shard.bad_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad))
     for row in bad:
-        tqdm.write(f"bad image in {row['row']}: {'; '.join(row['bad_images'])}")
+        if "bad_row" in row:
+            tqdm.write(f"bad row {row['row']}: {row['bad_row']}")
+        else:
+            tqdm.write(f"bad image in {row['row']}: {'; '.join(row['bad_images'])}")
 
 
 def check_bad(count: int, arguments: EncodeArguments) -> None:
     """Raise ValueError when more rows than --max-bad were left out."""
     if count > arguments.max_bad:
         raise ValueError(
-            f"{count} rows have an unreadable image, more than --max-bad {arguments.max_bad}; they are listed in "
+            f"{count} rows are malformed or have an unreadable image, more than --max-bad {arguments.max_bad}: see "
             f"{arguments.out}/*.bad.jsonl: mend the files or raise --max-bad, then start again"
         )
+
+
+def share_of(shards: list[Shard], state: PartialState) -> list[Shard]:
+    """This process's part of the shards: neighbours, so that a row group of theirs is read by one process."""
+    count, index = len(shards), state.process_index
+    return shards[count * index // state.num_processes : count * (index + 1) // state.num_processes]
+
+
+def with_rows(shards: list[Shard]) -> Iterator[tuple[Shard, Iterator[Item]]]:
+    """Shards and their rows; of neighbours in one file, that file is read once from its first row to its last."""
+    rows: Iterator[Item] = iter(())
+    for before, shard in pairwise([None, *shards]):
+        assert shard is not None
+        if before is None or (before.source, before.stop) != (shard.source, shard.start):
+            ends = [other.stop for other in shards if other.source == shard.source]
+            rows = (iter_pairs if shard.pairs else iter_rows)(shard.source, shard.start, max(ends))
+        yield shard, islice(rows, shard.stop - shard.start)
 
 
 def encode_shards(shards: list[Shard], state: PartialState, encoder: ImageEncoder) -> None:
@@ -187,15 +247,15 @@ def encode_shards(shards: list[Shard], state: PartialState, encoder: ImageEncode
     retry = count_bad(shards) > arguments.max_bad
     done = [shard for shard in shards if shard.path.exists() and not (retry and shard.bad_path.exists())]
     skipped = set(done)
-    mine = [shard for shard in shards[state.process_index :: state.num_processes] if shard not in skipped]
+    mine = [shard for shard in share_of(shards, state) if shard not in skipped]
     fingerprint, left_out, started = vq.fingerprint(), count_bad(done), perf_counter()
-    bar = tqdm(mine, unit="shard", disable=not state.is_main_process)
-    for shard in bar:
-        encoded, bad = encode_shard(shard, encoder)
+    bar = tqdm(with_rows(mine), total=len(mine), unit="shard", disable=not state.is_main_process)
+    for shard, rows in bar:
+        encoded, bad = encode_shard(rows, encoder)
         write_bad(shard, bad)
         left_out += len(bad)
         check_bad(left_out, arguments)
-        write_encoded_shard(shard.path, encoded, fingerprint, vq.config.patch_nums)
+        (write_pairs if shard.pairs else write_encoded_shard)(shard.path, encoded, fingerprint, vq.config.patch_nums)
         bar.set_postfix_str(f"{encoder.done.images / (perf_counter() - started):.0f} image/s")
 
 
@@ -206,7 +266,7 @@ def encode_rows(arguments: EncodeArguments) -> Encoded:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     vq = load_vq(arguments.vq)
-    shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out))
+    shards = plan_shards(arguments.inputs, arguments.shard_size, Path(arguments.out), arguments.max_bad)
     init_output_folder(arguments.out, settings(arguments, vq))
     with ImageDecoder(vq.config.image_size, arguments.fit, arguments.num_workers) as decoder:
         encoder = ImageEncoder(vq, arguments, decoder)
@@ -214,6 +274,6 @@ def encode_rows(arguments: EncodeArguments) -> Encoded:
     bad = count_bad(shards)
     check_bad(bad, arguments)
     if bad and bad == sum(shard.stop - shard.start for shard in shards):
-        raise ValueError(f"not one of {bad} rows has images that can be read; they are in {arguments.out}/*.bad.jsonl")
+        raise ValueError(f"not one of {bad} rows can be read with its images; they are in {arguments.out}/*.bad.jsonl")
     encoder.done.shards = len(shards)
     return encoder.done

@@ -1,30 +1,42 @@
 """Preference pairs: format, files, validation, and datasets and collator for TRL's `DPOTrainer`.
 
 A *pair* is `{messages, chosen, rejected, codes, chosen_codes, rejected_codes, score_chosen, score_rejected, seeds,
-metadata, source}`: a conversation up to the assistant's turn, two lists of the assistant's messages, and L codes for
-every image part of each of the three. Scores and seeds may be null. L: codes of one image, K: scales.
+metadata, source}`, with `tools` where it has any: a conversation up to the assistant's turn, two lists of the
+assistant's messages, and L codes for every image part of each of the three. Scores and seeds may be null.
+L: codes of one image, K: scales.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
-from unified.data.chat_dataset import PreferenceCollator, list_data_files
-from unified.data.rows import CODES, MESSAGES, write_parquet
-from unified.files.jsonl import read_lines
+from unified.data.chat_dataset import concatenate, list_data_files
+from unified.data.pair_forms import CODES_OF, TURNS, Pair, as_pair, check_turns
+from unified.data.parquet import arrow_errors, read_schema, write_parquet
+from unified.data.preference_collator import PreferenceCollator
+from unified.data.rows import (
+    ALL_MESSAGES,
+    CODES,
+    MESSAGES,
+    as_record,
+    has_extras,
+    iter_records,
+    leave_out,
+    name_errors,
+)
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
-from unified.models.messages import content_parts, count_images, shorten
+from unified.models.messages import content_parts, count_images
 from unified.models.processing import UnifiedProcessor
 
 PAIR_FEATURES = Features(
@@ -42,10 +54,8 @@ PAIR_FEATURES = Features(
         "source": Value("string"),
     }
 )
+ALL_PAIR_FEATURES = Features({**PAIR_FEATURES, **dict.fromkeys(TURNS, ALL_MESSAGES), "tools": Value("string")})
 MODALITIES = ("image", "mixed", "understanding", "text")
-SHOWN_ERRORS = 3  # invalid pairs listed in one error message
-
-Pair = dict[str, Any]
 
 
 def modality(pair: Mapping[str, Any]) -> str:
@@ -72,106 +82,61 @@ def write_pairs(
     """
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
     metadata["counts"] = json.dumps(dict(counts or {}))
-    write_parquet(path, pa.Table.from_pylist(list(pairs), schema=PAIR_FEATURES.arrow_schema.with_metadata(metadata)))
+    pairs = list(pairs)
+    write_parquet(path, pa.Table.from_pylist(pairs, schema=_features(pairs).arrow_schema.with_metadata(metadata)))
+
+
+def _features(pairs: Iterable[Pair]) -> Features:
+    has_more = any(
+        has_extras({"tools": pair.get("tools"), "messages": pair[name]}) for pair in pairs for name in TURNS
+    )
+    return ALL_PAIR_FEATURES if has_more else PAIR_FEATURES
 
 
 def read_counts(path: str | Path) -> dict[str, float]:
     """The `counts` that a file of pairs was written with."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(b"counts", b"{}"))
+    return json.loads((read_schema(path).metadata or {}).get(b"counts", b"{}"))
 
 
 def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
-    """Checked pairs (`PAIR_FEATURES`) of files and folders, of all modalities.
+    """Checked pairs (`PAIR_FEATURES`, or `ALL_PAIR_FEATURES`) of files and folders, of all modalities.
 
     Besides our parquet files, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`),
     `chosen` and `rejected` as conversations, with implicit prompts (both answers contain the full conversation), or as
     strings. Raises ValueError naming file and row of invalid pairs, see `check_pair` and `as_pair`.
     """
     files = [file for path in paths for file in list_data_files(path, "pairs")]
-    pairs = datasets.concatenate_datasets([_load_file(file, config) for file in files])
+    parts = [_load_file(file, config) for file in files]
+    pairs = concatenate(parts, ALL_PAIR_FEATURES)
     if not len(pairs):
         raise ValueError(f"{', '.join(paths)}: not one pair; generate more samples, or score them otherwise")
     return pairs
 
 
 def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
-    encoded = file.suffix == ".parquet" and "chosen_codes" in pq.read_schema(file).names
-    fingerprint = (pq.read_schema(file).metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
+    schema = read_schema(file) if file.suffix == ".parquet" else pa.schema([])
+    encoded = "chosen_codes" in schema.names
+    fingerprint = (schema.metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
     pairs, errors = [], []
-    for number, record in _records(file):
+    for where, record in iter_records(file):
         try:
-            pair = as_pair(record, source=file.stem)
+            pair = as_pair(as_record(record), source=file.stem)
             check_pair(pair, config, fingerprint)
             pairs.append({} if encoded else pair)
         except ValueError as error:
-            errors.append(f"{file}:{number}: {error}")
+            errors.append(f"{where}: {error}")
     if errors:
-        more = f"; and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
-        raise ValueError(f"{len(errors)} bad pairs: {'; '.join(errors[:SHOWN_ERRORS])}{more}")
+        raise ValueError(name_errors(errors, "pairs"))
     if encoded and pairs:  # memory-mapped
-        return datasets.Dataset.from_parquet(str(file), columns=list(PAIR_FEATURES), features=PAIR_FEATURES)
-    columns = {name: [pair[name] for pair in pairs] for name in PAIR_FEATURES}  # also without pairs
-    return datasets.Dataset.from_dict(columns, features=PAIR_FEATURES)
-
-
-def _records(file: Path) -> Iterator[tuple[int, Any]]:
-    if file.suffix == ".jsonl":
-        return read_lines(file)
-    batches = pq.ParquetFile(file).iter_batches(256)
-    return enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+        features = ALL_PAIR_FEATURES if "tools" in schema.names else PAIR_FEATURES
+        with arrow_errors(file):
+            return datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
+    features = _features(pairs)
+    columns = {name: [pair.get(name) for pair in pairs] for name in features}  # also without pairs
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 # --- one pair
-
-
-def as_pair(record: Any, source: str = "") -> Pair:
-    """Convert a pair in our or TRL's format to ours. Raises ValueError for missing or invalid columns."""
-    if not isinstance(record, Mapping) or record.get("chosen") is None or record.get("rejected") is None:
-        raise ValueError('not a pair; write {"prompt": [...], "chosen": [...], "rejected": [...]} as TRL does')
-    prompt, chosen, rejected = _split_prompt(
-        _turns(record.get("messages", record.get("prompt")), "user"),
-        _turns(record["chosen"], "assistant"),
-        _turns(record["rejected"], "assistant"),
-    )
-    metadata = record.get("metadata")
-    return {
-        "messages": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        **{name: record.get(name) or [] for name in ("codes", "chosen_codes", "rejected_codes")},
-        "score_chosen": record.get("score_chosen"),
-        "score_rejected": record.get("score_rejected"),
-        "seeds": record.get("seeds"),
-        "metadata": metadata if isinstance(metadata, str) else json.dumps(metadata or {}),
-        "source": str(record.get("source") or source),
-    }
-
-
-def _turns(value: Any, role: str) -> list[Pair]:
-    """Messages with lists of parts; a string is one message of `role`, None is an empty list."""
-    if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    messages = [value] if isinstance(value, Mapping) else list(value or [])
-    if not all(isinstance(message, Mapping) for message in messages):
-        raise ValueError(f"{shorten(value)} is no conversation; give messages with role and content")
-    beside = "codes of images go into `codes`, `chosen_codes` and `rejected_codes`"
-    return [{"role": message["role"], "content": content_parts(message, beside=beside)} for message in messages]
-
-
-def _split_prompt(
-    prompt: list[Pair], chosen: list[Pair], rejected: list[Pair]
-) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Extract the prompt from answers that repeat it (TRL's implicit prompts). ValueError if prompts differ."""
-    heads = []
-    for answer in (chosen, rejected):
-        others = [index for index, turn in enumerate(answer) if turn["role"] != "assistant"]
-        heads.append(answer[: others[-1] + 1] if others else [])
-    if heads[0] != heads[1]:
-        raise ValueError("chosen and rejected answer different prompts; a pair has one prompt")
-    head = heads[0]
-    if prompt and head and prompt != head[-len(prompt) :]:  # the prompt may omit earlier turns
-        raise ValueError("the answers repeat another prompt than the pair's own; leave it out or make them equal")
-    return head or prompt, chosen[len(head) :], rejected[len(head) :]
 
 
 def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None:
@@ -181,14 +146,7 @@ def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None
     without codes, codes of another tokenizer than `config`'s (`fingerprint` is that of the pair's) or of another
     length, and scores that prefer the rejected answer.
     """
-    if not pair["messages"] or pair["messages"][-1]["role"] == "assistant":
-        raise ValueError("the prompt does not end with a turn to answer; add a user turn")
-    for kind in ("chosen", "rejected"):
-        parts = [part for turn in pair[kind] for part in turn["content"]]
-        if any(turn["role"] != "assistant" for turn in pair[kind]):
-            raise ValueError(f"the {kind} answer has turns that are not the assistant's; move them into the prompt")
-        if not any(part["type"] == "image" or part["text"].strip() for part in parts):
-            raise ValueError(f"the {kind} answer is empty; remove the pair")
+    check_turns(pair)
     _check_codes(pair, config, fingerprint)
     if pair["chosen"] == pair["rejected"] and pair["chosen_codes"] == pair["rejected_codes"]:
         what = "image" if pair["chosen_codes"] else "answer"
@@ -200,7 +158,7 @@ def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None
 
 def _check_codes(pair: Pair, config: UnifiedConfig, fingerprint: str) -> None:
     length, size = config.image_length, config.vocabulary.codebook_size
-    for kind, name in (("messages", "codes"), ("chosen", "chosen_codes"), ("rejected", "rejected_codes")):
+    for kind, name in CODES_OF.items():
         images = count_images(pair[kind])
         if images != len(pair[name]):
             raise ValueError(f"{images} image parts in {kind} but {name} of {len(pair[name])}; give L codes for each")
@@ -291,28 +249,39 @@ class PairCollator:
 
 
 def check_lengths(
-    pairs: datasets.Dataset, collator: PairCollator, names: Callable[[Sequence[int]], list[str]] | None = None
-) -> None:
-    """Encode every pair before training; `names` turns their indices into names for errors.
+    pairs: datasets.Dataset,
+    collator: PairCollator,
+    names: Callable[[Sequence[int]], list[str]] | None = None,
+    max_bad: int = 0,
+) -> datasets.Dataset:
+    """Encode every pair before training, and return those that can be trained on.
 
-    Raises ValueError naming the first pair that is too long or cannot be encoded, or pairs whose answers are equal
+    Args:
+        names: turns indices of pairs into names for errors.
+        max_bad: pairs that may be left out, of which the first are named on stderr.
+
+    Raises ValueError naming some of more pairs that are too long, cannot be encoded, or have answers that are equal
     where they are scored, from which nothing can be learnt.
     """
-    equal = []
+    equal = (
+        "chosen and rejected are equal where they are scored, so nothing can be learnt from them; remove the pairs, "
+        "or count more scales (num_scales)"
+    )
+    bad: dict[int, str] = {}
     for number, pair in enumerate(tqdm(pairs, desc="check pairs", unit="pair", mininterval=1)):
         try:
             batch = collator([pair])
         except ValueError as error:
-            file = "" if names is None else f"{names([pair['index']])[0]}, "
-            raise ValueError(f"{file}pair {number} (source {pair['source']}): {error}") from error
+            bad[number] = str(error)
+            continue
         scored = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
         if torch.equal(*scored):
-            equal.append(number if names is None else pair["index"])
-    if equal:
-        shown = equal[:SHOWN_ERRORS]
-        named = [f"pair {number}" for number in shown] if names is None else names(shown)
-        more = f" and {len(equal) - len(shown)} more" if len(equal) > len(shown) else ""
-        raise ValueError(
-            f"{', '.join(named)}{more}: chosen and rejected are equal where they are scored, so nothing can be learnt "
-            "from them; remove the pairs, or count more scales (num_scales)"
-        )
+            bad[number] = equal
+
+    def name(number: int) -> str:
+        pair = pairs[number]
+        file = [] if names is None else names([pair["index"]])
+        return f"{', '.join([*file, f'pair {number}'])} (source {pair['source']})"
+
+    leave_out([(partial(name, number), reason) for number, reason in bad.items()], max_bad, "pairs")
+    return pairs.select([number for number in range(len(pairs)) if number not in bad]) if bad else pairs

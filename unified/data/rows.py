@@ -1,11 +1,16 @@
 """Rows on disk: chats with images (JSONL or parquet), and encoded chats with codes instead.
 
-A *row* is `{"messages", "images", "metadata", "source"}`; an *encoded row* has `codes` in place of `images`. In both,
-every `{"type": "image"}` part of the messages stands for the next image, in order. L: codes of one image.
+A *row* is `{"messages", "images", "tools", "metadata", "source"}`; an *encoded row* has `codes` in place of `images`.
+In both, every `{"type": "image"}` part of the messages stands for the next image, in order. L: codes of one image.
+`unified.data.forms` says in which other forms rows are read.
 """
 
+import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +20,43 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from unified.files.atomic import atomic_path, write_text
+from unified.data.forms import as_row
+from unified.data.parquet import (
+    arrow_errors,
+    count_parquet_rows,
+    parquet_rows,
+    read_parquet,
+    read_schema,
+    write_parquet,
+)
+from unified.files.atomic import write_text
 from unified.files.images import OPENER_VERSION
-from unified.files.jsonl import read_lines
+from unified.files.jsonl import numbered_lines, parse_object
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 from unified.models.format_version import upgrade_settings
-from unified.models.messages import content_parts, count_images, shorten
+from unified.models.messages import shorten
 
 PART = {"type": Value("string"), "text": Value("string")}
-MESSAGES = List({"role": Value("string"), "content": List(PART)})
+MESSAGE = {"role": Value("string"), "content": List(PART)}
+MESSAGES = List(MESSAGE)
+# files of rows that have one of these keys hold all of them, others none, as before there were any
+EXTRA_KEYS = {
+    "weight": Value("int8"),
+    "name": Value("string"),
+    "tool_calls": Value("string"),
+    "tool_call_id": Value("string"),
+}
+ALL_MESSAGES = List({**MESSAGE, **EXTRA_KEYS})
 CODES = List(List(Value("int32")))
 _ORIGIN = {"metadata": Value("string"), "source": Value("string")}
 ROW_FEATURES = Features({"messages": MESSAGES, "images": List(Image()), **_ORIGIN})
 ENCODED_FEATURES = Features({"messages": MESSAGES, "codes": CODES, **_ORIGIN})
+ALL_FEATURES = Features({**ENCODED_FEATURES, "messages": ALL_MESSAGES, "tools": Value("string")})
 # without the note about features that `datasets` would leave in files
-ROW_SCHEMA, ENCODED_SCHEMA = (kind.arrow_schema.remove_metadata() for kind in (ROW_FEATURES, ENCODED_FEATURES))
-_BATCH_ROWS = 256  # rows of parquet held in memory at once, images included
+ROW_SCHEMA, ENCODED_SCHEMA, ALL_SCHEMA = (
+    kind.arrow_schema.remove_metadata() for kind in (ROW_FEATURES, ENCODED_FEATURES, ALL_FEATURES)
+)
+SHOWN_ERRORS = 3  # rows named in one error message
 
 
 @dataclass(frozen=True)
@@ -48,35 +74,105 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Row:
-    """One validated row; `messages` have lists of parts as content, `where` is `file:number` counted from 1."""
+    """One validated row; `messages` have lists of parts as content, `where` is `file:number` counted from 1.
+
+    `tools`, and `tool_calls` of messages, are JSON.
+    """
 
     messages: list[dict[str, Any]]
     images: list[ImageRef]
     metadata: str
     source: str
     where: str
+    tools: str | None = None
+
+    def encoded(self, codes: list[list[int]]) -> dict[str, Any]:
+        """The row with the codes of its images in place of them."""
+        tools = {"tools": self.tools} if self.tools else {}
+        return {"messages": self.messages, "codes": codes, "metadata": self.metadata, "source": self.source, **tools}
 
 
-def count_rows(path: str | Path) -> int:
-    """Number of rows of a `.jsonl` or `.parquet` file.
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read, and why."""
+
+    where: str
+    reason: str
+    images: tuple[ImageRef, ...] = ()
+
+
+def count_rows(path: str | Path, max_bad: int = 0) -> int:
+    """Number of rows of a `.jsonl` or `.parquet` file, with up to `max_bad` that cannot be read.
 
     JSONL is validated, so that an error in its last line is found before hours of work on the others.
-    Raises ValueError as `read_rows` does.
+    Raises ValueError naming some of more bad rows, and for what is no such file.
     """
-    return pq.read_metadata(path).num_rows if _kind(path) == ".parquet" else sum(1 for _ in read_rows(path))
+    if _kind(path) == ".parquet":
+        return count_parquet_rows(path)
+    bad, count = [], 0
+    for row in iter_rows(path):
+        count += 1
+        bad += [row] if isinstance(row, BadRow) else []
+    if len(bad) > max_bad:
+        raise ValueError(name_errors([f"{row.where}: {row.reason}" for row in bad], "rows"))
+    return count
+
+
+def name_errors(errors: Sequence[str], what: str) -> str:
+    """How many errors there are, and the first of them, in one line."""
+    shown = "; ".join(errors[:SHOWN_ERRORS])
+    more = f"; and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+    return f"{len(errors)} bad {what}: {shown}{more}"
+
+
+def leave_out(errors: Sequence[tuple[Callable[[], str], str]], max_bad: int, what: str) -> None:
+    """Say on stderr that rows are left out, and which first; an error is a row's name, made when asked, and why.
+
+    Raises ValueError, which says the same, for more than `max_bad`.
+    """
+    if not errors:
+        return
+    shown = [f"{name()}: {reason}" for name, reason in errors[:SHOWN_ERRORS]]
+    said = name_errors([*shown, *[""] * (len(errors) - len(shown))], what)
+    if len(errors) > max_bad:
+        raise ValueError(f"{said}; mend them, or leave up to {len(errors)} out with max_bad (now {max_bad})")
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"left out {said}\n")
 
 
 def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+    """`iter_rows` that raises ValueError, naming file and row, for a row that cannot be read."""
+    for row in iter_rows(path, start, stop):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.where}: {row.reason}")
+        yield row
+
+
+def iter_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Row | BadRow]:
     """Rows `start` to `stop` (half-open, blank lines not counted) of a `.jsonl` or `.parquet` file.
 
     In JSONL a content may be a plain string, images are paths relative to the file, `metadata` may be an object, and
-    `metadata` and `source` (default: the file's stem) may be missing. Other keys are ignored.
-    Raises ValueError naming file and row when a row is malformed or does not have one image per image part.
+    `metadata` and `source` (default: the file's stem) may be missing. Other forms: `unified.data.forms`.
+    Raises ValueError for what is no such file.
     """
     path = Path(path)
-    records = _parquet_records if _kind(path) == ".parquet" else read_lines
-    for number, record in records(path, start, stop):
-        yield _checked(record, path, f"{path}:{number}")
+    for where, record in iter_records(path, start, stop):
+        try:
+            yield _checked(record, path, where)
+        except ValueError as error:
+            yield BadRow(where, str(error))
+
+
+def iter_records(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, dict[str, Any] | bytes]]:
+    """Records and their `file:number`: objects of a parquet file, lines of JSONL; for `as_record`."""
+    numbered: Iterator[tuple[int, Any]]
+    numbered = parquet_rows(path, start, stop) if _kind(path) == ".parquet" else numbered_lines(path, start, stop)
+    return ((f"{path}:{number}", record) for number, record in numbered)
+
+
+def as_record(record: dict[str, Any] | bytes) -> dict[str, Any]:
+    """The object of a record; raises ValueError for a line that is none."""
+    return parse_object(record) if isinstance(record, bytes) else record
 
 
 def write_encoded_shard(
@@ -100,13 +196,20 @@ def write_encoded_shard(
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(scales)}
     if fingerprint:
         metadata["opener"] = str(opener)
-    write_parquet(path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA.with_metadata(metadata)))
+    schema = ALL_SCHEMA if any(map(has_extras, rows)) else ENCODED_SCHEMA
+    write_parquet(path, pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)))
 
 
-def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Write a table atomically."""
-    with atomic_path(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+def has_extras(row: Mapping[str, Any]) -> bool:
+    """Whether an encoded row has tools, or messages more than role and content."""
+    return bool(row.get("tools")) or any(
+        message.get(key) is not None for message in row["messages"] for key in EXTRA_KEYS
+    )
+
+
+def features_of(path: str | Path) -> Features:
+    """Columns of an encoded file."""
+    return ALL_FEATURES if "tools" in read_schema(path).names else ENCODED_FEATURES
 
 
 def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -114,7 +217,7 @@ def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int],
 
     Raises ValueError when the file is not an encoded shard.
     """
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = read_schema(path).metadata or {}
     if b"vq_fingerprint" not in metadata or b"patch_nums" not in metadata:
         raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
     scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
@@ -128,7 +231,7 @@ def shared_opener(paths: Iterable[str | Path]) -> int:
     """
     found: dict[int, list[str | Path]] = {}
     for path in paths:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = read_schema(path).metadata or {}
         if metadata.get(b"vq_fingerprint"):
             found.setdefault(int(metadata.get(b"opener", b"1")), []).append(path)
     if len(found) > 1:
@@ -145,7 +248,8 @@ def shared_opener(paths: Iterable[str | Path]) -> int:
 
 def has_codes(path: str | Path) -> bool:
     """Whether a row of an encoded shard has an image."""
-    images = pc.list_value_length(pq.read_table(path, columns=["codes"])["codes"])
+    with arrow_errors(path):
+        images = pc.list_value_length(pq.read_table(path, columns=["codes"])["codes"])
     return bool(pc.any(pc.greater(images, 0)).as_py())
 
 
@@ -158,8 +262,17 @@ def shared_metadata(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[
 
 
 def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of an encoded shard as dicts of `ENCODED_SCHEMA`'s columns; the inverse of `write_encoded_shard`."""
-    return pq.read_table(path, columns=ENCODED_SCHEMA.names).to_pylist()
+    """Rows of an encoded shard as dicts of `ENCODED_SCHEMA`'s columns; the inverse of `write_encoded_shard`.
+
+    What a row does not have of `ALL_SCHEMA` is left out.
+    """
+    rows = read_parquet(path, list(features_of(path)))
+    for row in rows:
+        row["messages"] = [
+            {key: value for key, value in message.items() if key not in EXTRA_KEYS or value is not None}
+            for message in row["messages"]
+        ]
+    return [{key: value for key, value in row.items() if key != "tools" or value is not None} for row in rows]
 
 
 def init_output_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
@@ -194,43 +307,27 @@ def _kind(path: str | Path) -> str:
     return suffix
 
 
-def _parquet_records(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    file = pq.ParquetFile(path)
-    columns = [name for name in ROW_SCHEMA.names if name in file.schema_arrow.names]
-    stop = file.metadata.num_rows if stop is None else stop
-    row = 0
-    for group in range(file.num_row_groups):
-        after = row + file.metadata.row_group(group).num_rows
-        if after <= start or row >= stop:
-            row = after
-            continue
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-            selected = batch.slice(max(start - row, 0), max(min(stop, row + len(batch)) - max(start, row), 0))
-            yield from enumerate(selected.to_pylist(), start=max(start, row) + 1)
-            row += len(batch)
+def _checked(record: dict[str, Any] | bytes, path: Path, where: str) -> Row:
+    row = as_row(as_record(record))
+    images = [image_ref(image, path, where) for image in row["images"]]
+    return Row(row["messages"], images, row["metadata"], str(row["source"] or path.stem), where, row["tools"])
 
 
-def _checked(record: dict[str, Any], path: Path, where: str) -> Row:
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: no `messages`; give a list of {{role, content}} as Hugging Face chats have")
-    parts = [content_parts(message, where, "its file goes into `images`") for message in messages]
-    messages = [{"role": m["role"], "content": content} for m, content in zip(messages, parts, strict=True)]
-    images = [_image_ref(image, path, where) for image in record.get("images") or []]
-    count = count_images(messages)
-    if count != len(images):
-        raise ValueError(f"{where}: {count} image parts in `messages` but {len(images)} `images`; give one each")
-    metadata = record.get("metadata")
-    if not isinstance(metadata, str):
-        metadata = json.dumps(metadata or {})
-    return Row(messages, images, metadata, str(record.get("source") or path.stem), where)
-
-
-def _image_ref(image: Any, path: Path, where: str) -> ImageRef:
+def image_ref(image: Any, path: Path, where: str) -> ImageRef:
+    """A picture of a record of `path`; raises ValueError for what is none."""
+    if isinstance(image, bytes):
+        return ImageRef(where, data=image)
+    if isinstance(image, str) and image.startswith("data:"):
+        head, _, body = image.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError(f"image {shorten(image)} is no base64; give the picture's path")
+        return ImageRef(where, data=base64.b64decode(body, validate=True))
+    if isinstance(image, str) and re.match(r"https?://", image):
+        raise ValueError(f"image {shorten(image)} is on the web; download it and give its path")
     if isinstance(image, str):
         return ImageRef(image, file=path.parent / image)
     if isinstance(image, dict) and image.get("bytes") is not None:
         return ImageRef(image.get("path") or where, data=image["bytes"])
     if isinstance(image, dict) and image.get("path"):
         return ImageRef(image["path"], file=path.parent / image["path"])
-    raise ValueError(f"{where}: image {shorten(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")
+    raise ValueError(f"image {shorten(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")

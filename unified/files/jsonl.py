@@ -1,9 +1,12 @@
 """JSONL files; errors name file and line."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_ESCAPED, _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
 
 
 def read_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -11,6 +14,11 @@ def read_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Ite
 
     Blank lines are skipped, but count as lines. Raises ValueError for invalid lines, as `parse_object`.
     """
+    return ((number, parse_object(line, f"{path}:{number}")) for number, line in numbered_lines(path, start, stop))
+
+
+def numbered_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, but lines as they are."""
     index = -1
     with open(path, "rb") as file:  # bytes: text would end lines at U+2028 too, which JSON allows inside of strings
         for number, line in enumerate(file, start=1):
@@ -18,18 +26,37 @@ def read_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Ite
             if stop is not None and index >= stop:
                 return
             if index >= start and line.strip():
-                yield number, parse_object(line, f"{path}:{number}")
+                yield number, line
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """JSON object in `data`; ValueError starting with `where` if it is not UTF-8, not JSON, or not an object."""
+def parse_object(data: bytes, where: str = "") -> dict[str, Any]:
+    """JSON object in `data`; ValueError starting with `where` if it is not UTF-8, not JSON, or not an object.
+
+    Half a surrogate pair, which JSON can write as an escape and no file or tokenizer takes, is an error too.
+    """
+    start = f"{where}: " if where else ""
+    text = parse_text(data, where)
     try:
-        value = json.loads(parse_text(data, where))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); write one object per line") from None
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{start}not JSON ({error}); write one object per line") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: not an object but a {type(value).__name__}; write one object per line")
+        raise ValueError(f"{start}not an object but a {type(value).__name__}; write one object per line")
+    if _ESCAPED.search(text) and (path := surrogate_path(value)):
+        raise ValueError(f"{start}half a surrogate pair in {path}; write the whole character, or take it out")
     return value
+
+
+def surrogate_path(value: Any, path: str = "") -> str:
+    """Where in a JSON value a string holds half a surrogate pair, such as `messages[1].content`; else empty."""
+    if isinstance(value, str):
+        return (path or "the text") if _SURROGATE.search(value) else ""
+    if isinstance(value, dict):
+        inner = [(f"{path}.{key}".lstrip("."), held) for key, held in value.items()]
+        inner = [(f"the key {key!r}", key) for key in value] + inner
+    else:
+        inner = [(f"{path}[{number}]", held) for number, held in enumerate(value)] if isinstance(value, list) else []
+    return next(filter(None, (surrogate_path(held, name) for name, held in inner)), "")
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -42,8 +69,9 @@ def parse_text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        start = f"{where}: " if where else ""
         raise ValueError(
-            f"{where}: not UTF-8 (byte {error.start + 1} is 0x{data[error.start]:02x}); save the file as UTF-8"
+            f"{start}not UTF-8 (byte {error.start + 1} is 0x{data[error.start]:02x}); save the file as UTF-8"
         ) from None
 
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from unified.data.mixtures import read_names, read_weights
-from unified.data.rows import ROW_SCHEMA, init_output_folder, write_parquet
+from unified.data.parquet import write_parquet
+from unified.data.rows import ROW_SCHEMA, init_output_folder
 from unified.files.images import write_image
 from unified.scenes.rendering import CANVAS, CLASSES, COLOURS, Scene, check_names, draw_scene, sample_scene, tags_of
 from unified.scenes.texts import KINDS, messages_for

@@ -48,6 +48,9 @@ class DataArguments(CheckedArguments):
     )
     eval_files: list[str] = arg([], "held-out files of the same formats; empty: no evaluation")
     max_length: int = arg(512, "positions of a packed row; a longer example is an error before training", at_least(1))
+    max_bad: int = arg(
+        0, "rows that may be left out: too long, with nothing to train, refused by the chat template", at_least(0)
+    )
     pack: bool = arg(True, "pack several examples into a row of max_length; False: one example per row")
     caption_dropout: float = arg(
         0.1, "share of images trained without their caption, for classifier-free guidance", Bounds(at_least=0, below=1)
@@ -153,6 +156,7 @@ class DpoArguments(TuningArguments, DPOConfig):
     max_length: int = arg(
         512, "positions of prompt and answer; a longer pair is an error before training", at_least(1)
     )
+    max_bad: int = arg(0, "pairs that may be left out: too long, or with nothing to score", at_least(0))
     num_scales: int | None = arg(
         None, "number of scales, coarse to fine, whose codes count in log-probs; None: all", at_least(1)
     )

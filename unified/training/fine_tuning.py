@@ -10,7 +10,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter
 from unified.checkpoints.averaging import mix_in
-from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows, name_rows
+from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.files.records import TRAINER_STATE
 from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
@@ -94,7 +94,7 @@ def build_trainer(
         if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
             longest, share = (context, 1.0) if evaluation else (data_args.max_length, fraction)
             weigh = model.loss_divisor if 0 in weights_of(model.config) else None
-            datasets[-1].check_lengths(longest, share, weigh)
+            datasets[-1].check_lengths(longest, share, weigh, data_args.max_bad)
     check_code_noise(model.config, args.code_noise)
     if model_args.compile_layers:
         compile_layers(model)
@@ -106,7 +106,8 @@ def build_trainer(
         data_collator=SFTCollator(processor, data_args.max_length, fraction, seed=args.seed, pack=data_args.pack),
         processing_class=processor,
     )
-    trainer.name_rows = lambda rows: name_rows(data_args.train_files, rows)
+    assert datasets[0] is not None
+    trainer.name_rows = datasets[0].name_rows
     if not trainer.is_deepspeed_enabled:
         check_masters(trainer.model)
     if trainer.accelerator.mixed_precision == "bf16" and not trainer.is_deepspeed_enabled:

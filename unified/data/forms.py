@@ -1,0 +1,223 @@
+"""Forms in which people publish rows, as `{messages, images, tools, metadata, source}`. Pure functions of records.
+
+Read are Hugging Face's `messages` with `images`, a picture inside its part, ShareGPT's `conversations`, LLaVA's
+`<image>` strings, and captions (`image` with `text` or `caption`). A key that nothing honours is refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unified.models.messages import ROLES, Message, content_parts, count_images, shorten
+from unified.models.tools import as_json, read_tool_calls, read_tools
+
+BESIDE = "its file goes into `images`, or into the part as `image`"
+CAPTIONS = ("text", "caption")
+IMAGE_MARK = "<image>"
+NOTES = ("id", "idx", "prompt_id", "dataset", "split", "category", "model", "language", "license")  # into `metadata`
+PICTURE_KEYS = ("image", "path", "url", "base64", "image_url")  # of an image part
+SPEAKERS = dict.fromkeys(("human", "user"), "user")
+SPEAKERS |= dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "model"), "assistant")
+SPEAKERS |= dict.fromkeys(("tool", "observation", "function"), "tool") | {"system": "system"}
+_ROW = ("messages", "images", "tools", "metadata", "source")
+_MARK = re.compile(rf"\n?{IMAGE_MARK}\n?")
+
+
+def as_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as `{messages, images, tools, metadata, source}`; messages are parts, images stand in their order.
+
+    `tools`, and `tool_calls` of messages, are JSON, as files hold them. Raises ValueError for what nothing honours.
+    """
+    given = {key: value for key, value in record.items() if value is not None}
+    if "chosen" in given or "rejected" in given:
+        raise ValueError("a preference pair (`chosen`, `rejected`), no chat; it trains with recipes/dpo.py")
+    marked = False
+    if "messages" in given:
+        messages = given.pop("messages")
+    elif "conversations" in given:
+        messages, marked = given.pop("conversations"), True
+        messages = [_spoken(turn) for turn in messages] if isinstance(messages, list) else messages
+    else:
+        messages = _caption_chat(given)
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("no `messages`; give a list of {role, content} as Hugging Face chats have")
+    if "system" in given:
+        messages = with_system(messages, given.pop("system"))
+    pictures = pop_pictures(given)
+    messages, pictures = place(messages, pictures, marked)
+    notes = {key: given.pop(key) for key in NOTES if key in given}
+    check_unknown(given, _ROW, "`messages`")
+    return {
+        "messages": messages,
+        "images": pictures,
+        "tools": as_json(read_tools(given.get("tools"))),
+        "metadata": metadata_of(given.get("metadata"), notes),
+        "source": given.get("source"),
+    }
+
+
+def check_unknown(given: Mapping[str, Any], known: Sequence[str], beside: str) -> None:
+    """Raise ValueError for a key of a row that is not known."""
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ValueError(
+            f"the key {unknown[0]!r} ({shorten(given[unknown[0]], 40)}) beside {beside}, which nothing honours; "
+            "take it out, or put it into `metadata`"
+        )
+
+
+def metadata_of(value: Any, notes: Mapping[str, Any]) -> str:
+    """A row's metadata as JSON, with what is noted beside it; text that is no object is kept when there is nothing."""
+    if isinstance(value, str) and not notes:
+        return value
+    held = json.loads(value) if isinstance(value, str) and value.startswith("{") else value or {}
+    held = held if isinstance(held, Mapping) else {"metadata": held}
+    return json.dumps({**notes, **held}, default=str)
+
+
+def pop_pictures(given: dict[str, Any]) -> list[Any]:
+    """The pictures of `images` or `image`, which are taken out of the record."""
+    if "images" in given and "image" in given:
+        raise ValueError("both `images` and `image`; give one of them")
+    found = given.pop("images", given.pop("image", []))
+    return [found] if isinstance(found, str | bytes | Mapping) else list(found)
+
+
+def with_system(messages: list[Any], prompt: Any) -> list[Any]:
+    """Messages behind a system message of a column of its own; empty is none."""
+    first = messages[0]
+    if isinstance(first, Mapping) and first.get("role") == "system":
+        raise ValueError("both a key `system` and a system message; keep one of them")
+    return [{"role": "system", "content": prompt}, *messages] if prompt else messages
+
+
+def _spoken(turn: Any) -> Any:
+    """A turn `{from, value}` as `{role, content}`; others as they are."""
+    if not isinstance(turn, Mapping) or "from" not in turn:
+        return turn
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    speaker = turn["from"]
+    if speaker not in SPEAKERS:
+        raise ValueError(f"a turn from {shorten(speaker)}; choose from {', '.join(SPEAKERS)}")
+    return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
+
+
+def _caption_chat(given: dict[str, Any]) -> Any:
+    """The chat of a picture with its caption, which are taken out of the record: the caption asks for the picture."""
+    columns = [name for name in CAPTIONS if name in given]
+    if len(columns) != 1 or "image" not in given or isinstance(given["image"], list):
+        return None
+    caption = given.pop(columns[0])
+    caption = caption[0] if isinstance(caption, list) and len(caption) == 1 else caption
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(
+            f"{columns[0]} {shorten(caption)} is no caption; write some words. Of several captions a picture makes "
+            "several rows: repeat it, or use data_prep/convert_captions.py"
+        )
+    return [{"role": "user", "content": caption.strip()}, {"role": "assistant", "content": [{"type": "image"}]}]
+
+
+# --- pictures at their places
+
+
+def place(
+    messages: list[Any], pictures: list[Any], marked: bool = False, strings: bool | None = None
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages with parts of `type` and `text` alone, and a picture for every image part, in their order.
+
+    Pictures stand inside their parts, or in `pictures` for the parts without one: by their `index`, else in order.
+    Where no part is an image, texts may mark their places with `<image>`, as LLaVA's do (`marked`: always do), and
+    pictures of chats all in `strings` without marks are shown before the first question, as TRL reads them.
+    Raises ValueError for places without a picture, and pictures without a place.
+    """
+    turns = [with_parts(message) for message in messages]
+    if not any(_is_image(part) for turn in turns for part in turn["content"]):
+        if marked or pictures:
+            turns = [turn | {"content": _at_marks(turn["content"])} for turn in turns]
+        if strings is None:
+            strings = all(isinstance(message.get("content") or "", str) for message in messages)
+        if pictures and strings and not marked and not any(_is_image(p) for turn in turns for p in turn["content"]):
+            turns = _before_question(turns, len(pictures))
+    found: list[Any] = []
+    taken: set[int] = set()
+    for part in (part for turn in turns for part in turn["content"] if _is_image(part)):
+        inside = [part.pop(key) for key in PICTURE_KEYS if part.get(key) is not None]
+        index = part.pop("index", None)
+        if inside:
+            found.append(_inside(inside[0]))
+            continue
+        index = len(taken) if index is None else index
+        if isinstance(index, int) and 0 <= index < len(pictures):
+            found.append(pictures[index])
+            taken.add(index)
+    checked = [on_disk(turn) for turn in turns]
+    count = count_images(checked)
+    if len(found) != count or len(taken) != len(pictures):
+        inner = f", {len(found) - len(taken)} pictures inside of parts" if len(found) > len(taken) else ""
+        raise ValueError(f"{count} image parts in `messages` but {len(pictures)} `images`{inner}; give one each")
+    return checked, found
+
+
+def with_parts(message: Any) -> dict[str, Any]:
+    """A message whose content is a list, with image parts of every form as `{"type": "image", …}`."""
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        content_parts(message)  # says what is wrong
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if content is None:
+        return {**message, "content": []} if message.get("tool_calls") else _named(message)
+    if not isinstance(content, list):
+        return _named(message)
+    parts = [
+        {**part, "type": "image"} if isinstance(part, Mapping) and part.get("type") == "image_url" else part
+        for part in content
+    ]
+    return {**message, "content": [{**part} if isinstance(part, Mapping) else part for part in parts]}
+
+
+def _named(message: Message) -> dict[str, Any]:
+    return {**message, "content": content_parts(message)}  # raises ValueError
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def _at_marks(parts: list[Any]) -> list[Any]:
+    """Parts whose texts are cut at every `<image>`; a line break beside it goes with it."""
+    result: list[Any] = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str) or IMAGE_MARK not in text:
+            result.append(part)
+            continue
+        for number, piece in enumerate(_MARK.split(text)):
+            result += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
+    return result
+
+
+def _before_question(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    first = next((number for number, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if first is None:
+        return turns
+    images = [{"type": "image"} for _ in range(count)]
+    shown = turns[first] | {"content": [*images, *turns[first]["content"]]}
+    return [*turns[:first], shown, *turns[first + 1 :]]
+
+
+def _inside(picture: Any) -> Any:
+    """The picture of a part; OpenAI's form has an object with a `url` there."""
+    return picture["url"] if isinstance(picture, Mapping) and picture.get("url") else picture
+
+
+def on_disk(turn: dict[str, Any]) -> dict[str, Any]:
+    """A checked message as files hold it."""
+    for part in turn["content"]:
+        if isinstance(part, dict) and part.get("index", 0) is None:
+            del part["index"]
+    content = content_parts(turn, beside=BESIDE)
+    kept = {key: value for key, value in turn.items() if key not in ("content", "tool_calls") and value is not None}
+    calls = as_json(read_tool_calls(turn.get("tool_calls")))
+    return {"role": kept.pop("role"), "content": content, **kept, **({"tool_calls": calls} if calls else {})}
