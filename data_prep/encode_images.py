@@ -3,7 +3,7 @@
     python data_prep/encode_images.py --vq out/vq --out out/encoded --inputs out/scenes/*.parquet
     accelerate launch --num_processes 8 data_prep/encode_images.py --vq out/vq --out out/encoded --inputs rows.jsonl
 
-Inputs are rows as JSONL or parquet, in the forms in which people publish them (docs/data.md), with or without pictures,
+Inputs are rows as JSONL or parquet, in the forms that people publish (docs/data.md), with or without pictures,
 or preference pairs with pictures, for recipes/dpo.py. A picture is opened once for all of its rows, and shown as
 viewers show it: upright, on white, in sRGB. One that is not square is cropped to its centre, and the last line counts
 what that loses; `--fit pad` puts it on white, `--fit refuse` leaves it out. Outputs are shards `OUT/00000.parquet` of
@@ -11,7 +11,7 @@ what that loses; `--fit pad` puts it on white, `--fit refuse` leaves it out. Out
 stopped goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs: another tokenizer or
 other inputs are refused.
 
-A picture or row that cannot be read is named on the screen, and the row goes to `OUT/00000.bad.jsonl` in place of the shard.
+A picture or row that cannot be read is named on the screen, and goes to `OUT/00000.bad.jsonl` in place of the shard.
 More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.
 """
 
