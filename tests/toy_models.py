@@ -9,10 +9,13 @@ BACKBONES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 EOS, BOI, EOI, IMAGE_PAD, OFFSET, CODES = 2, 61, 62, 63, 64, 32  # text ids lie below 61, codes from 64 on
 
 
-def toy_backbone(name: str, vocab_size: int = OFFSET + CODES, **settings: object) -> PreTrainedConfig:
-    """Configuration of a backbone: hidden 32, 2 layers, 4 heads, 2 kv heads; Gemma's first layer has a window of 8."""
+def toy_backbone(
+    name: str, vocab_size: int = OFFSET + CODES, hidden_size: int = 32, **settings: object
+) -> PreTrainedConfig:
+    """Configuration of a backbone: 2 layers, 4 heads, 2 kv heads; Gemma's first layer has a window of 8."""
     classes = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
-    sizes = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
+    sizes["num_hidden_layers"] = 2
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     ids = {"bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
     if name in classes:
@@ -30,7 +33,9 @@ def make_lively(model: torch.nn.Module, std: float = 0.2) -> None:
             torch.nn.init.normal_(parameter, std=std)
 
 
-def toy_model(backbone: str = "llama", tied: bool = True, seed: int = 0, **settings: object) -> UnifiedForCausalLM:
+def toy_model(
+    backbone: str = "llama", tied: bool = True, seed: int = 0, hidden_size: int = 32, **settings: object
+) -> UnifiedForCausalLM:
     """A random model in eval mode; `settings` are those of `UnifiedConfig`.
 
     Images are 32 pixels: scales (1, 2, 4) and 21 codes, or a grid of 4x4 and 16 codes in raster order.
@@ -38,7 +43,7 @@ def toy_model(backbone: str = "llama", tied: bool = True, seed: int = 0, **setti
     torch.manual_seed(seed)
     patch_nums = (4,) if settings.get("image_order") == "raster" else (1, 2, 4)
     config = UnifiedConfig(
-        text_config=toy_backbone(backbone, tie_word_embeddings=tied),
+        text_config=toy_backbone(backbone, hidden_size=hidden_size, tie_word_embeddings=tied),
         vq_config=VQConfig(image_size=32, channels=(32, 32), patch_nums=patch_nums, codebook_size=CODES, code_dim=8),
         boi_token_id=BOI,
         eoi_token_id=EOI,

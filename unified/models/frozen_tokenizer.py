@@ -69,6 +69,15 @@ class FrozenImageTokenizer(VQModel):
         frozen.load_state_dict(weights, assign=True)
         return frozen
 
+    def check_fingerprint(self, expected: str) -> None:
+        """As `VQModel`'s; ValueError too for weights that accelerate has put elsewhere, as nothing fetches them."""
+        if any(tensor.is_meta for tensor in self.buffers()):
+            raise ValueError(
+                "offload_buffers True takes the image tokenizer's weights away, whose codes are needed in every call; "
+                "leave it out: the tokenizer is kept, and the rest offloaded as before"
+            )
+        super().check_fingerprint(expected)
+
     def train(self, mode: bool = True) -> "FrozenImageTokenizer":
         """Stay in eval mode."""
         super().train(False)

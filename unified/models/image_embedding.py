@@ -41,14 +41,15 @@ class ImageEmbedding(nn.Module):
         Output and input images in one call, since under ZeRO-3 every rank has to run the same modules whatever its
         batch contains.
         """
-        weight = self.scale_in.weight
-        grid = self.grid_embedding(grid_features(self.patch_nums, weight.device).to(weight.dtype))
-        ids = scale_ids(self.patch_nums).to(weight.device)
+        # weights may be away when they are not in use (accelerate's offloading): where the states go is not theirs to say
+        device, dtype = next_scale_inputs.device, self.start.weight.dtype
+        grid = self.grid_embedding(grid_features(self.patch_nums, device).to(dtype))
+        ids = scale_ids(self.patch_nums).to(device)
         start, stop = scale_spans(self.patch_nums)[0]
         first = self.start(ids.new_zeros(len(next_scale_inputs), stop - start))
-        projected = torch.cat([first, self.scale_in(next_scale_inputs.to(weight.dtype))], dim=1)
+        projected = torch.cat([first, self.scale_in(next_scale_inputs.to(dtype))], dim=1)
         output_states = projected + self.scale_embedding(ids) + grid
         start, stop = scale_spans(self.patch_nums)[-1]
         input_scale = self.scale_embedding(torch.full_like(ids[start:stop], len(self.patch_nums)))
-        input_states = self.image_in(f_hat.to(weight.dtype)) + input_scale + grid[start:stop]
+        input_states = self.image_in(f_hat.to(dtype)) + input_scale + grid[start:stop]
         return output_states, input_states

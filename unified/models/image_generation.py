@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -153,8 +154,10 @@ class ImageGenerationMixin:
     ) -> Tensor:
         """Sample codes (B, n) from the hidden states (B, n, D) of one or two contexts."""
         # logits of the codes alone: at image positions no text token can be sampled
-        columns, cap = self.config.vocabulary.code_rows(self.lm_head.weight), self.config.logit_cap
+        cap = self.config.logit_cap
         states = [head_input(h, self.config.logit_factor) for h in hidden]
-        logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in states]
+        with align_module_device(self.lm_head):  # fetches a matrix that is offloaded
+            columns = self.config.vocabulary.code_rows(self.lm_head.weight)
+            logits = [soft_cap(nn.functional.linear(h, columns).float(), cap) for h in states]
         guided = apply_guidance(logits[0], logits[1], guidance_scale) if len(logits) > 1 else logits[0]
         return sample(guided, settings.temperature, settings.top_k, settings.top_p, generator)

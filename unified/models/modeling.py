@@ -7,6 +7,7 @@ Legend: B batch, T sequence, T' kept positions, N images, L codes of an image, K
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -323,9 +324,10 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         targets = UnionTargets(labels[:, 1:][trained], is_image[:, 1:][trained], weights[:, 1:][trained])
         vocabulary, cap = self.config.vocabulary, self.config.logit_cap
         stride = self.config.modality_stride if self.training else 1
-        weight, rows = split_rows(self.lm_head)
         states = head_input(hidden[:, :-1][trained], self.config.logit_factor)
-        total, losses = union_loss(states, weight, targets, vocabulary, stride, cap, rows)
+        with align_module_device(self.lm_head):  # fetches a matrix that is offloaded
+            weight, rows = split_rows(self.lm_head)
+            total, losses = union_loss(states, weight, targets, vocabulary, stride, cap, rows)
         group = groups[:, 1:][trained]
         sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))

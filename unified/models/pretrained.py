@@ -11,6 +11,9 @@ from unified.models.configuration import UnifiedConfig
 from unified.models.frozen_tokenizer import PEFT_PREFIX, frozen_names
 from unified.models.trainable_token_rows import matrix_names
 
+# patterns of module names: quantized features are other codes, quantized rows other probabilities of them
+NEVER_QUANTIZED = (r".*\bvq_model", r".*\bimage_embedding", r".*\bembed_tokens", r".*\blm_head")
+
 
 class UnifiedPreTrainedModel(StrictPreTrainedModel):
     """Shared by base model and head: weight initialization and supported attention implementations."""
@@ -22,11 +25,16 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would change the codes
+    _keep_in_fp32_modules = list(NEVER_QUANTIZED)  # by which HF's quantizers know
 
     @property
     def dtype(self) -> torch.dtype:
         """The backbone's: HF would save that of the first parameter, which is the image tokenizer's float32."""
         return next(self.base_model.get_submodule("language_model").parameters()).dtype
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """HF's, without what is named for quantizers alone: in fp16 that is fp16 like the backbone."""
+        return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name not in NEVER_QUANTIZED}
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
