@@ -28,6 +28,7 @@ from tqdm import tqdm
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
+from unified.checkpoints.averaging import describe_copy
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
@@ -136,6 +137,7 @@ def write(adapter: Path, out: str, shifts: Tensor, vocabulary: Vocabulary) -> No
             if path.is_file() and path.name not in NOT_COPIED:
                 shutil.copy2(path, folder)
         save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+        describe_copy(adapter, folder, out)
 
 
 if __name__ == "__main__":

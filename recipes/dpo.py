@@ -63,6 +63,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.reports.endings import last_preferences, say_end, uses
 from unified.training.arguments import DpoArguments
+from unified.training.description import Description
 from unified.training.engines import check_deepspeed, decay_groups, optimizer_of_deepspeed, recorded
 from unified.training.fine_tuning import base_of, finish
 from unified.training.finite import FiniteTrainer, check_batches
@@ -75,7 +76,7 @@ from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest
 from unified.training.sharding import check_fsdp
 from unified.training.shutdown import shut_down
-from unified.training.trackers import check_trackers, reached
+from unified.training.trackers import Reached, check_trackers
 from unified.training.trainer import check_complete, newest_checkpoint, newest_folder, write_samples
 from unified.training.tuning import check_masters, continue_lora, lora_config, prepare_full, resolve_checkpoint
 
@@ -278,13 +279,14 @@ def main() -> None:
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     resumed = newest_checkpoint(args, trainer.model)
     rows = digest(train.select_columns(list(PAIR_FEATURES)))
-    record = RunRecord.of([args], rows, base_of(args.model, args), recorded(trainer.accelerator))
+    record = RunRecord.of([args], rows, base_of(args.model, checkpoint), recorded(trainer.accelerator))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, resumed, [change["name"] for change in changes])
     if not finished:
         trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
         trainer.add_callback(Recorder(record))
+        trainer.describe = Description(record, args.model, checkpoint)
         with locked(folder, new=not args.resume):
             train_and_save(trainer, resumed, record, newest, processor)
     shut_down(trainer.accelerator)
@@ -299,7 +301,7 @@ def train_and_save(
     """Train, from a checkpoint or from the beginning, and leave the result."""
     args = trainer.args
     within = train_within_memory(trainer, args.max_length, args.tuning)
-    with one_line_when_others_end(), within, reached(args.report_to):
+    with one_line_when_others_end(), within, Reached(args.report_to):
         trainer.train(resume_from_checkpoint=resumed)
     finish(trainer, record, newest)
     if trainer.is_world_process_zero():

@@ -327,7 +327,8 @@ def test_a_base_that_is_not_here_is_made_with_its_commands(published: Path, tmp_
 
 
 def test_what_cannot_be_published_is_refused(published: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
-    assert "no adapter_config.json" in error_of("publish", "--model", toy_checkpoint, "--out", tmp_path / "out")
+    whole = ["publish", "--model", toy_checkpoint, "--out", tmp_path / "out", "--base", "b"]
+    assert "--base and --made-with are for an adapter, which" in error_of(*whole)
     assert "exists already" in error_of("publish", "--model", published, "--out", tmp_path)
     placed = extended_again(tmp_path, image_positions="sequential")
     line = error_of("publish", "--model", published, "--out", tmp_path / "out", "--base", placed)

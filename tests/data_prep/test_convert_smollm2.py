@@ -22,6 +22,7 @@ def test_a_package_without_a_model_is_refused():
 @needs_package
 def test_the_package_holds_one_model():
     assert smollm2.find_gguf().name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert smollm2.card(smollm2.find_gguf()).startswith("---\nlicense: apache-2.0\n---\n")
 
 
 def test_a_finished_folder_is_left_alone_and_another_is_not_overwritten(run_script, tmp_path, capsys):
@@ -36,9 +37,9 @@ def test_a_finished_folder_is_left_alone_and_another_is_not_overwritten(run_scri
 def test_a_saved_folder_is_whole_or_absent(tiny_llm_dir, tmp_path, monkeypatch):
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llm_dir)
-    smollm2.save(model, tokenizer, tmp_path / "a" / "model")
+    smollm2.save(model, tokenizer, tmp_path / "a" / "model", "card")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "a" / "model").model_max_length == 512
     monkeypatch.setattr(model, "save_pretrained", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        smollm2.save(model, tokenizer, tmp_path / "b" / "model")
+        smollm2.save(model, tokenizer, tmp_path / "b" / "model", "card")
     assert not list((tmp_path / "b").iterdir())

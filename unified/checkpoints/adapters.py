@@ -12,7 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from unified.files.hub import model_folder
+from unified.files.atomic import write_text
+from unified.files.hub import hub_name, is_hub_name, model_folder
 from unified.files.weights import refuse_missing
 from unified.models.configuration import UnifiedConfig
 from unified.models.format_version import name_in_version_1, upgrade
@@ -21,6 +22,7 @@ from unified.models.position_gated_lora import IMAGE_LORA
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_RECORD = "base.json"
+BASE_VARIABLE = "UNIFIED_BASE"  # for commands without a flag of their own
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
@@ -41,20 +43,47 @@ def adapter_positions(adapter: Path) -> str:
     return config["positions"] if config.get("peft_type") == IMAGE_LORA else "all"
 
 
-def base_checkpoint(adapter: Path) -> Path:
-    """Checkpoint that an adapter was trained on; a relative path is relative to the current folder, as in PEFT.
+def base_checkpoint(adapter: Path, base: str | os.PathLike | None = None) -> Path:
+    """Checkpoint that an adapter was trained on: the folder or hub name `base`, else the one that the adapter names.
 
-    Raises ValueError if it is not a folder, with the commands that make it if the adapter has them.
+    Raises ValueError if it is nowhere, with the commands that make it if the adapter has them.
     """
-    name = read_adapter_config(adapter).get("base_model_name_or_path")
-    if name and not build_instructions(adapter):
-        name = str(model_folder(name, f"{adapter} is an adapter of"))
-    if not name or not Path(name).is_dir():
-        remedy = f"restore the base or correct base_model_name_or_path in {ADAPTER_CONFIG}"
-        raise ValueError(
-            f"{adapter} is an adapter of {name!r}, which is not a folder here; {build_instructions(adapter) or remedy}"
-        )
-    return Path(name)
+    given = base or os.environ.get(BASE_VARIABLE)
+    if given:
+        return model_folder(given, "--base")
+    name, found = base_name(adapter), found_base(adapter)
+    if found is not None:
+        return found
+    if name and is_hub_name(name) and not build_instructions(adapter):
+        revision = read_adapter_config(adapter).get("revision")
+        return model_folder(f"{name}@{revision}" if revision else name, f"{adapter} is an adapter of")
+    remedy = f"restore the base or correct base_model_name_or_path in {ADAPTER_CONFIG}"
+    raise ValueError(
+        f"{adapter} is an adapter of {name!r}, which is not a folder here; {build_instructions(adapter) or remedy}, "
+        f"or say where it is: --base DIR, or {BASE_VARIABLE}=DIR"
+    )
+
+
+def base_name(adapter: Path) -> str | None:
+    """How an adapter names its base."""
+    name: str | None = read_adapter_config(adapter).get("base_model_name_or_path")
+    return name
+
+
+def found_base(adapter: Path) -> Path | None:
+    """The folder on this machine that an adapter's base seems to be; None if there is none."""
+    return next((place for place in base_places(adapter, base_name(adapter)) if place.is_dir()), None)
+
+
+def base_places(adapter: Path, name: str | None) -> list[Path]:
+    """Where an adapter's base `name` may lie, the surest place first.
+
+    That is where its training found it, seen from the adapter; then `name` in the current folder, as PEFT takes it;
+    then beside the adapter, and in the folders above it.
+    """
+    record, here = read_base_record(adapter) or {}, adapter.resolve()
+    known = [here / record["from_here"]] if record.get("base") == name and "from_here" in record else []
+    return known + [place / name for place in (Path(), here, *here.parents) if name]
 
 
 def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
@@ -77,20 +106,19 @@ def attach(model: PreTrainedModel, adapter: Path, **options: Any) -> PeftModel:
 
 
 def read_base_record(adapter: Path) -> dict[str, Any] | None:
-    """`base.json` of a published adapter; None for others."""
+    """`base.json` of an adapter; None for one of an earlier version that is not published."""
     path = adapter / BASE_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def build_instructions(adapter: Path) -> str:
     """The commands that make an adapter's base, for error messages; empty if not recorded."""
-    record = read_base_record(adapter)
-    commands = " && ".join(record["made_with"]) if record else ""
+    commands = " && ".join((read_base_record(adapter) or {}).get("made_with", ()))
     return f"make it with `{commands}`" if commands else ""
 
 
 def make_base_record(adapter: Path, base: Path, name: str, made_with: Sequence[str]) -> dict[str, Any]:
-    """Content of `base.json`: the path `name` of `base`, the commands `made_with` that make it there, and its digest.
+    """Content of a published adapter's `base.json`: path `name` of `base`, commands that make it there, its digest.
 
     Raises ValueError if there is another checkpoint at `name`.
     """
@@ -100,8 +128,36 @@ def make_base_record(adapter: Path, base: Path, name: str, made_with: Sequence[s
     return {"base": name, "made_with": list(made_with), "digest": digest}
 
 
+def name_base(adapter: Path, base: Path, made_with: Sequence[str] = (), digest: str | None = None) -> str:
+    """Write which `base` the adapter in a folder was trained on: where it is seen from there, and its digest.
+
+    A base from the hub's cache is named as the hub does, with its revision. Returns the digest, which the next call
+    may be given.
+    """
+    digest, path = digest or base_digest(adapter, base), adapter / ADAPTER_CONFIG
+    config, repository = json.loads(path.read_text(encoding="utf-8")), hub_name(base)
+    record: dict[str, Any] = {"base": config["base_model_name_or_path"], "made_with": list(made_with)}
+    if repository is not None:
+        record["base"], config["revision"] = repository
+        config["base_model_name_or_path"] = record["base"]
+        write_text(path, json.dumps(config, indent=2) + "\n")
+    else:
+        record["from_here"] = os.path.relpath(base.resolve(), adapter.resolve())
+    write_text(adapter / BASE_RECORD, json.dumps(record | {"digest": digest}, indent=2) + "\n")
+    return digest
+
+
+def move_base_record(adapter: Path, copy: Path) -> None:
+    """Have the `copy` of an adapter's `base.json` say where the base is seen from there."""
+    record = read_base_record(adapter)
+    if record is not None and "from_here" in record:
+        place = adapter.resolve() / record["from_here"]
+        record["from_here"] = os.path.relpath(place, copy.resolve())
+        write_text(copy / BASE_RECORD, json.dumps(record, indent=2) + "\n")
+
+
 def check_base(adapter: Path, base: Path) -> None:
-    """Raise ValueError if a published adapter was trained on other weights than those of `base`."""
+    """Raise ValueError if an adapter with a record was trained on other weights than those of `base`."""
     record = read_base_record(adapter)
     if record is None:
         return

@@ -14,7 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unified.checkpoints.adapters import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
+from unified.checkpoints.adapters import (
+    ADAPTER_WEIGHTS,
+    found_base,
+    is_adapter,
+    move_base_record,
+    read_adapter_config,
+)
+from unified.checkpoints.model_card import run_of, write_card
 from unified.files.atomic import atomic_path, check_not_exists, new_folder
 from unified.files.hub import model_folder
 from unified.files.records import RECORDS
@@ -45,6 +52,15 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
             if path.suffix in COPIED and path.name not in RECORDS:
                 (made / path.name).write_bytes(path.read_bytes())
         save_file(mean_of(folders, shares), made / ADAPTER_WEIGHTS, {"format": "pt"})
+        describe_copy(last, made, str(out))
+
+
+def describe_copy(adapter: Path, copy: Path, name: str) -> None:
+    """Base record and card of the `copy` of an adapter with other weights; no card where its base is not here."""
+    move_base_record(adapter, copy)
+    base = found_base(copy)
+    if base is not None:
+        write_card(copy, [base], run_of(adapter), name)
 
 
 def mix_in(start: str | os.PathLike, share: float, adapter: str | os.PathLike) -> None:

@@ -63,7 +63,7 @@ def extend(
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     processor = UnifiedProcessor.from_config(tokenizer, model.config)
     stop_at(model, processor)
-    save(model, processor, out)
+    save(model, processor, out, [llm])
     return model
 
 

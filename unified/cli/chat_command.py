@@ -8,6 +8,7 @@ import typer
 
 from unified.cli.conversation import Conversation, converse
 from unified.cli.options import (
+    BaseDir,
     Device,
     GuidanceScale,
     ModelDir,
@@ -41,6 +42,7 @@ def chat(
     temperature: Temperature = SamplingArguments.temperature,
     top_k: TopK = SamplingArguments.top_k,
     top_p: TopP = SamplingArguments.top_p,
+    base: BaseDir = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -62,7 +64,7 @@ def chat(
     products = choose_hardware(device, precision, threads, wait_policy)
     sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
     conversation = Conversation(
-        Chat(*load(model), sampling, seed, max_images, max_new_tokens), out_dir, first, protocol, products
+        Chat(*load(model, base=base), sampling, seed, max_images, max_new_tokens), out_dir, first, protocol, products
     )
     for path, input_image in zip(image or [], images, strict=True):
         conversation.show(input_image, path)

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from unified.cli import chat_command, script_commands
+from unified.cli import chat_command, handing_on, script_commands
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
 from unified.cli.options import (
-    AdapterDir,
+    BaseDir,
     Device,
     GuidanceScale,
     ModelDir,
@@ -144,6 +144,7 @@ def draw(
     strip: Annotated[
         bool, typer.Option("--strip", help="also write OUT_scales.png, the image after each scale")
     ] = False,
+    base: BaseDir = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -157,7 +158,7 @@ def draw(
     from unified.checkpoints.loading import load
 
     products = choose_hardware(device, precision, threads, wait_policy)
-    unified_model, processor = load(model)
+    unified_model, processor = load(model, base=base)
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
     check_prompts(unified_model, processor, wanted)
@@ -168,62 +169,6 @@ def draw(
         with products():
             images = draw_wanted(unified_model, processor, batch, sampling, seed + start, strip)
         save_wanted(batch, images, strip)
-
-
-@app.command()
-def merge(
-    model: AdapterDir,
-    out: Annotated[Path, typer.Option(help="new folder for the full checkpoint")],
-) -> None:
-    """Write an adapter and its base as one full checkpoint."""
-    from unified.checkpoints.publishing import merge as merge_adapter
-
-    merge_adapter(model, out)
-    typer.echo(str(out))
-
-
-@app.command()
-def publish(
-    model: AdapterDir,
-    out: Annotated[Path, typer.Option(help="new folder for the published adapter")],
-    dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"], typer.Option(help="dtype of its weights")
-    ] = "bfloat16",
-    base: Annotated[
-        str | None,
-        typer.Option(help="path of the base for users, relative to where they work; default: as now"),
-    ] = None,
-    made_with: Annotated[
-        list[str] | None, typer.Option(help="command that makes the base, for users without it; may be repeated")
-    ] = None,
-) -> None:
-    """Write an adapter small enough for a repository, with path, build commands and digest of its base.
-
-    Loading it or training it further with another base is an error. A relative path of the base is relative to the
-    current folder, for PEFT as for this package.
-    """
-    import torch
-
-    from unified.checkpoints.publishing import publish as publish_adapter
-
-    publish_adapter(model, out, getattr(torch, dtype), base, made_with or ())
-    typer.echo(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB")
-
-
-@app.command()
-def average(
-    models: Annotated[list[Path], typer.Argument(help="folders of LoRA adapters with one start")],
-    out: Annotated[Path, typer.Option(help="new folder for the mean")],
-    shares: Annotated[
-        str | None, typer.Option(help="share of each, comma-separated, summing to 1: 0.25,0.75; default: equal")
-    ] = None,
-) -> None:
-    """Write the mean of adapters: of a start and its fine-tuning, which then forgets less, or of several runs."""
-    from unified.checkpoints.averaging import average as average_adapters
-    from unified.checkpoints.averaging import read_shares
-
-    average_adapters(models, read_shares(shares, len(models)), out)
-    typer.echo(str(out))
 
 
 @app.command()
@@ -241,6 +186,9 @@ def report(
 
 
 app.command()(chat_command.chat)
+app.command()(handing_on.merge)
+app.command()(handing_on.publish)
+app.command()(handing_on.average)
 app.command()(script_commands.ls)
 app.command()(script_commands.cp)
 app.command(RUN, context_settings=RUN_SETTINGS)(script_commands.run)

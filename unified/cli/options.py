@@ -33,6 +33,9 @@ ModelDir = Annotated[
     Path, typer.Option("--model", help="folder or hub name of a checkpoint, or of a LoRA adapter", callback=from_hub)
 ]
 AdapterDir = Annotated[Path, typer.Option("--model", help="folder or hub name of a LoRA adapter", callback=from_hub)]
+BaseDir = Annotated[
+    Path | None, typer.Option("--base", help="where an adapter's base is, if not where it says; or UNIFIED_BASE")
+]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
 GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?")
 _OURS = ("out", "data", "results", "weights", "recipes", "data_prep", "eval")  # folders of this repository's commands
 _DATA = (".jsonl", ".parquet")
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md")
 DATA_FILES = ("*.md", "*.parquet", "*.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp")
 # the last is the HTTP client's own base class, of whose errors only some are OSErrors
 _UNREACHABLE: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -45,6 +45,12 @@ def model_folder(name: str | os.PathLike, flag: str = "") -> Path:
     Raises ValueError, in one line, if the hub cannot be reached and its cache has no copy, or has no such repository.
     """
     return download(os.fspath(name), "model", flag, MODEL_FILES) if is_hub_name(name) else Path(name)
+
+
+def hub_name(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """`ORG/NAME` and the commit of a model's folder in the hub's cache; None for other folders."""
+    match = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([^/]+)$", Path(folder).resolve().as_posix())
+    return None if match is None else (f"{match[1]}/{match[2]}", match[3])
 
 
 def data_files(name: str, flag: str = "") -> list[str]:
@@ -70,6 +76,23 @@ def data_files(name: str, flag: str = "") -> list[str]:
             "with data_prep/convert_captions.py"
         )
     return files
+
+
+def upload(folder: str | os.PathLike, name: str) -> str:
+    """Put a folder on the hub as the model `name`, private where it is new; returns its address.
+
+    Raises ValueError, in one line, without a login, where the hub refuses it, or cannot be reached.
+    """
+    remedy = f"log in with `hf auth login`, then: hf upload {name} {folder}"
+    try:
+        hub = HfApi()
+        hub.create_repo(name, private=True, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=str(folder)).commit_url)
+    except HFValidationError as error:
+        raise ValueError(f"{name} is no name of the hub ({error}); give ORG/NAME") from None
+    except _UNREACHABLE as error:
+        reason = shorten(" ".join(str(error).split()) or type(error).__name__, 90, placeholder="...")
+        raise ValueError(f"{folder} is written but not on the hub ({reason}); {remedy}") from None
 
 
 def download(name: str, kind: str, flag: str, patterns: tuple[str, ...]) -> Path:

@@ -2,7 +2,8 @@
 
 TRAINER_STATE = "trainer_state.json"  # HF's, written last into a checkpoint
 RUN = "run.json"  # settings, rows, base and launch
+ORIGIN = "origin.json"  # the same, in folders that were made of that one
 HARDWARE = "hardware.json"  # device, precision, threads
 PROGRESS = "progress.json"  # how far it has come
 LOCK = "running.json"  # who trains into the folder
-RECORDS = (TRAINER_STATE, RUN, HARDWARE, PROGRESS, LOCK)
+RECORDS = (TRAINER_STATE, RUN, ORIGIN, HARDWARE, PROGRESS, LOCK)

@@ -41,7 +41,7 @@ class ImageEmbedding(nn.Module):
         Output and input images in one call, since under ZeRO-3 every rank has to run the same modules whatever its
         batch contains.
         """
-        # weights may be away when they are not in use (accelerate's offloading): where the states go is not theirs to say
+        # not the weights' device: accelerate's offloading has them away while they are not in use
         device, dtype = next_scale_inputs.device, self.start.weight.dtype
         grid = self.grid_embedding(grid_features(self.patch_nums, device).to(dtype))
         ids = scale_ids(self.patch_nums).to(device)

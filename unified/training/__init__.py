@@ -10,6 +10,7 @@ backbone_needs       what a run does otherwise for some backbones: rows of one d
 averaged_training    training loop of small vision models, with averaged weights (EMA)
 finite               stopping at a loss, gradient norm or weight that is not finite
 run_folder           whose folder it is: not another run's, not trained into twice
+description          what a trainer leaves beside its weights
 run_record           what a run was made of, compared when it goes on
 run_state            state of a loop's run in a checkpoint, read without executing anything
 step_plan            number of steps that fit the time limit, and the schedule over them
@@ -35,6 +36,7 @@ __all__ = [
     "averaged_training",
     "backbone_needs",
     "compiled_layers",
+    "description",
     "engines",
     "fine_tuning",
     "finite",

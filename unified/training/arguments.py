@@ -64,6 +64,9 @@ class DataArguments(CheckedArguments):
 class TuningArguments:
     """Arguments shared by recipes/sft.py and recipes/dpo.py."""
 
+    base: str | None = arg(
+        None, "folder or hub name of the base of the adapter `model`; None: where the adapter says it is"
+    )
     train_text_rows: bool = arg(
         False, "with tuning full, train the text rows of the embedding too; language drifts sooner"
     )

@@ -17,9 +17,10 @@ from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
-from unified.training.arguments import DataArguments, DpoArguments, ModelArguments, UnifiedTrainingArguments
+from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
 from unified.training.backbone_needs import suit
 from unified.training.compiled_layers import cast_frozen_weights, compile_layers
+from unified.training.description import Description
 from unified.training.engines import engine_of, recorded
 from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
@@ -32,7 +33,7 @@ from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, d
 from unified.training.self_correction import check_code_noise
 from unified.training.shutdown import shut_down
 from unified.training.throughput import WARM_UP, ThroughputCallback
-from unified.training.trackers import check_trackers, reached
+from unified.training.trackers import Reached, check_trackers
 from unified.training.trainer import UnifiedTrainer, check_complete, newest_checkpoint, newest_folder
 from unified.training.tuning import check_masters, check_start_share, prepare, resolve_checkpoint
 
@@ -146,9 +147,9 @@ def rows_of(trainer: UnifiedTrainer) -> str:
     return digest(data.rows)
 
 
-def base_of(model: str, args: UnifiedTrainingArguments | DpoArguments) -> str:
-    """The fingerprint of what is trained, with an adapter's base."""
-    return fingerprint(*dict.fromkeys([Path(model), resolve_checkpoint(model, args)]))
+def base_of(model: str, checkpoint: Path) -> str:
+    """The fingerprint of what is trained, with an adapter's base, the `checkpoint` below it."""
+    return fingerprint(*dict.fromkeys([Path(model), checkpoint]))
 
 
 def finish(trainer: FiniteTrainer, record: RunRecord, newest: Path | None, start: str = "", share: float = 0) -> None:
@@ -180,8 +181,8 @@ def fine_tune(
     check_start_share(model_args.model, args)
     trainer = build_trainer(model_args, data_args, args)
     checkpoint = newest_checkpoint(args, trainer.model)
-    settings, base = (model_args, data_args, args), base_of(model_args.model, args)
-    record = RunRecord.of(settings, rows_of(trainer), base, recorded(trainer.accelerator))
+    settings, base = (model_args, data_args, args), resolve_checkpoint(model_args.model, args)
+    record = RunRecord.of(settings, rows_of(trainer), base_of(model_args.model, base), recorded(trainer.accelerator))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, checkpoint, [change["name"] for change in changes])
@@ -191,13 +192,14 @@ def fine_tune(
         state = TrainerState.load_from_json(str(path)) if path.is_file() else trainer.state
         state.is_world_process_zero = trainer.is_world_process_zero()
         return state
+    trainer.describe = Description(record, model_args.model, base)
     trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
     know_the_end(trainer, args.max_minutes, command)
     for callback in (HardwareRecord(), Recorder(record), *callbacks):
         trainer.add_callback(callback)
     with locked(folder, new=not args.resume):
         within = train_within_memory(trainer, data_args.max_length, args.tuning)
-        with one_line_when_others_end(), within, reached(args.report_to):
+        with one_line_when_others_end(), within, Reached(args.report_to):
             trainer.train(resume_from_checkpoint=checkpoint)
         finish(trainer, record, newest, model_args.model, args.start_share)
     if trainer.is_world_process_zero():

@@ -47,6 +47,7 @@ class FiniteTrainer(Trainer):
     """
 
     name_rows: Callable[[Sequence[int]], list[str]] = staticmethod(lambda rows: [f"row {row}" for row in rows])
+    describe: Callable[[Path], None] = staticmethod(lambda folder: None)  # adds to a folder what its weights are
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,6 +165,15 @@ class FiniteTrainer(Trainer):
                 f"lower learning_rate {self.args.learning_rate:g}"
             )
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """HF's, which writes weights; and says what they are."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and state_dict != {}:  # DeepSpeed's, of weights that are in its own files alone
+            self.describe(Path(output_dir or str(self.args.output_dir)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Not HF's nor TRL's: `describe` writes ours."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """HF's; raises FloatingPointError for a loss that is not finite."""

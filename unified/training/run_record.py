@@ -59,16 +59,21 @@ CHANGEABLE = {
     lpips_weight revive_after_steps revive_until tidy_share torn_share tokenizer_share train_sampling_strategy
     """.split(),
 }
+NAMED = ("model", "train_files", "eval_files", "sample_prompts")  # not compared, for people
 Changes = list[dict[str, Any]]
 
 
 @dataclass
 class RunRecord:
-    """What a run is made of, by name; `length` is how long it was to be, `changes` what was allowed to change."""
+    """What a run is made of, by name; `length` is how long it was to be, `changes` what was allowed to change.
+
+    `named` is what it was told of files and prompts, which may be anywhere and is not compared.
+    """
 
     made_of: dict[str, Any]
     length: dict[str, Any]
     changes: Changes = field(default_factory=list)
+    named: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Iterable[Any], rows: str, base: str, launch: Mapping[str, Any]) -> "RunRecord":
@@ -77,7 +82,8 @@ class RunRecord:
         values: dict[str, Any] = json.loads(json.dumps(known, default=str))
         around = {"rows": rows, "base": base, **launch, "processes": PartialState().num_processes}
         compared = {name: value for name, value in values.items() if name not in FREE}
-        return cls(compared | around, {name: values[name] for name in LENGTH if name in values})
+        length, named = ({name: values[name] for name in names if name in values} for names in (LENGTH, NAMED))
+        return cls(compared | around, length, named=named)
 
     def agree(self) -> None:
         """Raise ValueError, on all ranks, where a process is made of something else than the first."""

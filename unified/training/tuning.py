@@ -164,7 +164,7 @@ def resolve_checkpoint(model: str, args: UnifiedTrainingArguments | DpoArguments
         raise ValueError(
             f"{', '.join(given)} given, but tuning is {args.tuning}; set tuning to lora or leave these out"
         )
-    return resolve_base_checkpoint(model)
+    return resolve_base_checkpoint(model, args.base)
 
 
 def check_continuing(adapter: Path, args: UnifiedTrainingArguments | DpoArguments) -> None:
