@@ -28,7 +28,7 @@ PROMPTS = ("a red cat", "a dog")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base`, extended from an LLM with a licence; `lora` and `full` trained from it with pictures, `more` from lora."""
+    """`base`, extended from an LLM with a licence; `lora` and `full` trained from it, `more` from lora."""
     place = tmp_path_factory.mktemp("cards")
     make_vq().save_pretrained(place / "vq")
     save_llm(place / "llm", make_tokenizer())
