@@ -9,6 +9,7 @@ The folder is in one of the forms people have:
     metadata.jsonl   Hugging Face's imagefolder: {"file_name": "cat.png", "text": "my cat"}, or "text": [several]
     metadata.csv     the same with a header line; one caption a picture
     cat.txt          beside cat.png (jpg, jpeg, webp); a caption a line
+    cat/1.png        folders of classes: with --caption_template "a photo of a {}", which takes their names
 
 Every picture gives --repeat conversations. A `draw` is a request, answered with the picture: a caption put into one of
 --wordings. A `describe` shows the picture and asks what it is, answered with a caption. Kind, caption and wording of a

@@ -89,6 +89,13 @@ def test_kinds_and_wordings_are_mixed_as_asked_and_depend_on_the_seed_alone(imag
     assert said() == [texts(row) for row in rows] != said("--seed", 1)
 
 
+def test_folders_of_classes_are_named_by_a_template(tmp_path: Path, convert: Run) -> None:
+    folder = add_pictures(tmp_path / "classes", "train/red_panda/1.jpg", "train/red_panda/2.jpg", "train/cat/1.jpg")
+    rows = convert(folder, "--caption_template", "a photo of a {}", "--kinds", "draw", "--wordings", "{}")
+    assert [texts(row) for row in rows] == [["a photo of a cat"], *[["a photo of a red panda"]] * 2]
+    assert [Path(row.images[0].name).name for row in rows] == ["1.jpg", "1.jpg", "2.jpg"]
+
+
 A, B = {"file_name": "a.png", "text": "ant"}, {"file_name": "b.jpg", "text": "bee"}
 
 
@@ -117,6 +124,9 @@ A, B = {"file_name": "a.png", "text": "ant"}, {"file_name": "b.jpg", "text": "be
         ({"a.txt": "ant", "b.txt": "bee", "c.txt": "sea"}, (), "c.txt: no picture of that name"),
         ({"a.txt": "ant", "metadata.jsonl": [A, B]}, (), "more than one form (metadata.jsonl, a.txt)"),
         ({}, (), "has no captions: write metadata.jsonl"),
+        ({"a.txt": "ant"}, ("--caption_template", "a {}"), "has captions (a.txt) beside --caption_template"),
+        ({}, ("--caption_template", "a {}"), "a.png lies in no folder of a class"),
+        ({}, ("--caption_template", "a cat"), "has not one {} for the class"),
         ({"train/metadata.jsonl": [A]}, (), "train/metadata.jsonl lies deeper; give --images"),
         ({"metadata.jsonl": [A, B]}, ("--kinds", "drew:1"), "nearest: draw"),
         ({"metadata.jsonl": [A, B]}, ("--kinds", "draw:x"), "'x' is not a number"),
@@ -143,10 +153,14 @@ def test_two_pictures_of_one_name_and_folders_without_pictures(tmp_path: Path, r
     folder = add_pictures(tmp_path / "twice", "a.png", "a.jpg")
     (folder / "a.txt").write_text("ant")
     (tmp_path / "none").mkdir()
+    add_pictures(tmp_path / "classes", "ant/1.png", "bee/1.png")
+    (tmp_path / "rows.jsonl").write_text("{}")
     for name, words in (
         ("twice", "would share their .txt"),
         ("none", "holds no pictures"),
         ("gone", "is not a folder"),
+        ("classes", "are its folders classes? then give --caption_template 'a photo of a {}' (the first: 'ant')"),
+        ("rows.jsonl", "a file of rows, which data_prep/encode_images.py reads"),
     ):
-        assert run_script(SCRIPT, "--images", tmp_path / name, "--out", tmp_path / "rows.jsonl") == 2
+        assert run_script(SCRIPT, "--images", tmp_path / name, "--out", tmp_path / "out.jsonl") == 2
         assert words in capsys.readouterr().err

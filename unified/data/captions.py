@@ -30,6 +30,12 @@ class CaptionArguments:
     images: str = field(metadata={"help": "folder of pictures with captions"})
     out: str = field(metadata={"help": "JSONL for the rows, overwritten"})
     caption_column: str = field(default="text", metadata={"help": "column of metadata.jsonl or metadata.csv"})
+    caption_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "caption of pictures in folders of classes, cat/1.jpg: 'a photo of a {}' with the folder's name"
+        },
+    )
     kinds: str = field(default="draw:0.8,describe:0.2", metadata={"help": "kinds of conversation and their weights"})
     wordings: list[str] = field(
         default_factory=lambda: ["{}", "Draw {}.", "a picture of {}"],
@@ -42,6 +48,10 @@ class CaptionArguments:
         check_minimum(self, repeat=1, seed=0)
         if not self.out.endswith(".jsonl"):
             raise ValueError(f"--out {self.out} is no .jsonl, which data_prep/encode_images.py reads; let it end so")
+        if self.caption_template is not None and self.caption_template.count("{}") != 1:
+            raise ValueError(
+                f"--caption_template {self.caption_template!r} has not one {{}} for the class; write 'a {{}}'"
+            )
         for wording in self.wordings:
             if wording.count("{}") != 1:
                 raise ValueError(f"--wordings {wording!r} has not one {{}} for the caption; write 'Draw {{}}.'")
@@ -62,7 +72,7 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     Raises ValueError as `read_folder`, and for kinds that are none.
     """
     weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
-    pictures = read_folder(Path(args.images), args.caption_column)
+    pictures = read_folder(Path(args.images), args.caption_column, args.caption_template)
     rows = list(conversations(pictures, weights, args))
     write_text(Path(args.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     made = [row["metadata"]["kind"] for row in rows]
@@ -73,11 +83,14 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
 # --- reading
 
 
-def read_folder(folder: Path, column: str) -> list[Captioned]:
+def read_folder(folder: Path, column: str, template: str | None = None) -> list[Captioned]:
     """Every image of the folder, by the order of its metadata, or of the names where captions are .txt.
 
+    With a `template` the folders that images lie in are their classes, and their names the captions.
     Raises ValueError naming file and line of whatever does not fit.
     """
+    if folder.is_file() and folder.suffix in (".parquet", ".jsonl"):
+        raise ValueError(f"--images {folder} is a file of rows, which data_prep/encode_images.py reads as it is")
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")
     visible = (path for path in folder.rglob("*") if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix()))
@@ -90,19 +103,40 @@ def read_folder(folder: Path, column: str) -> list[Captioned]:
         raise ValueError(f"{folder} has captions in more than one form ({found}); keep one of them")
     if not pictures:
         raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); put them there, or give another")
+    if template is not None:
+        if tables or texts:
+            found = ", ".join(path.name for path in [*tables, *texts[:1]])
+            raise ValueError(f"{folder} has captions ({found}) beside --caption_template; keep one of them")
+        return from_classes(folder, pictures, template)
     if not tables and not texts:
-        raise ValueError(f"{folder} has no captions: {no_captions(files)}")
+        raise ValueError(f"{folder} has no captions: {no_captions(folder, files, pictures)}")
     captioned = from_table(tables[0], column) if tables else from_texts(pictures, texts)
     check_all_captioned(pictures, captioned, tables[0].name if tables else "a .txt beside it")
     return captioned
 
 
-def no_captions(files: list[Path]) -> str:
+def no_captions(folder: Path, files: list[Path], pictures: list[Path]) -> str:
     """What to do about a folder without captions."""
     inner = [path for path in files if path.name in METADATA]
     if inner:
         return f"{inner[0]} lies deeper; give --images {inner[0].parent}"
+    if all(path.parent != folder for path in pictures):
+        named = class_of(pictures[0])
+        return f"are its folders classes? then give --caption_template 'a photo of a {{}}' (the first: {named!r})"
     return f"write {METADATA[0]}, {METADATA[1]}, or a .txt beside each picture"
+
+
+def class_of(picture: Path) -> str:
+    """The name of the folder that an image lies in, in words."""
+    return " ".join(picture.parent.name.replace("_", " ").split())
+
+
+def from_classes(folder: Path, pictures: list[Path], template: str) -> list[Captioned]:
+    """Images in folders of classes, each with the template's caption; ValueError for one that lies in none."""
+    for path in pictures:
+        if path.parent == folder or not class_of(path):
+            raise ValueError(f"{path} lies in no folder of a class; move it into one, or leave out --caption_template")
+    return [Captioned(path, [template.replace("{}", class_of(path))], str(path)) for path in pictures]
 
 
 def from_table(table: Path, column: str) -> list[Captioned]:

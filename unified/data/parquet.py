@@ -13,6 +13,7 @@ from unified.files.atomic import atomic_path
 
 BATCH_BYTES = 16 << 20  # of rows decoded at once, by the mean of their row group
 BATCH_ROWS = 256
+BUFFER_BYTES = 1 << 20
 
 
 @contextmanager
@@ -48,11 +49,12 @@ def parquet_rows(path: str | Path, start: int = 0, stop: int | None = None) -> I
     """Rows `start` to `stop` (half-open) and their numbers, counted from 1, without the nulls that a column fills in.
 
     Row groups before `start` are not read, the others once. Rows that are not wanted are not made into Python's.
+    Held in memory are `BATCH_BYTES` of rows and a page, for Arrow's writer at most 1,024 rows or a row group.
     Raises ValueError for a damaged file.
     """
     with arrow_errors(path):
-        # a mapped file is read page by page, where a column chunk of a whole row group would be copied first
-        file = pq.ParquetFile(path, memory_map=True)
+        # buffered, a column is read page by page: else the whole of it in a row group would be in memory first
+        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
         stop = file.metadata.num_rows if stop is None else stop
         row = 0
         for group in range(file.num_row_groups):
