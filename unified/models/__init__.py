@@ -20,6 +20,7 @@ modeling              UnifiedModel, UnifiedForCausalLM
 pretrained            what the two share
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
+rows_apart            generation row by row, for recurrent backbones
 generation            generate(): HF's, with images
 generation_arguments  its arguments: what is derived from several, and what is refused
 interleaved_decoding  one call of it: HF's decoding of text, and the images in between
@@ -53,6 +54,7 @@ __all__ = [
     "pretrained",
     "processing",
     "remote_code",
+    "rows_apart",
     "sampling",
     "sequence_layout",
     "template_mending",

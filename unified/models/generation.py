@@ -25,6 +25,7 @@ from unified.models.generation_arguments import (
 from unified.models.image_generation import ImageGenerationMixin
 from unified.models.image_sampling import ImageSampling
 from unified.models.interleaved_decoding import INPUT_IMAGES, CallSettings, InterleavedDecoding
+from unified.models.rows_apart import rows_apart_where_recurrent
 from unified.models.sampling import Generators
 from unified.models.sequence_layout import images_of_columns, read_layout, repeat_images, rope_positions
 from unified.models.text_decoding import AllowedIds
@@ -41,6 +42,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
     output_modalities = ("text", "image")
 
     @torch.no_grad()
+    @rows_apart_where_recurrent
     def generate(  # type: ignore[override]  # HF's other arguments are left in kwargs
         self,
         inputs: Tensor | None = None,
