@@ -2,6 +2,7 @@
 
 import math
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -77,8 +78,10 @@ class UnifiedConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save config.json and the remote-code module through which HF's Auto classes find this package."""
+        if not Path(save_directory).is_file():  # HF's own error says so
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            write_module(save_directory)  # before what is written is pushed
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        write_module(save_directory)
 
     def check_loss(self) -> None:
         """Raise ValueError for invalid loss settings; call it again after changing them."""
