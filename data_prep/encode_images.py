@@ -8,8 +8,8 @@ or preference pairs with pictures, for recipes/dpo.py. A picture is opened once 
 viewers show it: upright, on white, in sRGB. One that is not square is cropped to its centre, and the last line counts
 what that loses; `--fit pad` puts it on white, `--fit refuse` leaves it out. Outputs are shards `OUT/00000.parquet` of
 --shard-size rows, one input file after the other, and each process takes its share of them, neighbours. A run that was
-stopped goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs: another tokenizer or
-other inputs are refused.
+stopped goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs and the opener of
+pictures: another tokenizer, other inputs or another opener are refused.
 
 A picture or row that cannot be read is named on the screen, and goes to `OUT/00000.bad.jsonl` in place of the shard.
 More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.

@@ -29,7 +29,8 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_settings
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
-from unified.files.images import read_image, to_square
+from unified.files.image_sets import leave_out
+from unified.files.images import inspect_image, read_image, to_square
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
@@ -64,6 +65,16 @@ class Pictures:
             raise ValueError(f"--n {args.n}, but {folder} holds {len(self.source)} pictures; give less, or 0 for all")
         self.count = args.n or len(self.source)
 
+    def check(self) -> None:
+        """ValueError that names and counts the pictures which cannot be read, before any work on the others."""
+        reasons = []
+        for index in tqdm(range(self.count), desc=f"check {self.folder}", unit="image", mininterval=1):
+            try:
+                inspect_image(self.source.read(index), self.source.name(index), exact=True)
+            except ValueError as error:
+                reasons.append(str(error))
+        leave_out(reasons, self.count, None)
+
     def read(self, index: int) -> Tensor:
         """One picture; ValueError says which one is broken."""
         image = read_image(self.source.read(index), self.source.name(index), exact=True)
@@ -94,6 +105,8 @@ def main() -> None:
     hardware, args = parse((HardwareArguments, FidArguments))
     set_up(hardware)
     folders = [Pictures(args.a, args), Pictures(args.b, args)]
+    for folder in folders:
+        folder.check()
     net = Inception.load(args.inception).to(best_device())
     started, size = time.perf_counter(), folders[0].read(0).shape
     statistics = [feature_statistics(folder.features(net, size, args.batch_size)) for folder in folders]

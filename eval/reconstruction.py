@@ -35,7 +35,7 @@ from tqdm import tqdm
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
-from unified.files.images import pixels_to_image, to_pixel_values, to_uint8, write_image
+from unified.files.images import Fit, pixels_to_image, to_pixel_values, to_uint8, write_image
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import set_up
@@ -53,6 +53,7 @@ class ReconstructionArguments:
     vq: str = field(metadata={"help": "folder of the image tokenizer"})
     images: str = field(metadata={"help": "folder of png/jpg/webp files or of *.parquet shards"})
     n: int = field(default=512, metadata={"help": "images, the first by name; 0 is all"})
+    fit: Fit = field(default="crop", metadata={"help": "images that are not square: crop, pad with white, or refuse"})
     batch_size: int = field(default=32, metadata={"help": "images at once"})
     rfid: bool = field(default=False, metadata={"help": "also the Frechet distance of Inception features"})
     inception: str | None = field(default=None, metadata={"help": "its weights; needed where no cache has them"})
@@ -153,10 +154,13 @@ def main() -> None:
     net = Inception.load(args.inception) if args.rfid or args.inception else None
     lpips = LPIPS.load(args.lpips) if args.lpips else None
     model = load_vq(args.vq)
-    dataset = PixelDataset(open_images(args.images), model.config.image_size, cache_gb=0)
-    count = len(dataset) if args.n == 0 else args.n
-    if count > len(dataset):
-        raise ValueError(f"--n {args.n}, but {args.images} holds {len(dataset)} images; give --n 0 for all of them")
+    source = open_images(args.images)
+    count = args.n or len(source)
+    if count > len(source):
+        raise ValueError(f"--n {args.n}, but {args.images} holds {len(source)} images; give --n 0 for all of them")
+    dataset = PixelDataset(
+        source, model.config.image_size, 0, args.fit, max_bad=None, limit=count, exact=net is not None
+    )
     started = time.perf_counter()
     scores = measure(model, dataset, count, args, lpips and lpips.to(model.device), net and net.to(model.device))
     if args.grid:
@@ -166,6 +170,7 @@ def main() -> None:
     details |= {"tokenizer": model.fingerprint(), "prompts_sha256": None, "seed": None}
     details["seconds"] = time.perf_counter() - started
     config = {"images": args.images, "image_size": model.config.image_size, "patch_nums": model.config.patch_nums}
+    config |= {} if args.fit == "crop" else {"fit": args.fit}
     path = Path(args.out) if args.out else None
     end_evaluation(write_result(path, "psnr", details["psnr_by_scale"][-1], count, args.vq, config, **details), path)
 

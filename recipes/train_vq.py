@@ -6,7 +6,8 @@
         --config recipes/configs/smollm2_scenes/0_vq.yaml --data_dir /data/images --output_dir out/vq
     ... --resume          # after an interruption: same command, same trajectory
 
-Every YAML key is a flag (`--help` lists them). Images: *.parquet with an `images` column, or png/jpg files.
+Every YAML key is a flag (`--help` lists them). Images: files of any format Pillow reads, and *.parquet with `images`.
+All are checked before the first step: those that cannot be read are named and counted, and refused beyond --max_bad.
 Writes to output_dir: `log.jsonl` and TensorBoard files, `grids/*.png` (originals over reconstructions),
 `checkpoint-*/` (resumable), and at the end the averaged weights as `config.json` + `model.safetensors`, ready for
 `VQModel.from_pretrained`. Exit status 2 and one line on stderr when the input is wrong.
@@ -67,7 +68,7 @@ def main() -> None:
     checkpoint = newest_checkpoint(args)
     accelerator = choose_for_accelerator(hardware, checkpoint, **tracked(args.report_to, args.output_dir))
     set_seed(args.seed)
-    dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb)
+    dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb, args.fit, args.max_bad)
     train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
     held_out = dataset.__getitems__(held_out_rows.tolist())  # uint8 (B, H, W, 3)
     run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
@@ -254,7 +255,7 @@ def names_of(dataset: PixelDataset, rows: Tensor, step: int, run: TokenizerRun) 
         StepSampler(rows, run.args.batch_size, range(step, step + 1), run.args.seed, rank, count)
         for rank in range(count)
     ]
-    return [dataset.source.name(index) for sampler in samplers for batch in sampler for index in batch]
+    return [dataset.name(index) for sampler in samplers for batch in sampler for index in batch]
 
 
 def make_loader(dataset: PixelDataset, rows: Tensor, first_step: int, run: TokenizerRun) -> DataLoader:

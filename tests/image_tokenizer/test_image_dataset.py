@@ -1,5 +1,7 @@
 """Images for the tokenizer's training: read, cropped, cached, split and ordered."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -57,3 +59,61 @@ def test_held_out_images_are_apart_and_too_many_are_refused():
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(10)) and len(held_out) == 3
     with pytest.raises(ValueError, match="hold out at least 1"):
         held_out_split(4, 4, seed=0)
+
+
+def test_every_format_is_read_and_the_rest_is_counted_on_the_screen(tmp_path, capsys):
+    formats = {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.avif": "AVIF", "e.jfif": "JPEG", "F.JPG": "JPEG"}
+    for name, form in formats.items():
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name, form)
+    (tmp_path / "folder.png").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "folder.png" / "inner.png")
+    for name in ("._a.gif", "a.txt", "b.txt", "film.mp4", "note"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(open_images(str(tmp_path))) == 7
+    said = capsys.readouterr().err
+    assert "5 files are passed over (" in said
+    assert all(part in said for part in ("2 .txt", "1 .mp4", "1 hidden", "1 no suffix"))
+
+
+def test_shards_beside_files_hide_no_image(tmp_path, capsys):
+    image = tmp_path / "0.png"
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(image)
+    table = pa.table({"images": [[{"bytes": image.read_bytes(), "path": "x"}], []]})
+    pq.write_table(table, tmp_path / "00000.parquet")
+    pq.write_table(pa.table({"codes": [[[1]]]}), tmp_path / "other.parquet")
+    images = open_images(str(tmp_path))
+    assert len(images) == 2 and images.read(0) == images.read(1) and images.name(0) != images.name(1)
+    assert "1 files are passed over (1 .parquet)" in capsys.readouterr().err
+    assert PixelDataset(images, image_size=8, cache_gb=1)[1][0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_damage_is_named_and_counted_before_the_first_batch(tmp_path, cache_gb, capsys):
+    for number in range(8):
+        Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / f"{number}.jpg", quality=95)
+    whole = (tmp_path / "0.jpg").read_bytes()
+    for number in range(1, 6):  # zeros where the end should be
+        (tmp_path / f"{number}.jpg").write_bytes(whole[:-700] + bytes(700))
+    source = open_images(str(tmp_path))
+    with pytest.raises(ValueError, match=r"1\.jpg cannot .*3\.jpg .*and 2 more: 5 of 8 images, more than --max_bad 4"):
+        PixelDataset(source, image_size=8, cache_gb=cache_gb, max_bad=4)
+    dataset = PixelDataset(source, image_size=8, cache_gb=cache_gb, max_bad=5)
+    assert "left out 5 of 8 images: " in capsys.readouterr().err
+    assert [dataset.name(index)[-5:] for index in range(len(dataset))] == ["0.jpg", "6.jpg", "7.jpg"]
+    assert dataset.__getitems__([0, 1, 2]).shape == (3, 8, 8, 3) and dataset.digest().startswith("3 images")
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_what_the_square_leaves_out_is_counted_padded_or_refused(tmp_path, cache_gb, capsys):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "b.png")
+    source = open_images(str(tmp_path))
+    PixelDataset(source, image_size=8, cache_gb=cache_gb)
+    assert (
+        f"1 of 2 images are not square and lose 25% of their pixels, {tmp_path / 'a.png'} 25%"
+        in capsys.readouterr().err
+    )
+    padded = PixelDataset(source, image_size=8, cache_gb=cache_gb, fit="pad")[0]
+    assert padded[0, 0].tolist() == [255, 255, 255] and padded[4, 0].tolist() == [255, 0, 0]
+    with pytest.raises(ValueError, match="a.png is 40 x 30, not square; .*: 1 of 2 images, more than --max_bad 0"):
+        PixelDataset(source, image_size=8, cache_gb=cache_gb, fit="refuse")

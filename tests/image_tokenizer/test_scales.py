@@ -80,3 +80,14 @@ def test_resizing_by_area_is_the_same_on_the_way_around(monkeypatch: pytest.Monk
     expected = resize_area(features, (3, 3))
     monkeypatch.setattr(scales, "pools_elsewhere", lambda *_: True)
     assert torch.equal(resize_area(features, (3, 3)), expected)
+
+
+def test_the_default_scales_double_up_to_the_latent_grid():
+    assert [scales.doubling_patch_nums(side) for side in (1, 2, 3, 8, 12, 16)] == [
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 4, 8),
+        (1, 2, 4, 8, 12),
+        (1, 2, 4, 8, 16),
+    ]

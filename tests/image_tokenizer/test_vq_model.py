@@ -101,3 +101,28 @@ def test_pixel_values_have_four_dimensions_and_three_channels(shape: tuple[int, 
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="images of the tokenizer's size"):
         model_of("small").encode(torch.zeros(1, 3, 24, 16))
+
+
+def test_the_scales_follow_the_side_and_old_configurations_are_what_they_were(tmp_path: Path) -> None:
+    assert VQConfig().patch_nums == (1, 2, 4, 8) and VQConfig(image_size=128).patch_nums == (1, 2, 4, 8, 16)
+    assert VQConfig(image_size=128, channels=(32, 32, 32)).patch_nums == (1, 2, 4, 8)
+    for config in (VQConfig(image_size=128), VQConfig(image_size=128, channels=(32, 32, 32)), VQConfig()):
+        config.save_pretrained(tmp_path)
+        assert tuple(VQConfig.from_pretrained(tmp_path).patch_nums) == tuple(config.patch_nums)
+    assert VQConfig(patch_nums=(1, 2, 4, 8)).upsampling == "shuffle"
+    with pytest.raises(ValueError, match="image_size 100 is no multiple of 8"):
+        VQConfig(image_size=100)
+    with pytest.raises(ValueError, match=r"image_size \(64, 48\): images are squares; give one side"):
+        VQConfig(image_size=(64, 48))
+
+
+def test_the_small_decoder_starts_without_a_lattice() -> None:
+    """The first picture of one feature everywhere is one colour away from the borders, not a block repeated."""
+    spreads = {}
+    for upsampling in ("shuffle", "bilinear"):
+        torch.manual_seed(0)
+        model = VQModel(VQConfig(channels=(32, 32), codebook_size=16, upsampling=upsampling))
+        flat = torch.randn(1, 16, 1, 1).expand(1, 16, 32, 32)
+        inner = model.f_hat_to_pixels(flat)[0, :, 120:136, 120:136]
+        spreads[upsampling] = float(inner.detach().std(dim=(1, 2)).max())
+    assert spreads["bilinear"] < 1e-4 and spreads["shuffle"] > 0.01

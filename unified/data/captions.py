@@ -14,8 +14,9 @@ import numpy as np
 from unified.arguments.parser import check_minimum, nearest
 from unified.data.mixtures import read_weights
 from unified.files.atomic import write_text
+from unified.files.image_sets import KINDS as IMAGE_KINDS
+from unified.files.images import image_suffixes
 from unified.files.jsonl import read_lines
-from unified.image_tokenizer.image_dataset import IMAGE_SUFFIXES
 
 KINDS = ("draw", "describe")
 REQUESTS = ("Describe the picture.", "What is in the picture?", "What do you see?", "Please write a caption.")
@@ -95,14 +96,14 @@ def read_folder(folder: Path, column: str, template: str | None = None) -> list[
         raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")
     visible = (path for path in folder.rglob("*") if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix()))
     files = sorted(path for path in visible if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    pictures = [path for path in files if path.suffix.lower() in image_suffixes()]
     texts = [path for path in files if path.suffix.lower() == ".txt"]
     tables = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(tables) + bool(texts) > 1:
         found = ", ".join(path.name for path in [*tables, *texts[:1]])
         raise ValueError(f"{folder} has captions in more than one form ({found}); keep one of them")
     if not pictures:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); put them there, or give another")
+        raise ValueError(f"{folder} holds no pictures ({IMAGE_KINDS}); put them there, or give another")
     if template is not None:
         if tables or texts:
             found = ", ".join(path.name for path in [*tables, *texts[:1]])
@@ -207,7 +208,7 @@ def from_texts(pictures: list[Path], texts: list[Path]) -> list[Captioned]:
     for text in texts:
         picture = stems.get(text.with_suffix(""))
         if picture is None:
-            raise ValueError(f"{text}: no picture of that name ({', '.join(IMAGE_SUFFIXES)}); add it, or move this")
+            raise ValueError(f"{text}: no picture of that name ({IMAGE_KINDS}); add it, or move this")
         try:
             lines = text.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:

@@ -13,11 +13,12 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from unified.data.image_decoding import AHEAD, CropCount, ImageDecoder, image_key
+from unified.data.image_decoding import AHEAD, ImageDecoder, image_key
 from unified.data.pair_forms import PairRow, count_pairs, holds_pairs, iter_pairs
 from unified.data.preferences import write_pairs
 from unified.data.rows import BadRow, ImageRef, Row, count_rows, init_output_folder, iter_rows, write_encoded_shard
 from unified.files.atomic import write_text
+from unified.files.image_sets import CropCount
 from unified.files.images import OPENER_VERSION, Fit, to_pixel_values
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel

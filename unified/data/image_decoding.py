@@ -1,4 +1,4 @@
-"""Images of rows as uint8 squares, opened in processes beside the encoder, and what their crop leaves out.
+"""Images of rows as uint8 squares, opened in processes beside the encoder.
 
 Legend: N images of a batch, G those of them that can be read, S side of the square.
 """
@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from unified.data.rows import ImageRef
-from unified.files.images import Fit, cropped_share, read_image, to_square
+from unified.files.images import Fit, read_image, to_square
 
 AHEAD = 2  # batches a process works ahead, so that decoded images do not pile up
 
@@ -88,30 +88,3 @@ def image_key(image: ImageRef) -> str | bytes:
     if image.data is None:
         return str(image.file or image.name)
     return hashlib.blake2b(image.data, digest_size=16).digest()
-
-
-class CropCount:
-    """How much of the images the squares leave out, for a line on the screen."""
-
-    def __init__(self) -> None:
-        self.images, self.cropped, self.lost, self.halved, self.worst = 0, 0, 0.0, 0, (0.0, "")
-
-    def add(self, name: str, size: tuple[int, int]) -> None:
-        """Count an image of `size` (width, height)."""
-        share = cropped_share(size)
-        self.images += 1
-        self.cropped += share > 0
-        self.lost += share
-        self.halved += share > 0.5
-        self.worst = max(self.worst, (share, name))
-
-    def __str__(self) -> str:
-        """One line; empty where all images are square."""
-        if not self.cropped:
-            return ""
-        share, name = self.worst
-        half = f", {self.halved} of them more than half" if self.halved else ""
-        return (
-            f"cropped: {self.cropped} of {self.images} images are not square and lose {self.lost / self.cropped:.0%} "
-            f"of their pixels{half}, {name} {share:.0%}; --fit pad keeps all, --fit refuse leaves them out"
-        )

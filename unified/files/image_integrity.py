@@ -9,6 +9,7 @@ import re
 
 from PIL import PngImagePlugin
 
+CONCLUSIVE = ("PNG", "JPEG", "MPO")  # formats of which `check_whole` finds what is missing
 ZEROS = 512  # bytes: a disk's sector
 _COMPRESSED = ("WEBP", "AVIF", "GIF", "JPEG2000")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within a scan: no stuffed byte, no fill, no restart

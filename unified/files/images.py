@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageEr
 from torch import Tensor
 
 from unified.files.atomic import atomic_path
-from unified.files.image_integrity import check_whole
+from unified.files.image_integrity import CONCLUSIVE, check_whole
 from unified.files.image_modes import BACKGROUND, UNREADABLE, show_as_rgb
 
 Fit = Literal["crop", "pad", "refuse"]
@@ -49,9 +49,7 @@ def read_image(source: str | Path | bytes, name: str, side: int | None = None, e
     """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with _identify(data) as image:
-            _check_size(image, name, exact)
-            check_whole(data, image.format or "")
+        with _checked(data, name, exact) as image:
             if isinstance(image, JpegImagePlugin.JpegImageFile) and not exact:
                 _draft(image, side)
             return show_as_rgb(image)
@@ -59,6 +57,31 @@ def read_image(source: str | Path | bytes, name: str, side: int | None = None, e
         raise ValueError(str(error)) from None
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
+
+
+def inspect_image(source: str | Path | bytes, name: str, exact: bool = False) -> tuple[int, int]:
+    """The size (width, height) of an image that `read_image` reads, which raises as it does.
+
+    PNG and JPEG are not decoded: their checksums and marks say whether they are whole.
+    """
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _checked(data, name, exact) as image:
+            if image.format not in CONCLUSIVE:
+                image.load()
+            return image.size
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+
+
+def _checked(data: bytes, name: str, exact: bool) -> ImageFile.ImageFile:
+    """An image whose pixels are not decoded yet."""
+    image = _identify(data)
+    _check_size(image, name, exact)
+    check_whole(data, image.format or "")
+    return image
 
 
 class _Refused(Exception):
@@ -146,11 +169,16 @@ def to_square(image: Image.Image, side: int, fit: Fit = "crop", name: str = "the
     image = to_rgb(image)
     if image.size == (side, side):
         return image
-    if fit == "refuse" and image.width != image.height:
-        raise ValueError(f"{name} is {image.width} x {image.height}, not square; give --fit crop or pad, or crop it")
+    check_fit(image.size, fit, name)
     if fit == "pad" and image.width != image.height:
         return _padded(image, side)
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def check_fit(size: tuple[int, int], fit: Fit, name: str) -> None:
+    """Raise ValueError for an image of `size` (width, height) that `fit` refuses."""
+    if fit == "refuse" and size[0] != size[1]:
+        raise ValueError(f"{name} is {size[0]} x {size[1]}, not square; give --fit crop or pad, or crop it")
 
 
 def _padded(image: Image.Image, side: int) -> Image.Image:

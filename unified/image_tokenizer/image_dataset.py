@@ -3,26 +3,26 @@
 Legend: N images, B batch, H W the square training size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from unified.files.digests import sampled_digest
-from unified.files.images import image_to_uint8, read_image
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from unified.files.image_sets import KINDS, CropCount, image_files, leave_out, say, say_passed_over
+from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_image
 
 
 class FolderImages:
     """Encoded image files under a folder, searched recursively, in the order of their names."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = image_files(folder)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -39,12 +39,11 @@ class FolderImages:
 class ParquetImages:
     """Every image of the `images` column (list of {bytes, path}) of a folder's parquet shards, memory-mapped."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Path]) -> None:
         from datasets import Image, List, load_dataset  # slow to import, and not needed for image files
 
         self.folder = folder
-        files = [str(path) for path in sorted(folder.glob("*.parquet"))]
-        rows = load_dataset("parquet", data_files=files, split="train", columns=["images"])
+        rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=["images"])
         self.rows = rows.cast_column("images", List(Image(decode=False)))
         lengths = torch.tensor(pc.list_value_length(self.rows.data.column("images")).to_pylist())
         self.row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
@@ -64,42 +63,112 @@ class ParquetImages:
         return f"image {index} of {self.folder}"
 
 
-def open_images(data_dir: str) -> FolderImages | ParquetImages:
-    """Images of a folder with *.parquet shards or image files; raises ValueError when there are none."""
+class JoinedImages:
+    """The images of several sources, one after the other."""
+
+    def __init__(self, sources: "list[FolderImages | ParquetImages]") -> None:
+        self.items = [(source, index) for source in sources for index in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int) -> bytes:
+        """Bytes of one image file."""
+        source, inner = self.items[index]
+        return source.read(inner)
+
+    def name(self, index: int) -> str:
+        """Name of an image in error messages."""
+        source, inner = self.items[index]
+        return source.name(inner)
+
+
+Images = FolderImages | ParquetImages | JoinedImages
+
+
+def open_images(data_dir: str) -> Images:
+    """Images of a folder: its image files, searched recursively, and those in *.parquet shards with `images`.
+
+    Files that are passed over are counted on the screen. Raises ValueError when there are no images.
+    """
     folder = Path(data_dir)
     if not folder.is_dir():
         raise ValueError(f"data_dir {data_dir} is not a folder; write one with data_prep/render_scenes.py")
-    images = ParquetImages(folder) if any(folder.glob("*.parquet")) else FolderImages(folder)
+    files = FolderImages(folder)
+    shards = [path for path in sorted(folder.glob("*.parquet")) if "images" in pq.read_schema(path).names]
+    sources: list[FolderImages | ParquetImages] = [files] if len(files) else []
+    if shards:
+        sources.append(ParquetImages(folder, shards))
+    say_passed_over(folder, [*files.paths, *shards])
+    images = sources[0] if len(sources) == 1 else JoinedImages(sources)
     if len(images) == 0:
-        raise ValueError(f"data_dir {data_dir} holds no images; expected *.parquet or {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"data_dir {data_dir} holds no images; expected *.parquet with `images`, or {KINDS}")
     return images
-
-
-def decode_image(source: FolderImages | ParquetImages, index: int, image_size: int) -> Tensor:
-    """Image as uint8 (H, W, 3), resized and center-cropped; raises ValueError naming an unreadable one."""
-    return image_to_uint8(read_image(source.read(index), source.name(index), image_size), image_size)
 
 
 class PixelDataset(Dataset[Tensor]):
     """uint8 images (H, W, 3) of a source, decoded once and cached if all fit into `cache_gb`.
 
+    All are checked before: those that cannot be read are named and counted, and left out where they are at most
+    `max_bad`; a line counts what `fit`, see `to_square`, leaves out of the others. Raises ValueError for more, or
+    for any where `max_bad` is None. `limit`: the first so many of the source. `exact`: see `read_image`.
+
     `__getitems__` returns whole batches, (B, H, W, 3); use `collate_fn=stack` in the DataLoader.
     """
 
-    def __init__(self, source: FolderImages | ParquetImages, image_size: int, cache_gb: float) -> None:
-        self.source, self.image_size = source, image_size
-        self.cache: Tensor | None = None
-        if len(source) * image_size**2 * 3 <= cache_gb * 1e9:
-            self.cache = torch.empty(len(source), image_size, image_size, 3, dtype=torch.uint8)
-            for index in tqdm(range(len(source)), desc="decode", unit="image", mininterval=1):
-                self.cache[index] = decode_image(source, index, image_size)
+    def __init__(
+        self,
+        source: Images,
+        image_size: int,
+        cache_gb: float,
+        fit: Fit = "crop",
+        max_bad: int | None = 0,
+        limit: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        self.source, self.image_size, self.fit, self.exact = source, image_size, fit, exact
+        count = len(source) if limit is None else limit
+        cached = count * image_size**2 * 3 <= cache_gb * 1e9
+        pixels = torch.empty(count if cached else 0, image_size, image_size, 3, dtype=torch.uint8)
+        self.rows: list[int] = []  # of the source: images that can be read
+        crops, reasons = CropCount(), []
+        for index in tqdm(range(count), desc="decode" if cached else "check", unit="image", mininterval=1):
+            try:
+                size = self._decode(index, pixels[len(self.rows)]) if cached else self._inspect(index)
+            except ValueError as error:
+                reasons.append(str(error))
+                continue
+            self.rows.append(index)
+            crops.add(source.name(index), size)
+        leave_out(reasons, count, max_bad)
+        if fit == "crop" and str(crops):
+            say(str(crops))
+        self.cache = pixels[: len(self.rows)] if cached else None
+
+    def _decode(self, index: int, pixels: Tensor) -> tuple[int, int]:
+        """Decode an image into `pixels`; its size."""
+        name = self.source.name(index)
+        image = read_image(self.source.read(index), name, self.image_size, self.exact)
+        pixels.copy_(image_to_uint8(image, self.image_size, self.fit, name))
+        return image.size
+
+    def _inspect(self, index: int) -> tuple[int, int]:
+        """Check an image without decoding it where that can be told; its size."""
+        name = self.source.name(index)
+        size = inspect_image(self.source.read(index), name, self.exact)
+        check_fit(size, self.fit, name)
+        return size
+
+    def name(self, index: int) -> str:
+        """Name of an image in messages."""
+        return self.source.name(self.rows[index])
 
     def digest(self) -> str:
         """The images in words that can be compared."""
-        return sampled_digest(len(self), self.source.read, "images")
+        return sampled_digest(len(self), lambda index: self.source.read(self.rows[index]), "images")
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.__getitems__([index])[0]
@@ -107,7 +176,10 @@ class PixelDataset(Dataset[Tensor]):
     def __getitems__(self, indices: list[int]) -> Tensor:
         if self.cache is not None:
             return self.cache[torch.as_tensor(indices)]
-        return torch.stack([decode_image(self.source, index, self.image_size) for index in indices])
+        pixels = torch.empty(len(indices), self.image_size, self.image_size, 3, dtype=torch.uint8)
+        for index, target in zip(indices, pixels, strict=True):
+            self._decode(self.rows[index], target)
+        return pixels
 
 
 def stack(batch: Tensor) -> Tensor:

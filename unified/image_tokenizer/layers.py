@@ -3,6 +3,7 @@
 Module names and shapes of the VAR architecture are those of its published checkpoints (vae_ch160v4096z32.pth).
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -169,16 +170,46 @@ class SmallEncoder(nn.Sequential):
 
 
 class SmallDecoder(nn.Sequential):
-    """The small encoder mirrored, with pixel shuffle for upsampling and for the output pixels."""
+    """The small encoder mirrored, with pixel shuffle for the output pixels and `config.upsampling` before."""
 
     def __init__(self, config: VQConfig) -> None:
         channels = list(config.channels)[::-1]
         layers: list[nn.Module] = [nn.Conv2d(config.code_dim, channels[0], 3, padding=1)]
         for width, after in zip(channels, channels[1:] + [0], strict=True):
             layers += [ResnetBlock(width, width, ChannelNorm) for _ in range(config.num_res_blocks + 1)]
-            layers += [nn.Conv2d(width, 4 * after, 1), nn.PixelShuffle(2)] if after else []
-        to_pixels = nn.Conv2d(channels[-1], 3 * SMALL_STEM_STRIDE**2, 3, padding=1)
+            layers += self._upsampling(config, width, after) if after else []
+        convolution = SmoothShuffleConv if config.upsampling == "bilinear" else nn.Conv2d
+        to_pixels = convolution(channels[-1], 3 * SMALL_STEM_STRIDE**2, 3, padding=1)
         super().__init__(*layers, ChannelNorm(channels[-1]), nn.SiLU(), to_pixels, nn.PixelShuffle(SMALL_STEM_STRIDE))
+
+    @staticmethod
+    def _upsampling(config: VQConfig, width: int, after: int) -> list[nn.Module]:
+        if config.upsampling == "bilinear":
+            return [nn.Conv2d(width, after, 1), nn.Upsample(scale_factor=2, mode="bilinear")]
+        return [nn.Conv2d(width, 4 * after, 1), nn.PixelShuffle(2)]
+
+
+class SmoothShuffleConv(nn.Conv2d):
+    """A 3x3 convolution before a pixel shuffle that starts as 1x1 convolution and bilinear upsampling.
+
+    With independent weights for the pixels of a block, the blocks are a lattice at the start, as ICNR (arXiv
+    1707.02937) says; its nearest-neighbour start leaves the blocks' borders, which this one has not.
+    """
+
+    def reset_parameters(self) -> None:
+        """As the base class draws them, the first pixel's central weights shared by all pixels of a block."""
+        super().reset_parameters()
+        side = SMALL_STEM_STRIDE
+        offset = (torch.arange(side) + 0.5) / side - 0.5  # of a pixel from its block's centre, in blocks
+        weights = torch.stack([(-offset).clamp(min=0), 1 - offset.abs(), offset.clamp(min=0)], dim=1)
+        kernels = torch.einsum("iy,jx->ijyx", weights, weights).reshape(side**2, 3, 3)
+        with torch.no_grad():
+            first = (
+                rearrange(self.weight, "(c s) i y x -> c s i y x", s=side**2)[:, 0, :, 1, 1] * 3
+            )  # a 1x1's variance
+            self.weight.copy_(torch.einsum("ci,syx->csiyx", first, kernels).flatten(0, 1))
+            if self.bias is not None:
+                self.bias.copy_(self.bias.view(-1, side**2)[:, :1].expand(-1, side**2).flatten())
 
 
 def build_coders(config: VQConfig) -> tuple[nn.Module, nn.Module]:

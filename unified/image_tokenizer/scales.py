@@ -28,6 +28,11 @@ def normalize_patch_nums(patch_nums: PatchNums) -> tuple[tuple[int, int], ...]:
     return tuple(scales)
 
 
+def doubling_patch_nums(side: int) -> tuple[int, ...]:
+    """Scales of a square latent grid: 1, 2, 4, ... and `side` itself."""
+    return *(2**power for power in range((side - 1).bit_length())), side
+
+
 def image_length(patch_nums: PatchNums) -> int:
     """Number of codes of one image, L."""
     return sum(h * w for h, w in normalize_patch_nums(patch_nums))

@@ -34,7 +34,7 @@ FREE = {
     report_to run_name project save_strategy save_steps save_total_limit save_on_each_node save_only_model
     eval_strategy eval_steps eval_delay eval_on_start eval_scenes ceiling_scenes grid_steps per_device_eval_batch_size
     prediction_loss_only include_num_input_tokens_seen skip_memory_metrics dataloader_num_workers num_workers cache_gb
-    dataloader_persistent_workers
+    max_bad dataloader_persistent_workers
     dataloader_pin_memory dataloader_prefetch_factor dataloader_multiprocessing_context ddp_find_unused_parameters
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug do_train do_eval use_cpu
     local_rank sample_prompts sample_temperature sample_top_k sample_guidance_scale kl_pairs bf16 fp16 tf32

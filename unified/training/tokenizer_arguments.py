@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified.arguments.fields import SHARE, Bounds, CheckedArguments, above, arg, at_least
+from unified.files.images import Fit
 from unified.image_tokenizer.configuration import VQConfig
 
 
@@ -26,12 +27,21 @@ class TokenizerArguments(CheckedArguments):
     )
     code_dim: int = arg(VQConfig.code_dim, "dimension C of a code", at_least(1))
     patch_nums: list[int] = arg(
-        list(VQConfig.patch_nums), "sides of the scales, coarse to fine; the last one is the latent grid", at_least(1)
+        [],
+        "sides of the scales, coarse to fine, up to the latent grid; by default 1 2 4 and so on",
+        at_least(1),
+    )
+    upsampling: Literal["shuffle", "bilinear"] = arg(
+        "bilinear", "of the small decoder; shuffle (until November 2026) leaves a lattice that training has to close"
     )
     phi_count: int = arg(VQConfig.phi_count, "number of phi convolutions the scales share", at_least(1))
     phi_ratio: float = arg(VQConfig.phi_ratio, "share of the convolution in phi(h) = (1 - r) h + r conv(h)", SHARE)
     cosine: bool = arg(VQConfig.cosine, "nearest code by cosine instead of Euclidean distance (VAR's using_znorm)")
     beta: float = arg(VQConfig.beta, "weight of the commitment term inside the VQ loss", at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.patch_nums = list(VQConfig(**vars(self)).patch_nums)
 
 
 @dataclass
@@ -87,7 +97,9 @@ class AveragedTrainingArguments(CheckedArguments):
 class TokenizerTrainingArguments(AveragedTrainingArguments):
     """Arguments of recipes/train_vq.py; precision and processes are set by `accelerate launch`."""
 
-    data_dir: str = arg("data/scenes", "folder of *.parquet with an `images` column, or of png/jpg files")
+    data_dir: str = arg("data/scenes", "folder of image files, or of *.parquet with an `images` column")
+    fit: Fit = arg("crop", "images that are not square: crop to the centre, pad with white, or refuse")
+    max_bad: int = arg(0, "images that cannot be read the run may leave out; all are checked before it", at_least(0))
     output_dir: str = arg("out/vq", "folder of checkpoints, logs, image grids and the trained tokenizer")
     final_learning_rate: float = arg(1e-5, "learning rate at max_steps, the end of the cosine", at_least(0))
     revive_after_steps: int = arg(

@@ -1,0 +1,88 @@
+"""Many image files: those of a folder, those that cannot be read, and what squares leave out of them, all counted."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from unified.files.images import cropped_share, image_suffixes
+
+KINDS = "png, jpg, webp and whatever else Pillow reads"
+NAMED = 3  # images named on the screen
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files under a folder, searched recursively, in the order of their names.
+
+    Files of other kinds, and hidden ones, are passed over; `say_passed_over` tells of them.
+    """
+    return [path for path in _files(folder) if not _hidden(path, folder) and path.suffix.lower() in image_suffixes()]
+
+
+def say_passed_over(folder: Path, read: Iterable[Path]) -> None:
+    """Count the files of a folder that are not among those `read` on the screen."""
+    known = set(read)
+    rest = [path for path in _files(folder) if path not in known]
+    kinds = Counter("hidden" if _hidden(path, folder) else path.suffix.lower() or "no suffix" for path in rest)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        say(f"{folder}: {len(rest)} files are passed over ({listed}); images are {KINDS}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def say(text: str) -> None:
+    """A line beside the bars, on the first process of a launch."""
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(text, sys.stderr)
+
+
+def leave_out(reasons: list[str], count: int, max_bad: int | None) -> None:
+    """Tell of the images that cannot be read, `reasons` of `count`.
+
+    Raises ValueError where there are more than `max_bad`; None: a score that needs them all.
+    """
+    if not reasons:
+        return
+    more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    named = "; ".join(reasons[:NAMED]) + more
+    if max_bad is None or len(reasons) > max_bad:
+        rule = "and a score needs all of them" if max_bad is None else f"more than --max_bad {max_bad}"
+        raise ValueError(f"{named}: {len(reasons)} of {count} images, {rule}")
+    say(f"left out {len(reasons)} of {count} images: {named}")
+
+
+class CropCount:
+    """How much of the images the squares leave out, for a line on the screen."""
+
+    def __init__(self) -> None:
+        self.images, self.cropped, self.lost, self.halved, self.worst = 0, 0, 0.0, 0, (0.0, "")
+
+    def add(self, name: str, size: tuple[int, int]) -> None:
+        """Count an image of `size` (width, height)."""
+        share = cropped_share(size)
+        self.images += 1
+        self.cropped += share > 0
+        self.lost += share
+        self.halved += share > 0.5
+        self.worst = max(self.worst, (share, name))
+
+    def __str__(self) -> str:
+        """One line; empty where all images are square."""
+        if not self.cropped:
+            return ""
+        share, name = self.worst
+        half = f", {self.halved} of them more than half" if self.halved else ""
+        return (
+            f"cropped: {self.cropped} of {self.images} images are not square and lose {self.lost / self.cropped:.0%} "
+            f"of their pixels{half}, {name} {share:.0%}; --fit pad keeps all, --fit refuse leaves them out"
+        )
