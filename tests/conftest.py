@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from unified import UnifiedConfig, VQModel
 from unified.checkpoints.extension import extend
+
+if TYPE_CHECKING:
+    from toy_server import Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +96,15 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_vq().save_pretrained(folder / "vq")
     extend(save_llm(folder / "llm", make_tokenizer()), folder / "vq", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def server(toy_checkpoint: Path) -> Iterator["Server"]:
+    """A server of `toy_checkpoint` in this process, with the bounds that servers have, for all tests that ask it."""
+    from toy_server import serve
+
+    with serve(toy_checkpoint, model_name="toy") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

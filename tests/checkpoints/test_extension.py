@@ -136,7 +136,8 @@ def test_image_states_begin_as_large_as_text(tiny_llm_dir: Path, vq_dir: Path, t
     codes = torch.arange(5)[None]
     with torch.no_grad():
         text = model.get_input_embeddings().weight[: model.config.boi_token_id].norm(dim=-1).mean()
-        output_states = torch.cat([model.model.scale_states(codes, scale) for scale in (0, 1)], dim=1)
+        f_hat, first = model.first_scale(len(codes))
+        output_states = torch.cat([first, model.next_scale(f_hat, codes[:, :1], 0)[1]], dim=1)
     assert (0.3 * text < output_states.norm(dim=-1)).all() and (output_states.norm(dim=-1) < 3 * text).all()
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from unified.image_tokenizer.scales import scale_spans
 from unified.models.backbones import check_layers, layer_kinds, new_cache
 from unified.models.modeling import UnifiedForCausalLM
 
@@ -112,7 +111,7 @@ def compare_scales(model: UnifiedForCausalLM) -> str:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(model.config.vq_config.codebook_size, (1, model.config.image_length), generator=generator)
     text = base.get_input_embeddings()(ids)
-    image = torch.cat([base.scale_states(codes, k) for k in range(len(scale_spans(model.config.patch_nums)))], dim=1)
+    image = base.image_embedding(*base.image_features(codes, codes[:0]))[0]
     noise = torch.randn(5, text.shape[-1], generator=generator).to(text)
     states = torch.cat([text, noise[None] * image.float().std().to(text)], dim=1)
     spans = [(0, WORDS), (WORDS, WORDS + 1), (WORDS + 1, WORDS + 5)]

@@ -8,6 +8,7 @@ conversation     what `chat` does with a line
 line_editor      the line that is typed: editing, history, completion
 terminal_images  images in a terminal
 handing_on       `merge`, `publish`, `average`
+serve_command    `serve`
 shipped          the scripts, configurations and data that come with the package
 running          a script's command line
 script_commands  `ls`, `cp` and `run`
@@ -24,6 +25,7 @@ __all__ = [
     "options",
     "running",
     "script_commands",
+    "serve_command",
     "shipped",
     "terminal_images",
     "version",

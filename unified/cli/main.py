@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from unified.cli import chat_command, handing_on, script_commands
+from unified.cli import chat_command, handing_on, script_commands, serve_command
 from unified.cli.images import BATCH, check_prompts, draw_wanted, save_wanted, wanted_images
 from unified.cli.options import (
     BaseDir,
@@ -189,6 +189,7 @@ app.command()(chat_command.chat)
 app.command()(handing_on.merge)
 app.command()(handing_on.publish)
 app.command()(handing_on.average)
+app.command()(serve_command.serve)
 app.command()(script_commands.ls)
 app.command()(script_commands.cp)
 app.command(RUN, context_settings=RUN_SETTINGS)(script_commands.run)

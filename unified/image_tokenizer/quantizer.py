@@ -168,12 +168,15 @@ class MultiScaleQuantizer(nn.Module):
         `codes` (B, L), of which the last scale's are not used -> (B, L - h_1*w_1, C).
         """
         self.check_codes(codes)
-        f_hat = self.embedding.weight.new_zeros(codes.shape[0], self.embedding.embedding_dim, *self.grid)
-        inputs = []
+        f_hat, inputs = self.no_f_hat(codes.shape[0]), []
         for scale, (start, stop) in enumerate(scale_spans(self.patch_nums)[:-1]):
             f_hat = f_hat + self.contribution(codes[:, start:stop], scale)
             inputs.append(self.scale_input(f_hat, scale + 1))
         return torch.cat(inputs, dim=1) if inputs else f_hat.new_zeros(codes.shape[0], 0, f_hat.shape[1])
+
+    def no_f_hat(self, batch: int) -> Tensor:
+        """f_hat (B, C, h_K, w_K) of no scale: zeros, to which each scale's `contribution` is added."""
+        return self.embedding.weight.new_zeros(batch, self.embedding.embedding_dim, *self.grid)
 
     def scale_input(self, f_hat: Tensor, scale: int) -> Tensor:
         """`f_hat` (B, C, h_K, w_K) resized to one scale's grid, (B, h_k*w_k, C)."""

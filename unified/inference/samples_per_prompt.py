@@ -42,8 +42,7 @@ def generate_samples(
         numbers = [len(prompt_seeds) for prompt_seeds in seeds]
         raise ValueError(f"{len(prompts)} prompts with {numbers} seeds; give each the same number, at least 1")
     state = _initial_state(model, processor, prompts)
-    no_states = torch.zeros(len(prompts), 0, model.config.text_config.hidden_size, device=model.device)
-    model.forward_cached(state, no_states, ~state.finished, scale=0)
+    model.prefill(state)
     return _generate_copies(model, processor, state, seeds, sampling or ImageSampling()).view(
         len(prompts), counts.pop(), -1
     )

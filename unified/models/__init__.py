@@ -18,6 +18,7 @@ format_version        translates values that earlier versions stored
 losses                cross-entropy over text and codes without holding the logits; weights per modality and scale
 modeling              UnifiedModel, UnifiedForCausalLM
 pretrained            what the two share
+row_cache             KV cache of rows of different lengths
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
 rows_apart            generation row by row, for recurrent backbones
@@ -55,6 +56,7 @@ __all__ = [
     "processing",
     "remote_code",
     "rows_apart",
+    "row_cache",
     "sampling",
     "sequence_layout",
     "template_mending",

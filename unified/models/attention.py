@@ -46,7 +46,8 @@ def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtyp
     """Convert `allowed` (B, 1, q, k) bool to the format of a backbone's `attn_implementation`.
 
     Computed once per forward pass for all layers: bool for sdpa; for eager an additive mask (B, 1, q, k); for grouped
-    an additive mask (B * H / G, 1, G * q, k). Raises ValueError for others, which support no block mask.
+    an additive mask (B * H / G, 1, G * q, k), or (B * H / G, 1, 1, k) of one for all queries. Raises ValueError for
+    others, which support no block mask.
     """
     if attention == "sdpa" or (attention == GROUPED and allowed.shape[-1] > MAX_POSITIONS):
         return allowed
@@ -58,7 +59,8 @@ def prepare_mask(allowed: Tensor, attention: str, config: PreTrainedConfig, dtyp
     key_heads = key_heads_of(config)
     compute_dtype = product_dtype(allowed.device, dtype)
     mask = torch.zeros(allowed.shape, dtype=compute_dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
-    return mask.repeat(1, key_heads, heads // key_heads, 1).flatten(0, 1)[:, None]
+    groups = 1 if mask.shape[2] == 1 else heads // key_heads
+    return mask.repeat(1, key_heads, groups, 1).flatten(0, 1)[:, None]
 
 
 def grouped_attention(

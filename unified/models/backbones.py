@@ -82,20 +82,29 @@ def check_whole_rows(text_config: PreTrainedConfig, documents: Tensor | None, ke
 
 
 def backbone_masks(
-    backbone: nn.Module, blocks: Tensor, valid: Tensor, documents: Tensor | None, cache: Cache | None
+    backbone: nn.Module,
+    blocks: Tensor,
+    valid: Tensor,
+    documents: Tensor | None,
+    cache: Cache | None,
+    columns: Tensor | None = None,
+    one_block: bool = False,
 ) -> Any:
     """Masks of `backbone` for new positions in `blocks` (B, q) among `valid` (B, P + q) ones.
 
     (B, 1, q, P + q) as `prepare_mask` has it, or one for each kind of layer where the backbone has several; of
-    recurrent layers (B, q), 0 at padding.
+    recurrent layers (B, q), 0 at padding. `columns` (B, q): where in the cache the keys of the new positions are, by
+    default behind all others. `one_block`: these are the states of one scale, which all see the same keys, the valid
+    ones; then a mask is (B, 1, 1, P + q) where there is no window.
     """
     config: Any = backbone.config
     kinds, new = layer_kinds(config), blocks.shape[1]
     masks = {}
     if "full_attention" in kinds:
-        masks["full_attention"] = block_attention_mask(blocks, valid, documents)
+        same = valid[:, None, None].bool()
+        masks["full_attention"] = same if one_block else block_attention_mask(blocks, valid, documents, None, columns)
     if "sliding_attention" in kinds:
-        window = block_attention_mask(blocks, valid, documents, config.sliding_window)
+        window = block_attention_mask(blocks, valid, documents, config.sliding_window, columns)
         layer = next(i for i, kind in enumerate(layer_types(config)) if "sliding" in kind)
         if cache is not None:  # a sliding-window layer's cache drops its oldest positions
             length, start = cache.get_mask_sizes(new, layer)

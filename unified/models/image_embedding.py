@@ -15,6 +15,13 @@ FREQUENCIES = 8  # octaves of the coordinates' Fourier features: enough to tell 
 
 
 @lru_cache(maxsize=16)
+def scales_of_positions(patch_nums: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """`scale_ids` on a device, copied to it once."""
+    with torch.inference_mode(False):
+        return scale_ids(patch_nums).to(device)
+
+
+@lru_cache(maxsize=16)
 def grid_features(patch_nums: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Fourier features (L, 4 * FREQUENCIES) of every position's cell centre, comparable across scales."""
     with torch.inference_mode(False):  # autograd takes no inference tensor, and this one is for later calls too
@@ -43,13 +50,32 @@ class ImageEmbedding(nn.Module):
         """
         # not the weights' device: accelerate's offloading has them away while they are not in use
         device, dtype = next_scale_inputs.device, self.start.weight.dtype
-        grid = self.grid_embedding(grid_features(self.patch_nums, device).to(dtype))
-        ids = scale_ids(self.patch_nums).to(device)
-        start, stop = scale_spans(self.patch_nums)[0]
-        first = self.start(ids.new_zeros(len(next_scale_inputs), stop - start))
-        projected = torch.cat([first, self.scale_in(next_scale_inputs.to(dtype))], dim=1)
-        output_states = projected + self.scale_embedding(ids) + grid
+        ids, grid = scales_of_positions(self.patch_nums, device), self.grid(device)
+        projected = [self.start_states(len(next_scale_inputs), device), self.scale_in(next_scale_inputs.to(dtype))]
+        output_states = torch.cat(projected, dim=1) + self.scale_embedding(ids) + grid
         start, stop = scale_spans(self.patch_nums)[-1]
         input_scale = self.scale_embedding(torch.full_like(ids[start:stop], len(self.patch_nums)))
         input_states = self.image_in(f_hat.to(dtype)) + input_scale + grid[start:stop]
         return output_states, input_states
+
+    def one_scale(self, f_hat: Tensor, features: Tensor | None, scale: int) -> Tensor:
+        """States (N, h_k*w_k, D) of one scale of output images from its `features` (N, h_k*w_k, C); None: the first.
+
+        The same as `forward`'s for all scales at once. `f_hat` (N, ...) says how many images, and on which device.
+        """
+        device, span = f_hat.device, slice(*scale_spans(self.patch_nums)[scale])
+        ids = scales_of_positions(self.patch_nums, device)[span]
+        if features is None:
+            projected = self.start_states(len(f_hat), device)
+        else:
+            projected = self.scale_in(features.to(self.start.weight.dtype))
+        return projected + self.scale_embedding(ids) + self.grid(device)[span]
+
+    def start_states(self, batch: int, device: torch.device) -> Tensor:
+        """The learned start vector at the first scale's positions, (N, h_1*w_1, D)."""
+        start, stop = scale_spans(self.patch_nums)[0]
+        return self.start(torch.zeros(batch, stop - start, dtype=torch.long, device=device))
+
+    def grid(self, device: torch.device) -> Tensor:
+        """Grid embedding (L, D) of an image's positions, all at once: a product of fewer rows rounds otherwise."""
+        return self.grid_embedding(grid_features(self.patch_nums, device).to(self.start.weight.dtype))

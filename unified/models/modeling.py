@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Pre
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unified.image_tokenizer.scales import scale_spans
 from unified.models.backbones import backbone_masks, balance_of, check_whole_rows, new_cache, per_layer_inputs
 from unified.models.configuration import UnifiedConfig
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
@@ -102,11 +101,6 @@ class UnifiedModel(UnifiedPreTrainedModel):
             states = states.masked_scatter(layout.is_input[..., None], input_states.to(states.dtype))
         return states
 
-    def scale_states(self, codes: Tensor, scale: int) -> Tensor:
-        """Input states (B, h_k*w_k, D) of one scale, from `codes` (B, L), of which only earlier scales are used."""
-        start, stop = scale_spans(self.config.patch_nums)[scale]
-        return self.image_embedding(*self.image_features(codes, codes[:0]))[0][:, start:stop]
-
     def run_backbone(
         self,
         states: Tensor,
@@ -117,13 +111,16 @@ class UnifiedModel(UnifiedPreTrainedModel):
         cache: Cache | None = None,
         image_seen: Tensor | None = None,
         text_ids: Tensor | None = None,
+        columns: Tensor | None = None,
+        one_block: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the backbone on input `states` (B, q, D); its hidden states are not rolled.
 
         `text_ids` (B, q) of positions: read by backbones with an embedding of every layer, see `per_layer_inputs`.
+        `columns`, `one_block`: see `backbone_masks`.
         """
-        masks = backbone_masks(self.language_model, blocks, valid, documents, cache)
+        masks = backbone_masks(self.language_model, blocks, valid, documents, cache, columns, one_block)
         kwargs |= per_layer_inputs(self.language_model, text_ids, states, self.config.image_token_offset)
         inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
         gate, in_image = self.image_gate, blocks >= 0

@@ -52,23 +52,41 @@ def sample(
     With a sequence of generators the i-th one samples `logits[i]`, independent of the rest of the batch. Raises
     FloatingPointError where a logit is nan.
     """
+    drawn, invalid = sample_unchecked(logits, temperature, top_k, top_p, generator)
+    check_sampled(invalid)
+    return drawn
+
+
+def check_sampled(invalid: Tensor | None) -> None:
+    """Raise FloatingPointError if `sample_unchecked` says so; this waits for the device."""
+    if invalid is not None and invalid.any():
+        raise FloatingPointError("the model's logits are nan, so nothing can be sampled: its training has diverged")
+
+
+def sample_unchecked(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: Generators
+) -> tuple[Tensor, Tensor]:
+    """`sample` without waiting for the device: the indices, and a bool () that is True where a logit is nan.
+
+    Indices are in [0, V) even then, for callers that look at the bool later.
+    """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be at least 0 and top_p {top_p} in (0, 1]")
-    if logits.isnan().any():
-        raise FloatingPointError("the model's logits are nan, so nothing can be sampled: its training has diverged")
+    invalid = logits.isnan().any()
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1), invalid
     tempered = TemperatureLogitsWarper(float(temperature))(_NO_IDS, logits.float())
     probs = top_p_filter(top_k_filter(tempered, top_k), top_p).softmax(dim=-1)
-    if isinstance(generator, Sequence):
-        if len(generator) != len(probs):
-            raise ValueError(
-                f"{len(generator)} generators for a batch of {len(probs)}; pass one per row, or one for all"
-            )
-        return torch.stack([_multinomial(row, of_row) for row, of_row in zip(probs, generator, strict=True)])
-    return _multinomial(probs, generator)
+    return (probs / _exponential_noise(probs, generator)).argmax(dim=-1), invalid
 
 
-def _multinomial(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
-    return flat.view(probs.shape[:-1])
+def _exponential_noise(probs: Tensor, generator: Generators) -> Tensor:
+    """What `torch.multinomial` divides by to draw one index, which looks at the values, and so waits, before it."""
+    noise = torch.empty_like(probs)
+    if not isinstance(generator, Sequence):
+        return noise.exponential_(1, generator=generator)
+    if len(generator) != len(probs):
+        raise ValueError(f"{len(generator)} generators for a batch of {len(probs)}; pass one per row, or one for all")
+    for row, of_row in zip(noise, generator, strict=True):
+        row.exponential_(1, generator=of_row)
+    return noise

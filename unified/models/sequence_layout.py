@@ -146,23 +146,29 @@ def repeat_images(input_ids: Tensor, images: Tensor, copies: int, config: Unifie
 
 
 def block_attention_mask(
-    blocks: Tensor, valid: Tensor, document_ids: Tensor | None = None, window: int | None = None
+    blocks: Tensor,
+    valid: Tensor,
+    document_ids: Tensor | None = None,
+    window: int | None = None,
+    columns: Tensor | None = None,
 ) -> Tensor:
     """Attention mask (B, 1, q, P + q) bool: True where a query may attend to a key.
 
     A position attends to earlier positions and to its block, within its document and among `valid` (B, P + q)
     positions; every position attends to itself, so that padding has a finite softmax. `blocks` (B, q) is that of the
-    new positions; a sliding `window` masks keys that many or more valid positions back.
+    new positions; a sliding `window` masks keys that many or more valid positions back. `columns` (B, q) says which of
+    the keys are the new positions' own; by default they are the last.
     """
     new, total = blocks.shape[1], valid.shape[1]
     keys = torch.arange(total, device=blocks.device)
-    queries = keys[total - new :, None]
+    columns = keys[total - new :].expand_as(blocks) if columns is None else columns
+    queries = columns[..., None]
     allowed = keys <= queries
     if window is not None:
         count = valid.long().cumsum(dim=1)  # valid positions, not columns: padding does not change a row's window
-        allowed = allowed & (count[:, None, :] > count[:, total - new :, None] - window)
-    same_block = (blocks[:, :, None] == blocks[:, None, :]) & (blocks[:, :, None] >= 0)
-    allowed = allowed | torch.nn.functional.pad(same_block, (total - new, 0))
+        allowed = allowed & (count[:, None, :] > count.gather(1, columns)[..., None] - window)
+    of_keys = torch.full_like(valid, -1, dtype=blocks.dtype).scatter(1, columns, blocks)
+    allowed = allowed | ((blocks[:, :, None] == of_keys[:, None, :]) & (blocks[:, :, None] >= 0))
     allowed = allowed & valid[:, None, :].bool()
     if document_ids is not None:
         allowed = allowed & (document_ids[:, :, None] == document_ids[:, None, :])

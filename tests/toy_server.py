@@ -1,0 +1,48 @@
+"""A server in this process, on a free port, as tests ask it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from openai import OpenAI
+
+from unified.checkpoints.loading import load
+from unified.serving.app import create_app
+from unified.serving.engine import Engine, EngineLimits
+from unified.serving.settings import ServerSettings
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    url: str
+    engine: Engine
+
+    def client(self, key: str = "none", **settings: object) -> OpenAI:
+        """The openai client, as it is."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **settings)
+
+
+@contextmanager
+def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: object) -> Iterator[Server]:
+    """A server of a checkpoint; nothing of a request may be stuck in it when it ends."""
+    model, processor = load(checkpoint, device="cpu")
+    engine = Engine(model, processor, limits)
+    app = create_app(engine, ServerSettings(**settings))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Server(f"http://127.0.0.1:{port}", engine)
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert not engine.active and not engine.waiting

@@ -1,0 +1,85 @@
+"""`unified serve`: an OpenAI-compatible server of one model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unified.cli.options import (
+    Device,
+    GuidanceScale,
+    ModelDir,
+    Precision,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    WaitPolicy,
+    choose_hardware,
+)
+from unified.inference.arguments import GuidedSamplingArguments
+from unified.models.image_sampling import ImageSampling
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EXTRA = "unified serve needs the extra `serve`: pip install 'unified-ar[serve]'"
+
+
+def serve(
+    model: ModelDir,
+    host: Annotated[str, typer.Option(help="address to listen on; another than loopback asks for --api-key-file")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 takes a free one")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="file of keys, one a line, one of which every request must have")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="answers that are worked on together")] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="answers that may wait; further ones are refused (429)")] = 64,
+    cache_mb: Annotated[int, typer.Option(min=0, help="memory of conversations that may go on, in MB")] = 256,
+    request_seconds: Annotated[float, typer.Option(min=1, help="time an answer may take, waiting included")] = 300,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="fetch images of public http(s) URLs, besides data URIs")
+    ] = False,
+    strict_model: Annotated[
+        bool, typer.Option("--strict-model", help="refuse requests that name another model (404)")
+    ] = False,
+    model_name: Annotated[str | None, typer.Option(help="the model's name in answers; default: its folder's")] = None,
+    guidance_scale: GuidanceScale = GuidedSamplingArguments.guidance_scale,
+    temperature: Temperature = GuidedSamplingArguments.temperature,
+    top_k: TopK = GuidedSamplingArguments.top_k,
+    top_p: TopP = GuidedSamplingArguments.top_p,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    wait_policy: WaitPolicy = None,
+) -> None:
+    """Serve a model by OpenAI's API: /v1/chat/completions, /v1/images/generations, /v1/responses, /v1/models.
+
+    /docs describes all routes, /health and /metrics say how the server does. Ctrl-C lets begun answers end. Sampling
+    settings are the defaults of requests that give none.
+    """
+    if api_key_file is None and host not in LOOPBACK:
+        raise ValueError(f"--host {host} lets others in; give --api-key-file, or --host 127.0.0.1")
+    try:
+        import uvicorn
+
+        from unified.serving.app import create_app
+        from unified.serving.engine import Engine, EngineLimits
+        from unified.serving.settings import ServerSettings, read_keys
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+    from unified.checkpoints.loading import load
+
+    keys = () if api_key_file is None else read_keys(api_key_file)
+    products = choose_hardware(device, precision, threads, wait_policy)
+    settings = ServerSettings(
+        model_name=model_name or model.resolve().name,
+        strict_model=strict_model,
+        api_keys=keys,
+        allow_urls=allow_urls,
+        sampling=ImageSampling(temperature, top_k, top_p, guidance_scale),
+        seconds=request_seconds,
+    )
+    engine = Engine(*load(model), EngineLimits(max_batch, max_queue, cache_mb * 2**20), products)
+    # access logs would hold what is in paths; errors are logged
+    uvicorn.run(create_app(engine, settings), host=host, port=port, access_log=False, ws="none", server_header=False)

@@ -1,0 +1,40 @@
+"""A server of many clients: an engine that batches, and OpenAI's protocol over it.
+
+jobs        what the engine is asked for, and its events
+prefixes    conversations that may go on, by what was said
+rows        contexts of different lengths in one batch
+sequences   one answer as it grows
+batches     what runs together: text by token, images by scale
+scheduler   what runs next
+engine      the thread that owns the model
+settings    bounds and defaults of a server
+errors      OpenAI's error object
+gate        keys and sizes of requests
+fetching    files of public URLs
+pictures    images in requests and answers
+protocol    requests and answers as pydantic models
+metrics     counts for Prometheus
+service     what all routes share
+drawing     /v1/images
+app         the FastAPI app
+"""
+
+__all__ = [
+    "app",
+    "batches",
+    "drawing",
+    "engine",
+    "errors",
+    "fetching",
+    "gate",
+    "jobs",
+    "metrics",
+    "pictures",
+    "prefixes",
+    "protocol",
+    "rows",
+    "scheduler",
+    "sequences",
+    "service",
+    "settings",
+]

@@ -1,0 +1,70 @@
+"""The FastAPI app: OpenAI's routes, health and metrics over one engine."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from sse_starlette.sse import AppStatus
+
+from unified.serving.drawing import ERRORS, image_routes
+from unified.serving.engine import Engine
+from unified.serving.errors import ApiError, ErrorObject, answer_errors
+from unified.serving.gate import Gate
+from unified.serving.metrics import CountResponses
+from unified.serving.protocol import Health, Model, ModelList
+from unified.serving.service import Service
+from unified.serving.settings import ServerSettings
+
+STOP_SECONDS = 60.0  # in which what was begun is finished
+
+
+def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
+    """The app of an engine, which stops with it. `app.state.service` is for pages that are mounted on it."""
+    service = Service(engine, settings or ServerSettings())
+    service.metrics.watch(engine)
+    AppStatus.disable_automatic_graceful_drain()  # streams end when they are complete, and not at a signal
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.stop, STOP_SECONDS)
+
+    app = FastAPI(title="unified", summary="OpenAI's API over a next-scale model", lifespan=lifespan)
+    app.state.service = service
+    answer_errors(app)
+    app.include_router(image_routes(service))
+    add_state_routes(app, service)
+    app.add_middleware(Gate, settings=service.settings)
+    app.add_middleware(CountResponses, metrics=service.metrics)
+    return app
+
+
+def add_state_routes(app: FastAPI, service: Service) -> None:
+    """What the server is and how it does."""
+    model = Model(id=service.settings.model_name, created=service.created)
+
+    @app.get("/v1/models", tags=["models"], responses=ERRORS)
+    async def models() -> ModelList:
+        """The served model."""
+        return ModelList(data=[model])
+
+    @app.get("/v1/models/{name:path}", tags=["models"], responses=ERRORS)
+    async def one_model(name: str) -> Model:
+        """The served model; by any name unless the server is strict."""
+        if service.settings.strict_model and name != model.id:
+            raise ApiError(404, f"model: {name!r} is not served here, but {model.id!r}", "model", "model_not_found")
+        return model
+
+    @app.get("/health", tags=["state"], responses={503: {"model": ErrorObject}})
+    async def health() -> Health:
+        """Whether the engine works."""
+        if not service.engine.alive:
+            raise ApiError(503, "the engine has stopped", code="stopped")
+        return Health(status="ok", active=service.engine.active, waiting=service.engine.waiting)
+
+    @app.get("/metrics", tags=["state"], response_class=Response, responses={401: {"model": ErrorObject}})
+    async def metrics() -> Response:
+        """Counts in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")

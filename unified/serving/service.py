@@ -1,0 +1,128 @@
+"""What all routes share: the engine, the model's name, checks of requests, and answers awaited in an event loop."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from fastapi import Request as HttpRequest
+from PIL import Image
+from torch import Tensor
+
+from unified.models.image_sampling import ImageSampling
+from unified.models.messages import Message
+from unified.serving.engine import Busy, Engine
+from unified.serving.errors import ApiError, of_busy, of_failure
+from unified.serving.jobs import Event, Failed, Finished, Job, Ticket
+from unified.serving.metrics import Metrics
+from unified.serving.pictures import KnownImages
+from unified.serving.protocol import MAX_SEED, ImageSettings, Request
+from unified.serving.settings import ServerSettings
+
+POLL = 0.25  # seconds between looks at whether a client is still there
+
+
+@dataclass
+class Service:
+    """One per app; see the fields' classes."""
+
+    engine: Engine
+    settings: ServerSettings
+    metrics: Metrics = field(default_factory=Metrics)
+    known: KnownImages = field(default_factory=KnownImages)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def size(self) -> str:
+        """An image's sides in pixels."""
+        side = self.engine.processor.image_size
+        return f"{side}x{side}"
+
+    @property
+    def scales(self) -> int:
+        """Number of an image's scales."""
+        return len(self.engine.model.config.patch_nums)
+
+    def check_model(self, request: Request) -> None:
+        """Raise ApiError where only the served model's name is taken, and another is asked for."""
+        if self.settings.strict_model and request.model not in (None, self.settings.model_name):
+            message = f"model: {request.model!r} is not served here, but {self.settings.model_name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def sampling(self, given: ImageSettings) -> ImageSampling:
+        """The server's sampling of images with what a request changes."""
+        names = ("temperature", "top_k", "top_p", "guidance_scale")
+        changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+        return replace(self.settings.sampling, **changed)
+
+    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Tensor] = ()) -> list[int]:
+        """Ids of a conversation. Raises ApiError for what the model's chat template cannot write."""
+        try:
+            return self.engine.processor.prompt_ids(messages, codes)
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", "messages", "invalid_messages") from None
+
+    def submit(self, jobs: Sequence[Job], param: str) -> "Answers":
+        """Let the engine work on `jobs`; ApiError where the queue is full, or a prompt (`param`) too long."""
+        answers = Answers(len(jobs))
+        try:
+            answers.tickets = self.engine.submit(jobs, answers.hear)
+        except Busy as busy:
+            self.metrics.refused.inc()
+            raise of_busy(busy) from None
+        except ValueError as error:
+            raise ApiError(400, f"{param}: {error}", param, "context_length_exceeded") from None
+        self.metrics.answers.inc(len(jobs))
+        return answers
+
+    async def encode(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Codes (L,) of input images."""
+        if not images:
+            return []
+        codes: Tensor = await asyncio.wrap_future(self.engine.encode(images))
+        return list(codes)
+
+
+class Answers:
+    """Events of several jobs, in an event loop; leaving `async with` cancels what has not ended."""
+
+    def __init__(self, count: int) -> None:
+        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
+        self.tickets: list[Ticket] = []
+        self.running = count
+
+    def hear(self, number: int, event: Event) -> None:
+        """Called in the engine's thread."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, (number, event))
+
+    async def __aenter__(self) -> "Answers":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def events(self, request: HttpRequest | None = None) -> AsyncIterator[tuple[int, Event]]:
+        """All events until all answers have ended; ends early, too, where the client of `request` has gone.
+
+        Raises ApiError for an answer that fails.
+        """
+        while self.running:
+            try:
+                number, event = await asyncio.wait_for(self.queue.get(), POLL if request else None)
+            except TimeoutError:
+                if request is not None and await request.is_disconnected():
+                    return
+                continue
+            if isinstance(event, Failed):
+                raise of_failure(event)
+            self.running -= isinstance(event, Finished)
+            yield number, event
+
+
+def seeds_from(seed: int | None, count: int) -> list[int]:
+    """Seeds of `count` answers, from a request's `seed` on; chosen at random where it is None."""
+    first = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+    return [(first + number) % (MAX_SEED + 1) for number in range(count)]
