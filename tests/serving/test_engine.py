@@ -68,8 +68,10 @@ def ids_of(events: list[Event]) -> list[int]:
 def generated(model: UnifiedForCausalLM, job: Job) -> list[int]:
     """The same by `generate` alone."""
     images = {"image_codes": job.input_codes} if len(job.input_codes) else {}
+    prompt = torch.tensor([job.input_ids])
+    images["attention_mask"] = torch.ones_like(prompt)
     ids = model.generate(
-        torch.tensor([job.input_ids]), image_sampling=job.image_sampling, negative_prompt_ids=torch.tensor([NEGATIVE]),
+        prompt, image_sampling=job.image_sampling, negative_prompt_ids=torch.tensor([NEGATIVE]),
         max_images=job.max_images, max_new_tokens=job.max_new_tokens, do_sample=False,
         generator=torch.Generator().manual_seed(job.seed), **images,
     )[0].tolist()  # fmt: skip
