@@ -22,6 +22,7 @@ row_cache             KV cache of rows of different lengths
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
 rows_apart            generation row by row, for recurrent backbones
+generated_outputs     ids that were generated -> text, images, parts
 generation            generate(): HF's, with images
 generation_arguments  its arguments: what is derived from several, and what is refused
 interleaved_decoding  one call of it: HF's decoding of text, and the images in between
@@ -30,17 +31,20 @@ image_generation      images in cached decoding, scale by scale or code by code
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
 trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
 new_rows              new rows of the vocabulary as parameters of their own; files with whole matrices
+auto_classes          HF's Auto classes, and what its pipelines support
 remote_code           trust_remote_code module of a checkpoint, for programs that do not import this package
 """
 
 __all__ = [
     "attention",
+    "auto_classes",
     "backbones",
     "chat_templates",
     "chat_tokenization",
     "configuration",
     "format_version",
     "frozen_tokenizer",
+    "generated_outputs",
     "generation",
     "generation_arguments",
     "image_embedding",

@@ -76,6 +76,10 @@ class UnifiedConfig(PreTrainedConfig):
             )
         self.check_loss()
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing, as `UnifiedPreTrainedModel`'s."""
+
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save config.json and the remote-code module through which HF's Auto classes find this package."""
         if not Path(save_directory).is_file():  # HF's own error says so

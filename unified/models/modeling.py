@@ -4,15 +4,18 @@ The contract: `last_hidden_state[:, i]` of the base model scores `input_ids[:, i
 Legend: B batch, T sequence, T' kept positions, N images, L codes of an image, K scales, D hidden, C code dim.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import can_return_tuple
 
+from unified.models.auto_classes import register_model
 from unified.models.backbones import backbone_masks, balance_of, check_whole_rows, new_cache, per_layer_inputs
 from unified.models.configuration import UnifiedConfig
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
@@ -123,9 +126,11 @@ class UnifiedModel(UnifiedPreTrainedModel):
         masks = backbone_masks(self.language_model, blocks, valid, documents, cache, columns, one_block)
         kwargs |= per_layer_inputs(self.language_model, text_ids, states, self.config.image_token_offset)
         inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
+        inputs["return_dict"] = True
         gate, in_image = self.image_gate, blocks >= 0
         return gate.run_backbone(self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -152,6 +157,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
             pixel_values, image_codes: (N, 3, H, W) or (N, L), input images in the order of their placeholders.
             inputs_embeds: must be None, as PEFT passes it: image positions are derived from ids.
             kwargs: the backbone's, and `image_seen` (B,), whether the cache contains an image (see `after_image`).
+
+        `hidden_states` of all layers are at the last one's positions; `attentions`, of eager alone, at the queries'.
         """
         if inputs_embeds is not None:
             raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids")
@@ -172,19 +179,15 @@ class UnifiedModel(UnifiedPreTrainedModel):
             document_ids = None if document_ids is None else document_ids.gather(1, index)
         if use_cache and past_key_values is None:
             past_key_values = new_cache(self.config.text_config)
-        kwargs |= {"use_cache": use_cache, "text_ids": input_ids}
+        kwargs |= {"use_cache": use_cache, "text_ids": input_ids, **self.recorded_outputs(kwargs)}
         outputs = self.run_backbone(
             states, position_ids, layout.blocks, valid, document_ids, past_key_values, **kwargs
         )
-        outputs.last_hidden_state = self.roll(outputs[0], layout)
+        scales = self.config.image_order == "scales"
+        outputs.last_hidden_state = layout.roll(outputs[0]) if scales else outputs[0]
+        if scales and outputs.hidden_states:
+            outputs.hidden_states = tuple(layout.roll(hidden) for hidden in outputs.hidden_states)
         return outputs
-
-    def roll(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Shift output images' states one position to the left: they predict their own token, HF's score the next."""
-        if self.config.image_order == "raster":
-            return hidden
-        next_is_image = torch.nn.functional.pad(layout.is_output[:, 1:], (0, 1))
-        return torch.where(next_is_image[..., None], hidden.roll(-1, dims=1), hidden)
 
 
 class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
@@ -248,6 +251,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
         return loaded
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -281,17 +285,24 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             image_codes=image_codes,
             past_key_values=past_key_values,
             use_cache=use_cache if labels is None else False,
+            return_dict=True,
             **kwargs | ({} if balance is None else {"output_router_logits": True}),
         )
         hidden = outputs.last_hidden_state
         if labels is not None:
             valid = attention_mask if keep_positions is None else (keep_positions >= 0).long()
             added = None if balance is None else balance(outputs.router_logits, valid)
-            return self.loss(hidden, labels, keep_positions, num_items_in_batch, added)
+            found = self.loss(hidden, labels, keep_positions, num_items_in_batch, added)
+            return replace(found, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states = head_input(hidden[:, kept], self.config.logit_factor)
         logits = soft_cap(self.lm_head(states), self.config.logit_cap)
-        return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values)
+        return UnifiedOutput(
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def loss_divisor(self, labels: Tensor, keep_positions: Tensor | None = None) -> Tensor:
         """Sum of a batch's loss weights, by which its loss is divided; known before the forward pass."""
@@ -335,6 +346,4 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         return UnifiedOutput(loss=total / divisor, group_losses=groups, group_counts=counts, balance_loss=balance)
 
 
-AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)
-AutoModel.register(UnifiedConfig, UnifiedModel)
-AutoModelForCausalLM.register(UnifiedConfig, UnifiedForCausalLM)
+register_model(UnifiedConfig, UnifiedModel, UnifiedForCausalLM)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import is_torchvision_available
 
 from unified.files.weights import StrictPreTrainedModel
 from unified.models.configuration import UnifiedConfig
@@ -35,6 +36,43 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         """HF's, without what is named for quantizers alone: in fp16 that is fp16 like the backbone."""
         return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name not in NEVER_QUANTIZED}
+
+    @property
+    def input_modalities(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant in HF's models
+        """What it reads. Without torchvision no images, so that HF's pipelines do not ask for it: PIL will do."""
+        return ("image", "text") if is_torchvision_available() else ("text",)
+
+    def recorded_outputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Whether hidden states and attentions are returned, by the arguments `given`, else by the configuration."""
+        asked = {
+            "output_hidden_states": self.config.output_hidden_states,
+            "output_attentions": self.config.output_attentions,
+        } | {name: value for name, value in given.items() if name.startswith("output_") and value is not None}
+        attention = self.base_model.get_submodule("language_model").config._attn_implementation
+        if asked["output_attentions"] and attention != "eager":
+            raise ValueError(
+                f"output_attentions: attn_implementation {attention} computes none; "
+                "call model.set_attn_implementation('eager')"
+            )
+        return asked
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: every save has the module of `remote_code`; HF's would copy this package's source beside it."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As HF's for the size it has; ValueError for another, which would delete rows of codes or move them."""
+        size, codes = self.config.vocabulary.size, len(self.config.vocabulary.image_ids)
+        multiple = pad_to_multiple_of or 1
+        wanted = -(-(new_num_tokens or size) // multiple) * multiple
+        if wanted != size:
+            raise ValueError(
+                f"resize_token_embeddings to {wanted} rows: the last {codes} of the {size} are those of image codes; "
+                "add tokens to the LLM, and extend it again with `unified extend`"
+            )
+        return self.get_input_embeddings()
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> set[str]:

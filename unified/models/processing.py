@@ -5,8 +5,9 @@ An input image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,9 @@ from unified.image_tokenizer.scales import image_length, normalize_patch_nums
 from unified.models.chat_templates import check_written, default_template, render_pieces, text_runs
 from unified.models.chat_tokenization import ChatTokenizer, interleave
 from unified.models.configuration import UnifiedConfig
+from unified.models.generated_outputs import GeneratedOutputs
 from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, is_trained, with_system_prompt
+from unified.models.remote_code import AUTO_MAP, write_module
 from unified.models.template_mending import mend
 from unified.models.template_probe import supports_system_prompt
 from unified.models.tools import read_tools
@@ -39,7 +42,7 @@ class EncodedChat:
     input_image_codes: list[list[int]] = field(default_factory=list)
 
 
-class UnifiedProcessor(ProcessorMixin):
+class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
     """Tokenizer, chat template and image geometry: converts chats to ids and ids to parts.
 
     Args:
@@ -75,6 +78,17 @@ class UnifiedProcessor(ProcessorMixin):
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
         self._chat_tokenizer = ChatTokenizer(tokenizer, system_prompt)
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # HF saves it
+
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As HF's, with the remote-code module through which `AutoProcessor` finds this package."""
+        saved: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        write_module(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing, as `UnifiedPreTrainedModel`'s."""
 
     @classmethod
     def from_config(cls, tokenizer: PreTrainedTokenizerBase, config: UnifiedConfig) -> "UnifiedProcessor":
@@ -216,47 +230,6 @@ class UnifiedProcessor(ProcessorMixin):
             data["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
         return BatchFeature(data)
 
-    def decode_parts(self, ids: Tensor | Sequence[int]) -> list[dict[str, Any]]:
-        """Split a sequence (T,) into `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`, in order.
-
-        Special tokens and placeholders of input images are skipped. Raises ValueError for an incomplete image.
-        """
-        ids, vocabulary, parts = torch.as_tensor(ids, dtype=torch.long).cpu(), self.vocabulary, []
-        is_image = vocabulary.is_image(ids)
-        follows = torch.cat([is_image | (ids == self.image_pad_token_id), torch.tensor([False])])[1:]
-        if bool(((ids == self.boi_token_id) & ~follows).any()):
-            self._check_length(0)
-        _, lengths = is_image.unique_consecutive(return_counts=True)
-        for run in ids.split(lengths.tolist()):
-            if bool(vocabulary.is_image(run).any()):
-                self._check_length(len(run))
-                parts.append({"type": "image", "codes": vocabulary.ids_to_codes(run)})
-            elif text := self.tokenizer.decode([i for i in run.tolist() if i not in self._special_ids]):
-                parts.append({"type": "text", "text": text})
-        return parts
-
-    def batch_decode_parts(self, ids: Iterable[Tensor | Sequence[int]]) -> list[list[dict[str, Any]]]:
-        """`decode_parts` of every sequence."""
-        return [self.decode_parts(row) for row in ids]
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]:  # type: ignore[override]
-        """HF's: text of a sequence (T,) of ids, or of each of several; `decode_parts` gives images' codes too.
-
-        Every image, of input or output, whole or cut off, is `<|image_start|><|image_pad|><|image_end|>` there, which
-        `skip_special_tokens` leaves in.
-        """
-        given = [token_ids] if isinstance(token_ids, int) else token_ids
-        if len(given) and torch.as_tensor(given[0]).ndim:
-            return [cast(str, self.decode(row, skip_special_tokens, **kwargs)) for row in given]
-        ids = self.vocabulary.fold_images(torch.as_tensor(given, dtype=torch.long).cpu()).tolist()
-        hidden = self._special_ids.difference(self.vocabulary.special_ids) if skip_special_tokens else ()
-        return self.tokenizer.decode([i for i in ids if i not in hidden], **kwargs)
-
-    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
-        """`decode` of every sequence."""
-        texts = self.decode(sequences, *args, **kwargs)
-        return [texts] if isinstance(texts, str) else texts
-
     def _encode(
         self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool, **options: Any
     ) -> EncodedChat:
@@ -295,13 +268,6 @@ class UnifiedProcessor(ProcessorMixin):
             else:
                 input_image_codes.append(codes.tolist())
         return inner
-
-    def _check_length(self, length: int) -> None:
-        if length != self.image_length:
-            raise ValueError(
-                f"an image has {length} codes but patch_nums {list(self.patch_nums)} make {self.image_length}; "
-                "use complete images of this checkpoint's tokenizer"
-            )
 
     def _codes_of_parts(
         self, chats: list[Sequence[Message]], codes: Sequence[Codes] | None, images: Sequence[Image.Image] | None

@@ -28,6 +28,14 @@ class Layout:
     position_steps: Tensor
     blocks: Tensor
 
+    def roll(self, hidden: Tensor) -> Tensor:
+        """Shift output images' states (B, T, D) one position to the left, in scale order.
+
+        They predict their own token; states of text, and HF's, score the next one.
+        """
+        next_is_image = torch.nn.functional.pad(self.is_output[:, 1:], (0, 1))
+        return torch.where(next_is_image[..., None], hidden.roll(-1, dims=1), hidden)
+
     def select(self, positions: Tensor) -> "Layout":
         """The layout at `positions` (B, T'); -1 is padding, to be masked."""
         index = positions.clamp(min=0)
