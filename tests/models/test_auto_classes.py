@@ -36,7 +36,7 @@ def test_a_stranger_s_auto_classes(toy_checkpoint: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", STRANGER, str(toy_checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert done.stdout.splitlines()[-2:] == [
         "UnifiedProcessor ('text', 'image')",
         "UnifiedForCausalLM",
     ]

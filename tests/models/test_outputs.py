@@ -42,21 +42,23 @@ def test_every_layers_states_are_where_the_last_ones_are() -> None:
     assert torch.equal(found[:, 2:23], own[:, 3:24]) and torch.equal(found[:, 24], own[:, 24])
 
 
-def test_attentions_come_from_eager_alone(model: UnifiedForCausalLM) -> None:
+def test_attentions_of_the_eager_implementation(model: UnifiedForCausalLM) -> None:
     ids = ids_of(model)
-    with pytest.raises(
-        ValueError, match=r"attn_implementation sdpa computes none; .*set_attn_implementation\('eager'\)"
-    ):
-        model(ids, output_attentions=True)
     model.set_attn_implementation("eager")
     found = model(ids, output_attentions=True).attentions
     assert {tuple(layer.shape) for layer in found} == {(1, 4, ids.shape[1], ids.shape[1])} and len(found) == 2
     for layer in found:
         torch.testing.assert_close(layer.sum(dim=-1), torch.ones_like(layer[..., 0]), rtol=1e-3, atol=1e-3)
+
+
+def test_attentions_of_another_are_refused() -> None:
+    model = toy_model()
+    with pytest.raises(
+        ValueError, match=r"attn_implementation sdpa computes none; .*set_attn_implementation\('eager'\)"
+    ):
+        model(ids_of(model), output_attentions=True)
     with pytest.raises(ValueError, match="sdpa computes none"):
-        toy_model().generate(
-            torch.tensor([[5]]), max_new_tokens=2, output_attentions=True, return_dict_in_generate=True
-        )
+        model.generate(torch.tensor([[5]]), max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
 
 
 def test_tuples_hold_the_same(model: UnifiedForCausalLM) -> None:

@@ -295,8 +295,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
             found = self.loss(hidden, labels, keep_positions, num_items_in_batch, added)
             return replace(found, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        states = head_input(hidden[:, kept], self.config.logit_factor)
-        logits = soft_cap(self.lm_head(states), self.config.logit_cap)
+        logits = soft_cap(self.lm_head(head_input(hidden[:, kept], self.config.logit_factor)), self.config.logit_cap)
         return UnifiedOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -336,8 +335,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         with align_module_device(self.lm_head):  # fetches a matrix that is offloaded
             weight, rows = split_rows(self.lm_head)
             total, losses = union_loss(states, weight, targets, vocabulary, stride, cap, rows)
-        group = groups[:, 1:][trained]
-        sums = torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
+        group, sums = groups[:, 1:][trained], torch.zeros(1 + len(self.config.patch_nums), device=hidden.device)
         counts = sums.index_add(0, group, torch.ones_like(losses))
         total = total if balance is None else total + balance * targets.weights.sum()
         divisor = torch.as_tensor(targets.weights.sum() if divisor is None else divisor)
