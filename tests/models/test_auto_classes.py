@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, 
 assert "unified" not in sys.modules
 folder = sys.argv[1]
 try:
-    AutoProcessor.from_pretrained(folder)
+    AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 except ValueError as error:
     assert "trust_remote_code=True" in str(error), error
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
