@@ -63,6 +63,7 @@ def main() -> None:
         (HardwareArguments, TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments)
     )
     config = VQConfig(**asdict(model_args))
+    check(config, loss_args, args)
     lpips = LPIPS.load(loss_args.lpips_path) if loss_args.lpips_weight > 0 else None
     check_trackers(args.report_to)
     checkpoint = newest_checkpoint(args)
@@ -82,6 +83,19 @@ def main() -> None:
         measure = f"unified run eval/reconstruction.py --vq {args.output_dir} --images {args.data_dir}"
         say_end(
             args.output_dir, run.scores, measure, f"unified extend --llm MY_LLM --vq {args.output_dir} --out out/base"
+        )
+
+
+def check(config: VQConfig, loss_args: TokenizerLossArguments, args: TokenizerTrainingArguments) -> None:
+    """Raise ValueError for losses that no step of the run would have."""
+    if loss_args.gan_weight and loss_args.gan_start_step >= args.max_steps:
+        raise ValueError(
+            f"gan_weight {loss_args.gan_weight:g} would have no effect: gan_start_step {loss_args.gan_start_step} is "
+            f"not below max_steps {args.max_steps}; lower it, or set gan_weight to 0"
+        )
+    if loss_args.scale_dropout and len(config.patch_nums) == 1:
+        raise ValueError(
+            f"scale_dropout {loss_args.scale_dropout:g} would have no effect: patch_nums has one scale; set it to 0"
         )
 
 

@@ -25,6 +25,7 @@ from unified.training.run_folder import check_group, holder_of, locked
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"sft": "tiny", "dpo": "tiny_dpo", "train_vq": "tiny_vq"}
 Run = Callable[..., tuple[int, str]]
+WARM = ["--lr_scheduler_type", "constant_with_warmup"]  # without steps of it: constant
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def data(toy_checkpoint: Path, toy_rows: Callable[[str], Path], tmp_path_factory
         Image.fromarray(image.numpy()).save(folder / f"images/{number:02d}.png")
     short = ["--max_steps", 4, "--save_steps", 2]
     return {
-        "sft": ["--model", toy_checkpoint, "--train_files", toy_rows("dddddaaatttt"), *short],
+        "sft": ["--model", toy_checkpoint, "--train_files", toy_rows("dddddaaatttt"), *short, *WARM],
         "dpo": ["--model", toy_checkpoint, "--train_files", folder / "pairs.parquet", *short],
         "train_vq": ["--data_dir", folder / "images", *short, "--save_total_limit", 5],
     }

@@ -8,16 +8,18 @@ ENGINE_MATRIX=FOLDER what is made stays there: a test run that is killed goes on
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
-from engine_world import ENGINES, STEPS, TUNINGS, World
+from engine_world import ENGINES, HALF, STEPS, TUNINGS, World
 from recipe_jobs import frozen_parts
 from safetensors.torch import load_file
 from toy_models import BOI, toy_model
+from two_ranks import DDP, train
 
 from unified import UnifiedConfig
 from unified.checkpoints.loading import load
@@ -126,6 +128,19 @@ def test_an_engine_trains_as_one_process(
         torch.testing.assert_close(value, found[name], rtol=1e-5, atol=1e-6, msg=name)
     model, processor = load(out, device="cpu")
     assert draw(model, processor, ["two cats"], seed=1)[0].size == (16, 16)
+
+
+@pytest.mark.engines
+def test_a_run_goes_on_with_more_processes(world: World, tmp_path: Path) -> None:
+    """The same batch in two halves: what one process would have computed."""
+    one = world.one("align", decay=False)
+    shutil.copytree(one / f"checkpoint-{HALF}", tmp_path / f"checkpoint-{HALF}")
+    script, *arguments = world.command("ddp", "align", tmp_path)
+    allowed = ["--allow_changed", "processes", "per_device_train_batch_size"]
+    train(DDP, tmp_path, *arguments, "--use_cpu", "True", "--resume", "True", *allowed, recipe=script)
+    check_curve(tmp_path, one)
+    changes = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert {change["name"]: change["new"] for change in changes} == {"processes": 2, "per_device_train_batch_size": 2}
 
 
 def test_a_frozen_part_that_moved_is_seen() -> None:

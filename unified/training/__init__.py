@@ -15,6 +15,7 @@ run_record           what a run was made of, compared when it goes on
 run_state            state of a loop's run in a checkpoint, read without executing anything
 step_plan            number of steps that fit the time limit, and the schedule over them
 other_ranks          one line where another process of the run has ended
+length_order         batches of like lengths, in an order that can be resumed
 planned_end          this plan for HF Trainer's runs, and a message for runs that were cut off
 hardware_choice      device and precision of a training, recorded in every checkpoint
 memory               running out of memory, with the settings that would take less
@@ -43,6 +44,7 @@ __all__ = [
     "hardware_choice",
     "image_start",
     "inherited",
+    "length_order",
     "log_history",
     "loss_plots",
     "memory",

@@ -11,7 +11,7 @@ from unified.arguments.fields import Bounds, CheckedArguments, above, arg, arg_o
 from unified.inference.arguments import SamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
-from unified.training.inherited import check_inherited
+from unified.training.inherited import check_inherited, check_scheduler
 
 
 @dataclass
@@ -142,6 +142,7 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         self.sampling()
         check_inherited(self)
         super().__post_init__()
+        check_scheduler(self)
 
 
 @dataclass
@@ -177,3 +178,4 @@ class DpoArguments(TuningArguments, DPOConfig):
         self.sampling()
         check_inherited(self)
         super().__post_init__()
+        check_scheduler(self)

@@ -24,6 +24,7 @@ from unified.training.description import Description
 from unified.training.engines import engine_of, recorded
 from unified.training.finite import FiniteTrainer, check_batches, check_steps
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.inherited import evaluates
 from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
@@ -179,6 +180,11 @@ def fine_tune(
     folder, newest = Path(str(args.output_dir)), newest_folder(args)
     check_folder(folder, args.resume, newest)
     check_start_share(model_args.model, args)
+    if data_args.eval_files and not evaluates(args):
+        raise ValueError(
+            f"eval_files {', '.join(data_args.eval_files)} would have no effect: nothing is evaluated while "
+            "eval_strategy is no; set it to steps or epoch, or leave it out"
+        )
     trainer = build_trainer(model_args, data_args, args)
     checkpoint = newest_checkpoint(args, trainer.model)
     settings, base = (model_args, data_args, args), resolve_checkpoint(model_args.model, args)

@@ -17,7 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
+
+from unified.training.length_order import LengthOrder
 
 ROWS = "row_indices"  # of a batch, until the trainer takes it out
 SHOWN = 8  # rows that are named
@@ -64,6 +67,14 @@ class FiniteTrainer(Trainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """HF's; an order by lengths is a function of seed and epoch, as the others are."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler = LengthOrder(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+            self.add_callback(sampler)
+        return sampler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """HF's batches of one step, whose rows are remembered."""

@@ -4,9 +4,13 @@ A test goes over all of them, so that a new version's new key needs a decision h
 """
 
 from dataclasses import dataclass, fields
+from inspect import signature
 from typing import Any
 
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
 from unified.arguments.fields import SHARE, Bounds, above, at_least, check_fields
+from unified.arguments.needs import Needs, check_needs
 
 STEPS = Bounds(above=0)  # below 1 they are a share of all steps
 BOUNDS = {
@@ -125,6 +129,92 @@ HONOURED = """
 """.split()
 
 
+WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
+def losses(args: Any) -> list[str]:
+    """DPO's loss_type, which may be one or several."""
+    return [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type
+
+
+def evaluates(args: Any) -> bool:
+    """Whether a run of HF's Trainer evaluates."""
+    return args.eval_strategy != "no" or args.eval_on_start
+
+
+NEEDS = (
+    Needs("eval_steps", lambda args: args.eval_strategy == "steps", "set eval_strategy to steps"),
+    Needs("eval_delay", lambda args: args.eval_strategy != "no", "set eval_strategy to steps or epoch"),
+    Needs(
+        "sample_prompts held_out_share eval_files",
+        evaluates,
+        "nothing is evaluated while eval_strategy is no; set it to steps or epoch",
+    ),
+    Needs(
+        "sample_temperature sample_top_k sample_guidance_scale",
+        lambda args: args.sample_prompts,
+        "no image is generated in training; give sample_prompts",
+    ),
+    Needs(
+        "activation_checkpointing_kwargs gradient_checkpointing_kwargs",
+        lambda args: args.gradient_checkpointing if (on := args.activation_checkpointing) is None else on,
+        "set activation_checkpointing to True",
+    ),
+    Needs("greater_is_better", lambda args: args.metric_for_best_model, "give metric_for_best_model"),
+    Needs(
+        "warmup_steps",
+        lambda args: args.lr_scheduler_type not in WITHOUT_WARM_UP,
+        "this lr_scheduler_type has no warm-up; set it to constant_with_warmup",
+    ),
+    Needs(
+        "adam_beta1 adam_beta2 adam_epsilon",
+        lambda args: args.optim not in WITHOUT_BETAS,
+        "this optim takes none; use an AdamW",
+    ),
+    Needs(
+        "train_text_rows", lambda args: args.tuning == "full", "only tuning full trains text rows; set tuning to full"
+    ),
+    Needs(
+        "dataloader_prefetch_factor dataloader_multiprocessing_context",
+        lambda args: args.dataloader_num_workers,
+        "set dataloader_num_workers above 0",
+    ),
+    Needs(
+        "precompute_ref_batch_size",
+        lambda args: args.precompute_ref_log_probs,
+        "set precompute_ref_log_probs to True",
+    ),
+    Needs(
+        "ref_model_mixup_alpha ref_model_sync_steps", lambda args: args.sync_ref_model, "set sync_ref_model to True"
+    ),
+    Needs(
+        "f_alpha_divergence_coef",
+        lambda args: args.f_divergence_type == "alpha_divergence",
+        "set f_divergence_type to alpha_divergence",
+    ),
+    Needs("discopop_tau", lambda args: "discopop" in losses(args), "it is of loss_type discopop"),
+    Needs(
+        "label_smoothing",
+        lambda args: {*losses(args)} & {*SMOOTHED},
+        f"it is of loss_type {', '.join(SMOOTHED)}",
+    ),
+)
+
+
+def check_scheduler(args: Any) -> None:
+    """Raise ValueError for lr_scheduler_kwargs that the schedule does not take. Called behind HF's `__post_init__`."""
+    schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]
+    known = signature(schedule).parameters.keys() - {"optimizer", "num_warmup_steps", "num_training_steps"}
+    for name in args.lr_scheduler_kwargs or {}:
+        if name not in known:
+            raise ValueError(
+                f"lr_scheduler_kwargs {name}: lr_scheduler_type {args.lr_scheduler_type.value} has no such; it takes "
+                + ", ".join(sorted(known))
+            )
+
+
 def check_inherited(args: Any) -> None:
     """Raise ValueError, by name, for a number out of bounds and for a key that could only be ignored.
 
@@ -135,5 +225,6 @@ def check_inherited(args: Any) -> None:
         refused, value = REFUSED.get(known.name), vars(args)[known.name]
         if refused is not None and value not in refused.kept:
             raise ValueError(f"{known.name} {value}: {refused.why}")
+    check_needs(args, NEEDS)
     if args.do_eval and args.eval_strategy == "no":
         raise ValueError("do_eval True without eval_strategy: set eval_strategy to steps or epoch")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified.arguments.fields import SHARE, Bounds, CheckedArguments, above, arg, at_least
+from unified.arguments.needs import Needs, check_needs
 from unified.files.images import Fit
 from unified.image_tokenizer.configuration import VQConfig
 
@@ -44,6 +45,14 @@ class TokenizerArguments(CheckedArguments):
         self.patch_nums = list(VQConfig(**vars(self)).patch_nums)
 
 
+LOSS_NEEDS = (
+    Needs("lpips_path", lambda args: args.lpips_weight, "set lpips_weight above 0"),
+    Needs(
+        "gan_start_step gan_learning_rate gan_base_channels", lambda args: args.gan_weight, "set gan_weight above 0"
+    ),
+)
+
+
 @dataclass
 class TokenizerLossArguments(CheckedArguments):
     """Losses of the image tokenizer; a weight of 0 switches its term off."""
@@ -60,6 +69,10 @@ class TokenizerLossArguments(CheckedArguments):
     gan_start_step: int = arg(10_000, "step from which the GAN loss is used; before it L1/L2 only", at_least(0))
     gan_learning_rate: float = arg(1e-4, "learning rate of the discriminator", at_least(0))
     gan_base_channels: int = arg(32, "width of the discriminator's first layer", at_least(1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_needs(self, LOSS_NEEDS)
 
 
 @dataclass

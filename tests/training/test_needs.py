@@ -1,0 +1,113 @@
+"""Settings that would have no effect, as another one is off, are refused by name; beside it they are taken."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
+from unified.training.inherited import NEEDS
+from unified.training.tokenizer_arguments import LOSS_NEEDS, TokenizerLossArguments
+
+ROOT = Path(__file__).parents[2]
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 7}
+# a value for every name, and what else makes it count
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "eval_steps": (7, {"eval_strategy": "steps"}),
+    "eval_delay": (2, EVALUATED),
+    "sample_prompts": (["a cat"], EVALUATED),
+    "held_out_share": (0.1, EVALUATED),
+    "eval_files": (["pairs.parquet"], EVALUATED),
+    "sample_temperature": (0.5, EVALUATED | {"sample_prompts": ["a cat"]}),
+    "sample_top_k": (5, EVALUATED | {"sample_prompts": ["a cat"]}),
+    "sample_guidance_scale": (5.0, EVALUATED | {"sample_prompts": ["a cat"]}),
+    "activation_checkpointing_kwargs": ({"use_reentrant": True}, {"activation_checkpointing": True}),
+    "gradient_checkpointing_kwargs": ({"use_reentrant": True}, {"activation_checkpointing": True}),
+    "greater_is_better": (True, {"metric_for_best_model": "loss"}),
+    "warmup_steps": (5, {"lr_scheduler_type": "constant_with_warmup"}),
+    "adam_beta1": (0.8, {"optim": "adamw_torch"}),
+    "adam_beta2": (0.8, {"optim": "adamw_torch"}),
+    "adam_epsilon": (1e-6, {"optim": "adamw_torch"}),
+    "train_text_rows": (True, {"tuning": "full"}),
+    "dataloader_prefetch_factor": (3, {"dataloader_num_workers": 2}),
+    "dataloader_multiprocessing_context": ("spawn", {"dataloader_num_workers": 2}),
+    "precompute_ref_batch_size": (4, {"precompute_ref_log_probs": True}),
+    "ref_model_mixup_alpha": (0.5, {"sync_ref_model": True}),
+    "ref_model_sync_steps": (5, {"sync_ref_model": True}),
+    "f_alpha_divergence_coef": (0.7, {"f_divergence_type": "alpha_divergence"}),
+    "discopop_tau": (0.1, {"loss_type": ["discopop"]}),
+    "label_smoothing": (0.1, {"loss_type": "robust"}),
+    "lpips_path": ("lpips.pt", {"lpips_weight": 1.0}),
+    "gan_start_step": (5, {"gan_weight": 1.0}),
+    "gan_learning_rate": (1e-5, {"gan_weight": 1.0}),
+    "gan_base_channels": (8, {"gan_weight": 1.0}),
+}
+OFF = {"tuning": "lora", "lr_scheduler_type": "constant", "optim": "sgd"}  # where it is not off by default
+RULED = {name for rule in (*NEEDS, *LOSS_NEEDS) for name in rule.names.split()}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert RULED == CASES.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", [UnifiedTrainingArguments, DpoArguments, TokenizerLossArguments])
+def test_a_setting_that_needs_another_is_refused_without_it(kind: type, name: str, tmp_path: Path) -> None:
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    value, needed = CASES[name]
+    if name not in known:
+        pytest.skip(f"{kind.__name__} has none")
+    base = {} if kind is TokenizerLossArguments else {"output_dir": str(tmp_path), "use_cpu": True}
+    off = {key: OFF[key] for key in needed if key in OFF}
+    with pytest.raises(ValueError, match=rf"^{name} .* would have no effect: .+, or leave it out$"):
+        kind(**base, **off, **{name: value})
+    if not name.startswith("gradient_checkpointing"):  # HF's deprecated name warns
+        kind(**base, **needed, **{name: value})
+
+
+def test_a_schedule_is_given_what_it_takes(tmp_path: Path) -> None:
+    given = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"lr_end": 1e-5}}
+    with pytest.raises(
+        ValueError, match="lr_scheduler_kwargs lr_end: lr_scheduler_type cosine has no such; .*num_c"
+    ):
+        UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--eval_files", "held.parquet"], "eval_files held.parquet would have no effect"),
+        (["--sample_prompts", "a cat"], "sample_prompts ['a cat'] would have no effect"),
+    ],
+)
+def test_a_recipe_says_so_before_it_reads_anything(
+    given: list[str],
+    said: str,
+    run_script: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for recipe, config in (("sft", "tiny"), ("dpo", "tiny_dpo")):
+        command = ["--config", ROOT / f"recipes/configs/{config}.yaml", "--output_dir", tmp_path / recipe]
+        command += ["--eval_strategy", "no", "--model", "nowhere"]
+        assert run_script(f"recipes/{recipe}.py", *command, *given) == 2
+        line = capfd.readouterr().err.splitlines()[-1]
+        assert said.strip("'") in line.replace("['held.parquet']", "held.parquet"), line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--gan_weight", 0.5], "gan_weight 0.5 would have no effect: gan_start_step 10000 is not below max_steps 6"),
+        (["--scale_dropout", 0.5, "--patch_nums", 2], "scale_dropout 0.5 would have no effect: patch_nums has one"),
+    ],
+)
+def test_a_loss_that_no_step_would_have_is_refused(
+    given: list[Any], said: str, run_script: Callable[..., int], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["--config", ROOT / "recipes/configs/tiny_vq.yaml", "--max_steps", 6, "--output_dir", tmp_path]
+    assert run_script("recipes/train_vq.py", *command, *given) == 2
+    assert said in capfd.readouterr().err.splitlines()[-1]
