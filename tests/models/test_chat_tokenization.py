@@ -1,6 +1,7 @@
 """Ids of chats are the tokenizer's own, in every family of tokenizers; no text becomes a special token."""
 
 import functools
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -52,6 +53,19 @@ def test_ordinary_chats_have_the_tokenizers_own_ids(family: str) -> None:
                 whole = tokenizer.apply_chat_template(chat[:-1], return_dict=False)
                 assert processor.prompt_ids(chat) == prompt
                 assert processor.encode_chat(chat[:-1]).input_ids == whole
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("before", [None, "You draw."])
+def test_the_system_prompt_of_a_processor_may_be_changed(family: str, before: str | None) -> None:
+    """Nothing remembers what it was made with, which the template may not even take."""
+    expected = processor_of(family)
+    geometry = {"patch_nums": expected.patch_nums, "image_size": expected.image_size}
+    processor = UnifiedProcessor(expected.tokenizer, **asdict(expected.vocabulary), **geometry, system_prompt=before)
+    processor.system_prompt = expected.system_prompt
+    chat = [{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "Here it is."}]
+    assert processor.end_token_id == expected.end_token_id
+    assert processor.encode_chat(chat * 2) == expected.encode_chat(chat * 2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

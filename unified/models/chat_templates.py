@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from unified.models.messages import Message, content_parts, shorten
+from unified.models.messages import SYSTEM_PROMPT, Message, content_parts, shorten
 from unified.models.tools import read_tool_calls
 from unified.models.vocabulary import BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN
 
@@ -189,22 +189,24 @@ def check_written(
             raise ValueError(f"the chat template does not write {key} {shorten(value)} of a turn of {role}; {remedy}")
 
 
-def find_end(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> str:
+def find_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """What ends an answer: white space and the special tokens that follow it at once; empty if there is none.
 
-    Found in a chat that ends with an answer and in one that goes on, as a template may close the whole text as well.
+    Found in a chat that ends with an answer and in one that goes on, as a template may close the whole text as well;
+    behind a system message, where the template takes one.
     """
     question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    start = [{"role": "system", "content": system}] if system else []
-    try:
-        last = render_pieces(tokenizer, template, [*start, question, answer], False)[-1]
-    except ValueError:
-        return ""
-    try:
-        following = render_pieces(tokenizer, template, [*start, question, answer, question], False)[-2]
-    except ValueError:
-        following = last
-    return common_end(last, following, special_tokens(tokenizer))
+    for start in ([{"role": "system", "content": SYSTEM_PROMPT}], []):
+        try:
+            last = render_pieces(tokenizer, template, [*start, question, answer], False)[-1]
+        except ValueError:
+            continue
+        try:
+            following = render_pieces(tokenizer, template, [*start, question, answer, question], False)[-2]
+        except ValueError:
+            following = last
+        return common_end(last, following, special_tokens(tokenizer))
+    return ""
 
 
 def common_end(last: str, following: str, tokens: Collection[str]) -> str:

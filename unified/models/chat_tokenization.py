@@ -68,8 +68,8 @@ class Segment:
 class ChatTokenizer:
     """Lays out chats by the template, and tokenizes them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
-        self.tokenizer, self.system_prompt = tokenizer, system_prompt
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
         self.special = special_pattern(special_tokens(tokenizer))
         ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.id_of_special = ids
@@ -88,7 +88,7 @@ class ChatTokenizer:
     def end(self, template: str) -> str:
         """What ends an answer; see `find_end`."""
         if template not in self._ends:
-            self._ends[template] = find_end(self.tokenizer, template, self.system_prompt)
+            self._ends[template] = find_end(self.tokenizer, template)
         return self._ends[template]
 
     def end_ids(self, template: str) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
         self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
-        self._chat_tokenizer = ChatTokenizer(tokenizer, system_prompt)
+        self._chat_tokenizer = ChatTokenizer(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # HF saves it
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
