@@ -34,7 +34,7 @@ def assert_whole(run: dict, launch: str, preferences: bool = False) -> None:
         run["eval_strategy"] == "steps" and run["eval_steps"]
     )
     assert evaluated and run["save_steps"] and run["save_total_limit"]
-    assert run["sample_prompts"]
+    assert run.get("sample_prompts") or "--sample_prompts" in launch
     assert run.get("eval_files") or run.get("held_out_share") or "--eval_files" in launch
     given = [*run.get("train_files", []), *launch.split()]
     assert preferences or any(name.endswith(".jsonl") for name in given), "no rows in words"

@@ -68,9 +68,7 @@ def test_a_setting_that_needs_another_is_refused_without_it(kind: type, name: st
 
 def test_a_schedule_is_given_what_it_takes(tmp_path: Path) -> None:
     given = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"lr_end": 1e-5}}
-    with pytest.raises(
-        ValueError, match="lr_scheduler_kwargs lr_end: lr_scheduler_type cosine has no such; .*num_c"
-    ):
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs lr_end: lr_scheduler_type cosine has no such; .*num_c"):
         UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
 
 
