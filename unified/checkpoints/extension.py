@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from transformers import (
     AddedToken,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from unified.checkpoints.backbone_probe import check_backbone, check_contract, check_loaded, score_text
+from unified.checkpoints.language_models import language_model_of, load_llm
 from unified.checkpoints.publishing import save
 from unified.files.atomic import check_not_exists
 from unified.files.hub import model_folder
-from unified.files.weights import load_strict
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.models.chat_templates import default_template
@@ -48,7 +50,7 @@ def extend(
 ) -> UnifiedForCausalLM:
     """Extend the vocabulary of `llm` by the codes of `vq`, write checkpoint and processor to `out`; returns the model.
 
-    `llm` and `vq` are folders, or names of the hub.
+    `llm` and `vq` are folders, or names of the hub. Of a multimodal LLM the language model is taken.
     What is wrong with the LLM's chat template is mended in the checkpoint's own.
     Raises ValueError if `out` exists, and as `check_llm`, `check_backbone`, `load_vq` and `mend`.
     """
@@ -58,7 +60,7 @@ def extend(
     vq_model = load_vq(vq, "cpu")
     check_backbone(AutoConfig.from_pretrained(llm).get_text_config())
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    backbone = load_strict(AutoModelForCausalLM, llm, dtype=dtype)
+    backbone = load_llm(llm, dtype)
     mend(tokenizer)  # refused before weights are computed
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     processor = UnifiedProcessor.from_config(tokenizer, model.config)
@@ -94,7 +96,7 @@ def check_llm(folder: str | os.PathLike, flag: str) -> None:
     if config.is_file():
         try:
             kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-            if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
                 return
             found = f"a model of type {kind!r}"
         except (ValueError, TypeError, KeyError):
@@ -138,7 +140,7 @@ def join(
     )
     with torch.device("meta"):
         model = UnifiedForCausalLM(config)
-    model.model.set_backbone(backbone.base_model)  # type: ignore[arg-type]  # HF calls it some module
+    model.model.set_backbone(language_model_of(backbone))
     model.lm_head = backbone.get_output_embeddings()
     model.model.vq_model = FrozenImageTokenizer.of(vq_model)
     model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)

@@ -116,9 +116,12 @@ def extend(
     """Combine an LLM and an image tokenizer into one checkpoint for training."""
     from unified.checkpoints.extension import extend as extend_llm
     from unified.checkpoints.extension import template_findings
+    from unified.checkpoints.language_models import left_behind
     from unified.reports.endings import say_end
 
     model = extend_llm(llm, vq, out, image_order, image_positions)
+    for line in filter(None, [left_behind(llm)]):
+        typer.echo(line)
     for finding in template_findings(llm):
         typer.echo(f"chat template mended, {finding}")
     ids = model.config.vocabulary.image_ids

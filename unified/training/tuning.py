@@ -110,6 +110,10 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
         more["positions"] = positions
     named = chosen["lora_target_modules"]
     layers = default_layers(model) if named is None else backbone_layers(model, named)
+    if not layers:
+        raise ValueError(
+            f"the backbone {model.config.text_config.model_type} has no linear layers that LoRA updates; set tuning to full"
+        )
     config_class = LoraConfig if positions == "all" else ImageLoraConfig
     sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
     return config_class(target_modules=layers, task_type="CAUSAL_LM", **sizes, **more)
