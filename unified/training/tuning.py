@@ -112,7 +112,7 @@ def lora_config(model: UnifiedForCausalLM, args: UnifiedTrainingArguments | DpoA
     layers = default_layers(model) if named is None else backbone_layers(model, named)
     if not layers:
         raise ValueError(
-            f"the backbone {model.config.text_config.model_type} has no linear layers that LoRA updates; set tuning to full"
+            f"the backbone {model.config.text_config.model_type} has no linear layers for LoRA; set tuning to full"
         )
     config_class = LoraConfig if positions == "all" else ImageLoraConfig
     sizes = {"r": chosen["lora_rank"], "lora_alpha": chosen["lora_alpha"], "lora_dropout": args.lora_dropout}
