@@ -59,7 +59,9 @@ def save_image(path: Path) -> Path:
 def train_to_start_image(model_dir: Path, question: str) -> None:
     """Make the image start the likeliest answer to `question`: its output row becomes the state that is scored."""
     model, processor = load(model_dir, device="cpu")
-    inputs = processor.apply_chat_template([{"role": "user", "content": question}])
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     state = model.model(**inputs).last_hidden_state[0, -1]
     model.lm_head.weight[processor.boi_token_id] = 10 * state
     model.save_pretrained(model_dir)

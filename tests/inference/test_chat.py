@@ -23,7 +23,9 @@ def talk(tiny_tokenizer: PreTrainedTokenizerFast, tiny_vq: VQModel, tiny_llm_dir
     model = join(LlamaForCausalLM.from_pretrained(tiny_llm_dir), tiny_vq, tiny_tokenizer)
     make_lively(model)
     processor = UnifiedProcessor.from_config(tiny_tokenizer, model.config)
-    inputs = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     with torch.no_grad():
         state = model.model(**inputs).last_hidden_state[0, -1]
         model.lm_head.weight[processor.boi_token_id] = 10 * state

@@ -123,8 +123,8 @@ def _assert_same_as_tokenizer(processor: UnifiedProcessor, pairs: list[tuple[str
     tokenizer = processor.tokenizer
     expected = tokenizer.apply_chat_template(explicit, add_generation_prompt=prompt, return_dict=False)
     rendered = tokenizer.apply_chat_template(explicit, add_generation_prompt=prompt, tokenize=False)
-    assert processor.apply_chat_template(chat, add_generation_prompt=prompt)["input_ids"].tolist() == [expected]
-    assert processor.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False) == rendered
+    assert processor.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=True).tolist() == [expected]
+    assert processor.apply_chat_template(chat, add_generation_prompt=prompt) == rendered
 
 
 FORBIDDEN = ["<|im_start|>", "<|im_end|>", "<|pad|>", BOI_TOKEN, EOI_TOKEN, IMAGE_PAD_TOKEN, "\uf8ff0\uf8ff", "\uf8ff"]
@@ -212,7 +212,8 @@ def test_input_images_may_be_given_instead_of_codes(processor: UnifiedProcessor)
 
 
 def test_plain_call_tokenizes_text_and_scales_images(processor: UnifiedProcessor) -> None:
-    data = processor(text=["a cat", "dogs"], images=Image.new("L", (8, 8)), padding=True, return_tensors="pt")
+    data = processor(text=["a cat", "dogs"], padding=True, return_tensors="pt")
+    data |= processor(images=Image.new("L", (8, 8)))
     assert data["input_ids"].shape == data["attention_mask"].shape
     assert torch.equal(data["pixel_values"], torch.full((1, 3, 16, 16), -1.0))
     with pytest.raises(ValueError, match="neither"):

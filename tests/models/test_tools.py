@@ -77,7 +77,9 @@ def test_tools_and_calls_of_all_forms_are_one() -> None:
     for calls in ([openai], [flat], json.dumps([CALL])):
         chat = [ASK, {"role": "assistant", "content": None, "tool_calls": calls}, TOLD, YES]
         assert processor.encode_chat(chat, (), json.dumps(TOOLS)) == expected
-    inputs = processor.apply_chat_template(CHAT[:3], tools=TOOLS)
+    inputs = processor.apply_chat_template(
+        CHAT[:3], tools=TOOLS, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     assert inputs["input_ids"][0].tolist() == processor.prompt_ids(CHAT[:3], (), TOOLS)
     assert "weather" in processor.apply_chat_template(CHAT[:3], tools=TOOLS, tokenize=False)
 

@@ -94,7 +94,12 @@ def test_a_run_logs_every_group_and_leaves_a_checkpoint(whole: Path) -> None:
         chosen = json.loads((folder / "hardware.json").read_text())
         assert (chosen["device"], chosen["precision"], chosen["threads"]) == ("cpu", "float32", 1)
     model, processor = load(whole, device="cpu")
-    prompt = processor.apply_chat_template([{"role": "user", "content": "a photo of 1 red cats"}])
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": "a photo of 1 red cats"}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
     boi = torch.tensor([[processor.boi_token_id]])
     ids = model.generate(torch.cat([prompt["input_ids"], boi], dim=1), max_new_tokens=0)
     assert processor.vocabulary.is_image(ids).sum() == 5

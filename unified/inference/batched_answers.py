@@ -41,7 +41,9 @@ def follow_up(query: Query, answer: str, question: str) -> Query:
 def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeature:
     """Model inputs of a batch, padded on the left."""
     chats, images = [query.messages for query in queries], [image for query in queries for image in query.images]
-    inputs = processor.apply_chat_template(chats, images=images or None, add_generation_prompt=True)
+    inputs = processor.apply_chat_template(
+        chats, images=images or None, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     assert isinstance(inputs, BatchFeature)
     return inputs
 

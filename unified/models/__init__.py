@@ -9,6 +9,9 @@ chat_templates        a chat template as text around contents
 chat_tokenization     chats -> ids of text, as the tokenizer's own
 template_probe        what is wrong with a chat template
 template_mending      a chat template whose prompts are those of training
+image_processing      pictures in any form -> pixel values; pictures inside messages
+chat_inputs           conversations and texts -> inputs, with transformers' arguments
+padding               rows of ids as tensors: padding and truncation
 processing            UnifiedProcessor: chat template, chats -> ids, ids -> text and images
 sequence_layout       images, scales, RoPE positions and attention mask, derived from input_ids
 frozen_tokenizer      the image tokenizer inside a model: buffers, float32
@@ -39,6 +42,7 @@ __all__ = [
     "attention",
     "auto_classes",
     "backbones",
+    "chat_inputs",
     "chat_templates",
     "chat_tokenization",
     "configuration",
@@ -49,12 +53,14 @@ __all__ = [
     "generation_arguments",
     "image_embedding",
     "image_generation",
+    "image_processing",
     "image_sampling",
     "interleaved_decoding",
     "losses",
     "messages",
     "modeling",
     "new_rows",
+    "padding",
     "position_gated_lora",
     "pretrained",
     "processing",

@@ -64,6 +64,12 @@ class Segment:
         ends = (at + size for at in range(len(ids) - size + 1) if tuple(ids[at : at + size]) == self.end)
         return next(ends, len(ids)) if size else len(ids)
 
+    def content_length(self, ids: Sequence[int]) -> int:
+        """Number of the first ids that are the answer, without its end."""
+        length, size = self.answer_length(ids), len(self.end)
+        ended = size and tuple(ids[max(length - size, 0) : length]) == self.end
+        return length - size if ended else length
+
 
 class ChatTokenizer:
     """Lays out chats by the template, and tokenizes them."""

@@ -5,44 +5,31 @@ An input image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedTokenizerBase
 
-from unified.files.images import image_to_pixels
 from unified.image_tokenizer.scales import image_length, normalize_patch_nums
-from unified.models.chat_templates import check_written, default_template, render_pieces, text_runs
-from unified.models.chat_tokenization import ChatTokenizer, interleave
+from unified.models.chat_inputs import ChatInputs, Codes, EncodedChat, with_tools
+from unified.models.chat_templates import default_template, text_runs
+from unified.models.chat_tokenization import ChatTokenizer
 from unified.models.configuration import UnifiedConfig
 from unified.models.generated_outputs import GeneratedOutputs
-from unified.models.messages import SYSTEM_PROMPT, Message, count_images, is_output, is_trained, with_system_prompt
+from unified.models.image_processing import UnifiedImageProcessor
+from unified.models.messages import SYSTEM_PROMPT, Message, is_output, is_trained, with_system_prompt
 from unified.models.remote_code import AUTO_MAP, write_module
 from unified.models.template_mending import mend
 from unified.models.template_probe import supports_system_prompt
-from unified.models.tools import read_tools
 from unified.models.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 IGNORE_INDEX = -100  # the label that the loss skips
 
-Codes = Sequence[int] | Tensor
 
-
-@dataclass
-class EncodedChat:
-    """One conversation: `input_ids` and `labels` of equal length, and the codes of its input images in order."""
-
-    input_ids: list[int]
-    labels: list[int]
-    input_image_codes: list[list[int]] = field(default_factory=list)
-
-
-class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
+class UnifiedProcessor(GeneratedOutputs, ChatInputs):
     """Tokenizer, chat template and image geometry: converts chats to ids and ids to parts.
 
     Args:
@@ -74,6 +61,7 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
             image_token_offset, codebook_size, boi_token_id, eoi_token_id, image_pad_token_id
         )
         self.patch_nums = normalize_patch_nums(patch_nums)
+        self.image_processor = UnifiedImageProcessor(image_size)
         self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
@@ -81,9 +69,10 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # HF saves it
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """As HF's, with the remote-code module through which `AutoProcessor` finds this package."""
+        """As HF's, with the files by which `AutoProcessor` and `AutoImageProcessor` find this package and its sizes."""
+        self.image_processor.save_pretrained(save_directory)
+        write_module(save_directory)  # before what is written is pushed
         saved: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        write_module(save_directory)
         return saved
 
     @classmethod
@@ -156,86 +145,30 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
         Raises ValueError when the number of images or the number of an image's codes does not match, and for tools,
         calls and names that the chat template does not write.
         """
-        return self._encode(messages, list(codes), add_generation_prompt=False, **with_tools(tools))
+        return self.encode(messages, list(codes), add_generation_prompt=False, **with_tools(tools))
 
     def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Codes] = (), tools: Any = None) -> list[int]:
         """Ids of a conversation with the generation prompt; `codes` and `tools` as for `encode_chat`."""
-        return self._encode(messages, list(codes), add_generation_prompt=True, **with_tools(tools)).input_ids
+        return self.encode(messages, list(codes), add_generation_prompt=True, **with_tools(tools)).input_ids
 
     def unconditional_ids(self) -> list[int]:
         """Prompt for unconditional images, a user turn with empty text: for guidance and caption dropout."""
         return self.prompt_ids([{"role": "user", "content": ""}])
 
-    def apply_chat_template(  # type: ignore[override]  # images are passed as codes
+    def encode(
         self,
-        conversation: Sequence[Message] | Sequence[Sequence[Message]],
-        codes: Sequence[Codes] | None = None,
-        images: Sequence[Image.Image] | None = None,
-        add_generation_prompt: bool = True,
-        tokenize: bool = True,
-        return_dict: bool = True,
-        return_tensors: str = "pt",
-        enable_thinking: bool = False,
-        tools: Any = None,
-    ) -> BatchFeature | Tensor | str | list[str]:
-        """Encode one conversation or a list of them for generation, padded on the left.
-
-        Args:
-            codes: L codes for every image part of all conversations, in order of appearance.
-            images: the input images as PIL images; then `codes` holds those of the output images only.
-            tokenize: False returns the rendered text, with images as `boi image_pad eoi`, for inspection.
-            enable_thinking: let a reasoning model think before it answers in text; it was not trained so here.
-            tools: as for `encode_chat`; of all conversations.
-
-        Returns `input_ids`, `attention_mask` (B, T) and, with input images, `image_codes` (N, L) or `pixel_values`
-        (N, 3, H, W). Raises ValueError as `encode_chat` does.
-        """
-        options: dict[str, Any] = {"enable_thinking": True} if enable_thinking else {}
-        options |= with_tools(tools)
-        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        chats = cast(list[Sequence[Message]], list(conversation) if batched else [conversation])
-        if not tokenize:
-            texts = [self._render_text(chat, add_generation_prompt, **options) for chat in chats]
-            return texts if batched else texts[0]
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors {return_tensors!r} is not supported; use 'pt'")
-        pending = iter(self._codes_of_parts(chats, codes, images))
-        encoded = []
-        for chat in chats:
-            chat_codes = [next(pending) for _ in range(count_images(chat))]
-            encoded.append(self._encode(chat, chat_codes, add_generation_prompt, **options))
-        features = self._pad_left([chat.input_ids for chat in encoded])
-        input_image_codes = [image for chat in encoded for image in chat.input_image_codes]
-        if images:
-            features["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
-        elif input_image_codes:
-            features["image_codes"] = torch.tensor(input_image_codes)
-        return BatchFeature(features) if return_dict else features["input_ids"]
-
-    def __call__(
-        self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
-        text: str | list[str] | None = None,
-        split_special_tokens: bool = True,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Tokenize plain `text` (without special tokens by default) and resize `images`; see `apply_chat_template`."""
-        if text is None and images is None:
-            raise ValueError("neither text nor images given; pass at least one")
-        data: dict[str, Any] = {}
-        if text is not None:
-            data.update(self.tokenizer(text, split_special_tokens=split_special_tokens, **kwargs))
-        if images is not None:
-            images = [images] if isinstance(images, Image.Image) else images
-            data["pixel_values"] = torch.stack([image_to_pixels(image, self.image_size) for image in images])
-        return BatchFeature(data)
-
-    def _encode(
-        self, messages: Sequence[Message], codes: list[Codes | None], add_generation_prompt: bool, **options: Any
+        messages: Sequence[Message],
+        codes: list[Codes | None],
+        add_generation_prompt: bool,
+        template: str | None = None,
+        **options: Any,
     ) -> EncodedChat:
+        """Ids and labels of one conversation by a chat `template`, the processor's by default."""
         messages = with_system_prompt(messages, self.system_prompt)
         contents = [(is_output(message), run) for message in messages for run in text_runs(message)]
-        segments = self._chat_tokenizer.segments(self._template, messages, add_generation_prompt, **options)
+        segments = self._chat_tokenizer.segments(
+            template or self._template, messages, add_generation_prompt, **options
+        )
         rows = self._chat_tokenizer.encode(segments, [run for _, run in contents])
         chat = EncodedChat([], [])
         outputs = [output for output, run in contents if run is None]
@@ -246,13 +179,17 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
         images = iter([self._image_ids(*image, chat.input_image_codes) for image in zip(outputs, codes, strict=True)])
         weighted = iter([m for m in messages if is_output(m) and (m.get("tool_calls") or text_runs(m))])
         for segment, row in zip(segments, rows, strict=True):
-            trained = segment.answer_length(row)
+            answer = trained = segment.answer_length(row)
             if segment.answered and not is_trained(next(weighted)):
                 trained = 0
+            content = segment.content_length(row)
             for place, token in enumerate(row):
                 ids = next(images) if token == self.image_pad_token_id else [token]
                 chat.input_ids += ids
                 chat.labels += [i if place < trained and i not in self._forced_ids else IGNORE_INDEX for i in ids]
+                chat.answered += [int(place < answer)] * len(ids)
+                if place < content:
+                    chat.content_end = len(chat.input_ids)
         return chat
 
     def _image_ids(self, is_output_image: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
@@ -268,38 +205,6 @@ class UnifiedProcessor(GeneratedOutputs, ProcessorMixin):
             else:
                 input_image_codes.append(codes.tolist())
         return inner
-
-    def _codes_of_parts(
-        self, chats: list[Sequence[Message]], codes: Sequence[Codes] | None, images: Sequence[Image.Image] | None
-    ) -> list[Codes | None]:
-        """Codes of every image part of all chats; None for those in `images`."""
-        given = [] if codes is None else list(codes)
-        outputs = [is_output(message) for chat in chats for message in chat for _ in range(count_images([message]))]
-        as_codes = [images is None or output for output in outputs]
-        if images is not None and len(images) != as_codes.count(False):
-            raise ValueError(f"{len(images)} images for {as_codes.count(False)} input image parts; pass one per part")
-        if len(given) != sum(as_codes):
-            raise ValueError(f"codes of {len(given)} images for {sum(as_codes)} image parts; pass one list per part")
-        pending = iter(given)
-        return [next(pending) if has_codes else None for has_codes in as_codes]
-
-    def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> str:
-        messages = with_system_prompt(messages, self.system_prompt)
-        check_written(self.tokenizer, self._template, messages, add_generation_prompt, **options)
-        pieces = render_pieces(self.tokenizer, self._template, messages, add_generation_prompt, **options)
-        return interleave(pieces, [run for message in messages for run in text_runs(message)])
-
-    def _pad_left(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        width = max(map(len, rows))
-        padded = [[self.pad_token_id] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-
-
-def with_tools(tools: Any) -> dict[str, Any]:
-    """Variables of the template for `tools`; none without any. Raises ValueError as `read_tools`."""
-    found = read_tools(tools)
-    return {"tools": found} if found else {}
 
 
 AutoProcessor.register(UnifiedConfig, UnifiedProcessor)
