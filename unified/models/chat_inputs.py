@@ -93,52 +93,39 @@ class ChatInputs(ProcessorMixin):
         they have not, they are those of a model's input: ids in a dict, with a generation prompt.
 
         Args:
-            conversation: messages; an image part may hold its picture, as `image` (PIL or array), `path`, `url` (data:
-                or file:), `base64`, or as OpenAI's `image_url`.
-            chat_template: jinja in place of the processor's.
-            tools: as for `encode_chat`; of all conversations.
+            conversation: an image part may hold its picture: `image`, `path`, `url`, `base64`, OpenAI's `image_url`.
             continue_final_message: end with the assistant's last words, which the model then continues.
             return_assistant_tokens_mask: also `assistant_masks`, 1 at what the assistant says.
             return_tensors: "pt", "np", or None for lists; "auto" is "pt".
-            return_dict: False returns `input_ids` alone.
-            processor_kwargs: any of `kwargs`, and `images`.
             codes: L codes for every image part of all conversations, in order of appearance.
             images: the input images, where messages do not hold them; then `codes` are of output images only.
-            sanitize_control_tokens: True, as text of messages is always ordinary text here.
-            kwargs: padding, padding_side (left), truncation, max_length, pad_to_multiple_of; all others are variables
-                of the template, such as `enable_thinking`.
+            sanitize_control_tokens: text of messages is always ordinary text here.
+            kwargs: padding, padding_side (left), truncation, max_length, pad_to_multiple_of; others are variables of
+                the template, such as `enable_thinking`.
 
         Returns text, a list of texts, ids, or `input_ids`, `attention_mask` (B, T), and with input images
-        `image_codes` (N, L) or `pixel_values` (N, 3, H, W). Raises ValueError for what cannot be honoured, and says
-        what to give.
+        `image_codes` (N, L) or `pixel_values` (N, 3, H, W). Raises ValueError that says what to give.
         """
         rows, options, more_images = self._sort_options(kwargs, processor_kwargs, return_tensors, documents)
         chats, batched = _as_chats(conversation)
         chats, found = take_pictures(chats)
-        for chat in chats:
-            count_images(chat)  # raises an error for what is no message
         images = more_images if images is None else images
-        if found and images is not None:
-            raise ValueError(f"{len(found)} image parts hold their picture and images= is given; keep one of the two")
+        _check_chats(chats, found, images)
         ours = codes is not None or images is not None
         tokenize, return_dict = (ours if given is None else given for given in (tokenize, return_dict))
-        if add_generation_prompt is None:
-            add_generation_prompt = ours and not continue_final_message
-        options |= with_tools(tools)
-        _check_end(chats, add_generation_prompt, continue_final_message)
-        options |= {"template": chat_template} if chat_template is not None else {}
+        prompt = ours and not continue_final_message if add_generation_prompt is None else add_generation_prompt
+        options |= with_tools(tools) | ({"template": chat_template} if chat_template is not None else {})
+        _check_end(chats, prompt, continue_final_message)
         if not tokenize:
-            texts = [self._render_text(c, add_generation_prompt, continue_final_message, **options) for c in chats]
+            texts = [self._render_text(chat, prompt, continue_final_message, **options) for chat in chats]
             return texts if batched else texts[0]
-        pictures = found if found or images is None else picture_list(images)
-        features = self._encode_chats(
-            chats, codes, pictures or None, rows, add_generation_prompt, continue_final_message, options
-        )
+        pictures = found if images is None else picture_list(images)
+        features = self._encode_chats(chats, codes, pictures or None, rows, prompt, continue_final_message, options)
         if not return_assistant_tokens_mask:
             del features["assistant_masks"]
-        if rows.return_tensors is None and not batched and return_dict is False:
-            return features["input_ids"][0]
-        return BatchFeature(features) if return_dict else features["input_ids"]
+        if return_dict:
+            return BatchFeature(features)
+        return features["input_ids"][0] if rows.return_tensors is None and not batched else features["input_ids"]
 
     def __call__(
         self,
@@ -299,6 +286,14 @@ def _as_chats(conversation: Any) -> tuple[list[list[Message]], bool]:
         if not isinstance(chat, list | tuple):
             raise ValueError(f'message {shorten(chat)}; write {{"role": "user", "content": "..."}}')
     return [list(chat) for chat in chats], batched
+
+
+def _check_chats(chats: Sequence[Sequence[Message]], found: Sequence[Any], images: Any) -> None:
+    """Raise ValueError for what is no message, and for pictures inside messages beside `images`."""
+    for chat in chats:
+        count_images(chat)
+    if found and images is not None:
+        raise ValueError(f"{len(found)} image parts hold their picture and images= is given; keep one of the two")
 
 
 def _check_end(chats: Sequence[Sequence[Message]], add_generation_prompt: bool, continue_final_message: Any) -> None:
