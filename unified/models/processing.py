@@ -69,7 +69,7 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # HF saves it
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """As HF's, with the files by which `AutoProcessor` and `AutoImageProcessor` find this package and its sizes."""
+        """As HF's, with the files by which `AutoProcessor` and `AutoImageProcessor` find this package."""
         self.image_processor.save_pretrained(save_directory)
         write_module(save_directory)  # before what is written is pushed
         saved: list[str] = super().save_pretrained(save_directory, push_to_hub, **kwargs)
