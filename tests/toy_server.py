@@ -22,6 +22,7 @@ class Server:
 
     url: str
     engine: Engine
+    uvicorn: uvicorn.Server
 
     def client(self, key: str = "none", **settings: object) -> OpenAI:
         """The openai client, as it is."""
@@ -41,7 +42,7 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Server(f"http://127.0.0.1:{port}", engine)
+        yield Server(f"http://127.0.0.1:{port}", engine, server)
     finally:
         server.should_exit = True
         thread.join()

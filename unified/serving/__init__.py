@@ -16,10 +16,18 @@ protocol    requests and answers as pydantic models
 metrics     counts for Prometheus
 service     what all routes share
 drawing     /v1/images
+chat_protocol  requests and answers of /v1/chat/completions
+conversation   OpenAI's messages as the model's, with their pictures
+text_stream    tokens to text as they come
+answering      /v1/chat/completions
 app         the FastAPI app
 """
 
 __all__ = [
+    "answering",
+    "chat_protocol",
+    "conversation",
+    "text_stream",
     "app",
     "batches",
     "drawing",

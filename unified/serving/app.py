@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from sse_starlette.sse import AppStatus
 
+from unified.serving.answering import chat_routes
 from unified.serving.drawing import ERRORS, image_routes
 from unified.serving.engine import Engine
 from unified.serving.errors import ApiError, ErrorObject, answer_errors
@@ -34,6 +35,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     app = FastAPI(title="unified", summary="OpenAI's API over a next-scale model", lifespan=lifespan)
     app.state.service = service
     answer_errors(app)
+    app.include_router(chat_routes(service))
     app.include_router(image_routes(service))
     add_state_routes(app, service)
     app.add_middleware(Gate, settings=service.settings)

@@ -80,6 +80,14 @@ class Engine:
         self.stop()
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the checkpoint's, and what its chat template writes behind one."""
+        ends = self.model.generation_config.eos_token_id
+        found = [ends] if isinstance(ends, int) else list(ends or ())
+        behind = self.processor.end_token_id
+        return frozenset(found if behind is None else [*found, behind])
+
+    @property
     def no_codes(self) -> Tensor:
         """Codes (0, L) of no input image."""
         return torch.empty(0, self.model.config.image_length, dtype=torch.long)
@@ -120,10 +128,14 @@ class Engine:
 
     def check(self, job: Job) -> None:
         """Raise ValueError for a job that the model cannot do."""
-        ids = torch.tensor([job.input_ids])
-        remaining_context(ids, torch.ones_like(ids), self.model.config, images=job.max_images)
+        self.room(job.input_ids, job.max_images)
         if job.max_new_tokens == 0 and job.input_ids[-1] != self.model.config.boi_token_id:
             raise ValueError("max_new_tokens 0 and no image asked for; give at least 1")
+
+    def room(self, input_ids: list[int], images: int) -> int:
+        """Tokens of text left in the context behind a prompt and `images`; ValueError where it is full."""
+        ids = torch.tensor([input_ids])
+        return remaining_context(ids, torch.ones_like(ids), self.model.config, images)
 
     def retry_after(self) -> int:
         """Seconds until the queue is likely to have moved."""

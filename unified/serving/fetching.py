@@ -4,6 +4,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,15 +36,13 @@ def fetch(url: str, where: str, max_bytes: int) -> bytes:
         port = parts.port or (443 if secure else 80)
         if parts.username or parts.password or not host:
             raise ValueError("a host without user and password is asked for")
-        address = public_address(host, port)
-        connection = connect(host, address, port, secure)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"User-Agent": "unified", "Accept": "image/*"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise ValueError(f"status {response.status}; redirects are not followed")
-        data = response.read(max_bytes + 1)
-        connection.close()
+        with closing(connect(host, public_address(host, port), port, secure)) as connection:
+            connection.request("GET", path, headers={"User-Agent": "unified", "Accept": "image/*"})
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}; redirects are not followed")
+                data = response.read(max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise ApiError(400, f"{where}: cannot be fetched ({reason})", where, "invalid_image_url") from None

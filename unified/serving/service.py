@@ -63,6 +63,17 @@ class Service:
         except ValueError as error:
             raise ApiError(400, f"messages: {error}", "messages", "invalid_messages") from None
 
+    def room(self, ids: list[int], images: int) -> int:
+        """Tokens of text that an answer with `images` has room for. Raises ApiError where the context is full."""
+        try:
+            return self.engine.room(ids, images)
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", "messages", "context_length_exceeded") from None
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of tokens; special ones are none."""
+        return "".join(part["text"] for part in self.engine.processor.decode_parts(tokens) if tokens)
+
     def submit(self, jobs: Sequence[Job], param: str) -> "Answers":
         """Let the engine work on `jobs`; ApiError where the queue is full, or a prompt (`param`) too long."""
         answers = Answers(len(jobs))
@@ -90,7 +101,7 @@ class Answers:
     def __init__(self, count: int) -> None:
         self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
         self.tickets: list[Ticket] = []
-        self.running = count
+        self.running, self.unwanted = count, set[int]()
 
     def hear(self, number: int, event: Event) -> None:
         """Called in the engine's thread."""
@@ -104,6 +115,11 @@ class Answers:
         for ticket in self.tickets:
             ticket.cancel()
 
+    def stop(self, number: int) -> None:
+        """Cancel one answer, of which nothing more is wanted: its end is no failure."""
+        self.unwanted.add(number)
+        self.tickets[number].cancel()
+
     async def events(self, request: HttpRequest | None = None) -> AsyncIterator[tuple[int, Event]]:
         """All events until all answers have ended; ends early, too, where the client of `request` has gone.
 
@@ -116,9 +132,9 @@ class Answers:
                 if request is not None and await request.is_disconnected():
                     return
                 continue
-            if isinstance(event, Failed):
+            if isinstance(event, Failed) and number not in self.unwanted:
                 raise of_failure(event)
-            self.running -= isinstance(event, Finished)
+            self.running -= isinstance(event, Finished | Failed)
             yield number, event
 
 

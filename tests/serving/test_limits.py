@@ -1,0 +1,178 @@
+"""What a server does with what is too much, too large, too slow, gone or unwanted: it refuses, nothing is stuck."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import openai
+import pytest
+from toy_server import Server, serve
+
+from unified.serving.engine import EngineLimits
+from unified.serving.errors import ApiError
+from unified.serving.fetching import fetch, is_public
+from unified.serving.settings import read_keys
+
+PROMPT = {"prompt": "a photo of a red cat"}
+
+
+@pytest.fixture(scope="module")
+def small(toy_checkpoint: Path) -> Iterator[Server]:
+    limits = EngineLimits(max_batch=2, max_queue=2, cache_bytes=10_000)
+    with serve(toy_checkpoint, limits, max_body_bytes=50_000, max_image_pixels=10_000, max_input_images=2) as running:
+        yield running
+
+
+def post(server: Server, body: Any, path: str = "images/generations", **more: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60, **more)
+
+
+def settled(server: Server) -> bool:
+    """Whether all places are free again, in some seconds."""
+    end = time.monotonic() + 30
+    while (server.engine.active or server.engine.waiting) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not server.engine.active and not server.engine.waiting
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_large_bodies(small: Server, told: bool) -> None:
+    content = json.dumps({"prompt": "x" * 60_000}).encode()
+    body = content if told else iter([content[:30_000], content[30_000:]])
+    answer = httpx.post(f"{small.url}/v1/images/generations", content=body, timeout=60)
+    assert answer.status_code == 413 and "50000 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
+    held = threading.Event()
+    small.engine.call(held.wait)  # the engine's thread is busy
+    try:
+        answers: list[httpx.Response] = []
+        threads = [threading.Thread(target=lambda: answers.append(post(small, PROMPT))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while small.engine.waiting < 4:
+            time.sleep(0.01)
+        refused = post(small, PROMPT)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"] | {"message": ""} == {
+            "message": "", "type": "rate_limit_error", "param": None, "code": "queue_full",
+        }  # fmt: skip
+        with pytest.raises(openai.RateLimitError, match="4 requests wait already"):
+            small.client().images.generate(prompt="a", n=2)
+    finally:
+        held.set()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert "unified_refused_total 2.0" in httpx.get(f"{small.url}/metrics").text
+
+
+def test_clients_that_hang_up_leave_no_place_taken(small: Server) -> None:
+    """In a stream, while they wait for an answer, and while they send."""
+    port = int(small.url.rsplit(":", 1)[1])
+    bodies = [{**PROMPT, "stream": True, "partial_images": 1}, PROMPT]
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 400, "modalities": ["text"], "stop": []}
+    for number in range(40):
+        path, body = ("images/generations", bodies[number % 2]) if number % 4 else ("chat/completions", chat)
+        content = json.dumps(body).encode()
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head + content[: None if number % 5 else 5])
+            if number % 3 == 0:
+                client.recv(10) if number % 5 and body.get("stream") else time.sleep(0.02)
+    assert settled(small)
+    assert post(small, PROMPT).status_code == 200
+
+
+def test_answers_that_take_too_long_end(toy_checkpoint: Path) -> None:
+    with serve(toy_checkpoint, seconds=0.0) as server:
+        answer = post(server, PROMPT)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        with pytest.raises(openai.APIError, match="more than 0 seconds"):
+            list(server.client().images.generate(**PROMPT, stream=True))
+
+
+def test_a_stopping_server_finishes_streams(toy_checkpoint: Path) -> None:
+    with serve(toy_checkpoint) as server:
+        held = threading.Event()
+        stream = httpx.stream(
+            "POST", f"{server.url}/v1/images/generations", json={**PROMPT, "stream": True}, timeout=60
+        )
+        with stream as response:
+            server.engine.call(held.wait)
+            leaving = threading.Timer(0.3, held.set)
+            leaving.start()
+            server.uvicorn.should_exit = True
+            assert "image_generation.completed" in response.read().decode()
+
+
+def test_nothing_of_a_request_is_logged(small: Server, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+    with caplog.at_level("DEBUG"):
+        post(small, {"prompt": "a secret word"})
+        post(small, {"prompt": "a secret word", "seed": "secret"})
+        post(small, {"prompt": "a secret word", "n": 99})
+    written = capfd.readouterr()
+    logged = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("unified"))
+    assert "secret" not in written.out + written.err + logged
+
+
+def test_other_sites_may_not_ask(small: Server) -> None:
+    origin = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{small.url}/v1/images/generations", headers=origin)
+    assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
+    assert "access-control-allow-origin" not in post(small, PROMPT, headers=origin).headers
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True), ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False), ("0.0.0.0", False),
+        ("169.254.169.254", False), ("::1", False), ("::ffff:127.0.0.1", False), ("fd00::1", False),
+        ("fe80::1", False), ("2606:4700::1111", True), ("2002:7f00:1::", False), ("224.0.0.1", False),
+        ("100.64.0.1", False),
+    ],
+)  # fmt: skip
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public(address) == public
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/a", "http://localhost/a", "http://[::1]/a", "http://2130706433/a", "http://user:pw@8.8.8.8/a",
+     "https://169.254.169.254/latest", "http:///a", "http://8.8.8.8:99999/a"],
+)  # fmt: skip
+def test_private_addresses_are_not_fetched(url: str) -> None:
+    with pytest.raises(ApiError, match="cannot be fetched"):
+        fetch(url, "image", 1000)
+
+
+def test_a_name_is_looked_up_once_and_that_address_asked(small: Server) -> None:
+    """A name that is public when it is looked at and private when it is asked is asked where it was public."""
+    port = int(small.url.rsplit(":", 1)[1])
+    with patch("unified.serving.fetching.public_address", return_value="127.0.0.1") as looked_up:
+        data = fetch(f"http://example.invalid:{port}/health", "image", 1000)
+    assert json.loads(data)["status"] == "ok" and looked_up.call_count == 1
+    with patch("unified.serving.fetching.public_address", return_value="127.0.0.1"):
+        with pytest.raises(ApiError, match="more than 10 bytes"):
+            fetch(f"http://example.invalid:{port}/health", "image", 10)
+        with pytest.raises(ApiError, match="status 404"):
+            fetch(f"http://example.invalid:{port}/none", "image", 10)
+
+
+def test_keys_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# mine\n" + "a" * 16 + "\n\n" + "b" * 20 + "\n")
+    assert read_keys(path) == ("a" * 16, "b" * 20)
+    path.write_text("# none\n")
+    with pytest.raises(ValueError, match="has no key"):
+        read_keys(path)
+    path.write_text("short\n")
+    with pytest.raises(ValueError, match="keys:1: a key of fewer than 16 characters"):
+        read_keys(path)

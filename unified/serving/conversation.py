@@ -1,0 +1,87 @@
+"""Messages of OpenAI's API as the model's: roles, words and pictures, and the codes of these.
+
+Legend: L codes of an image.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from unified.models.messages import Message
+from unified.serving.chat_protocol import ChatMessage, ImagePart, TextPart
+from unified.serving.errors import ApiError
+from unified.serving.pictures import read_url
+from unified.serving.service import Service
+
+ROLES = {"developer": "system"}
+
+
+def check_sizes(messages: Sequence[ChatMessage], service: Service) -> None:
+    """Raise ApiError for conversations that are larger than the server takes."""
+    limits = service.settings
+    if len(messages) > limits.max_messages:
+        message = f"messages: {len(messages)} are more than {limits.max_messages}"
+        raise ApiError(422, message, "messages", "too_many_messages")
+    characters = sum(
+        len(part.text) for message in messages for part in parts_of(message) if isinstance(part, TextPart)
+    )
+    if characters > limits.max_prompt_characters:
+        message = f"messages: {characters} characters are more than {limits.max_prompt_characters}"
+        raise ApiError(422, message, "messages", "string_too_long")
+    images = sum(isinstance(part, ImagePart) for message in messages for part in parts_of(message))
+    if images > limits.max_input_images:
+        message = f"messages: {images} images are more than {limits.max_input_images}"
+        raise ApiError(422, message, "messages", "too_many_images")
+
+
+def parts_of(message: ChatMessage) -> list[TextPart | ImagePart]:
+    """A message's parts in order; null content is none, and the images of an answer stand behind its words."""
+    content = message.content
+    if content is None or isinstance(content, str):
+        parts: list[TextPart | ImagePart] = [TextPart(type="text", text=content)] if content else []
+    else:
+        parts = list(content)
+    return [*parts, *(message.images or [])]
+
+
+async def read_messages(messages: Sequence[ChatMessage], service: Service) -> tuple[list[Message], list[Tensor]]:
+    """Messages as the processor takes them, and the codes (L,) of their pictures in order.
+
+    A picture of an answer that was drawn here has the codes that it was drawn from; others are encoded.
+    """
+    check_sizes(messages, service)
+    found: list[Message] = []
+    pictures: list[tuple[Image.Image, bool]] = []
+    for number, message in enumerate(messages):
+        content: list[dict[str, Any]] = []
+        for place, part in enumerate(parts_of(message)):
+            if isinstance(part, TextPart):
+                content.append({"type": "text", "text": part.text})
+                continue
+            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            where = f"messages.{number}.content.{place}"
+            image = await asyncio.to_thread(read_url, url, where, service.settings)
+            pictures.append((image, message.role == "assistant"))
+            content.append({"type": "image"})
+        found.append({"role": ROLES.get(message.role, message.role), "content": content})
+    return merge_system(found), await codes_of(pictures, service)
+
+
+def merge_system(messages: list[Message]) -> list[Message]:
+    """Several system messages at the beginning as one, as chat templates take only one."""
+    count = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    if count < 2:
+        return messages
+    texts = [part for message in messages[:count] for part in [*message["content"], {"type": "text", "text": "\n\n"}]]
+    return [{"role": "system", "content": texts[:-1]}, *messages[count:]]
+
+
+async def codes_of(pictures: Sequence[tuple[Image.Image, bool]], service: Service) -> list[Tensor]:
+    """Codes (L,) of pictures, each with whether it is an answer's."""
+    known = [service.known.find(image) if drawn else None for image, drawn in pictures]
+    missing = [image for (image, _), codes in zip(pictures, known, strict=True) if codes is None]
+    encoded = iter(await service.encode(missing))
+    return [next(encoded) if codes is None else codes for codes in known]
