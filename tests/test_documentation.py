@@ -30,6 +30,7 @@ OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules"}
 MADE_BY_MAKE = {"demo": ("out/demo", "out/smollm2", "out/scenes-base"), "venv": (".venv",), "docs": ("out/site",)}
 # programs of others, whose arguments are theirs
 OTHERS = {"source", "pip", "cat", "cp", "hf", "git", "tensorboard", "lm_eval", "lmms-eval", "pre-commit", "srun"}
+OTHERS |= {"curl", "openssl"}
 SUFFIXES = re.compile(r".*\.(ya?ml|jsonl?|png|jpg|pth|parquet|html|safetensors)")
 
 
