@@ -62,7 +62,7 @@ def read_then(paths: list[str], stamp: Stamp) -> list[dict[str, Any]]:
     for row in (row for file in files if file not in encoded for row in read_rows(file)):
         if row.images:
             raise ValueError(f"{row.where}: has images without codes; run data_prep/encode_images.py on the file")
-        rows.append({"messages": row.messages, "codes": [], "source": row.source})
+        rows.append(row.encoded([]))
     for number, row in enumerate(rows, start=1):
         if not continue_conversation([], row["messages"]):
             raise ValueError(f"--then: chat {number} has nothing but a system turn; take it out")
@@ -76,7 +76,9 @@ def in_order(size: int, count: int, rng: np.random.Generator) -> list[int]:
 
 
 def join(row: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """An encoded row that goes on with another."""
+    """An encoded row that goes on with another; ValueError where the other has tools, which stand before the first."""
+    if then.get("tools") and then["tools"] != row.get("tools"):
+        raise ValueError(f"--then: a chat of {then['source']} has tools, which --first has not; take them out")
     joined = {
         "messages": continue_conversation(row["messages"], then["messages"]),
         "codes": row["codes"] + then["codes"],

@@ -143,8 +143,10 @@ def read_chats(path: str, limit: int) -> list[list[dict]]:
     """The first chats of a file; ValueError where it has none, or one that ends without an answer in words."""
     rows = list(read_rows(path, 0, limit))
     for row in rows:
-        if row.images or row.messages[-1]["role"] != "assistant":
-            raise ValueError(f"{row.where} has pictures or does not end with the assistant's answer; give text chats")
+        if row.images or row.tools or row.messages[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{row.where} has pictures or tools, or does not end with the assistant's answer; give text chats"
+            )
     if not rows:
         raise ValueError(f"--chats {path} is empty; give at least one chat")
     return [row.messages for row in rows]

@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from unified.files.atomic import atomic_path
 
-BATCH_BYTES = 16 << 20  # of rows decoded at once, by the mean of their row group
+BATCH_BYTES = 8 << 20  # of rows decoded at once, by the mean of their row group
 BATCH_ROWS = 256
 BUFFER_BYTES = 1 << 20
 
@@ -66,8 +66,8 @@ def parquet_rows(path: str | Path, start: int = 0, stop: int | None = None) -> I
             for batch in file.iter_batches(min(size, BATCH_ROWS), row_groups=[group], use_threads=False):
                 first, last = max(start, row), min(stop, row + len(batch))
                 selected = batch.slice(first - row, max(last - first, 0))
-                for number in range(len(selected)):  # one at a time: a row of pictures is large
-                    yield first + number + 1, without_nulls(selected.slice(number, 1).to_pylist()[0])
+                for number, record in enumerate(selected.to_pylist(), start=first + 1):
+                    yield number, without_nulls(record)
                 row += len(batch)
                 if row >= stop:
                     return
