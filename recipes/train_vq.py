@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.metrics import psnr
+from unified.files.image_sets import say
 from unified.files.images import to_pixel_values, to_uint8, write_image
 from unified.hardware.arguments import HardwareArguments
 from unified.image_tokenizer.configuration import VQConfig
@@ -219,6 +220,8 @@ class TokenizerRun(AveragedRun):
         """Score and draw held-out images where it is due."""
         if done % self.args.eval_steps == 0 or last:
             self.evaluate(done, self.held_out)
+        if last and self.accelerator.is_main_process and (warning := self.held_out_usage.warning()):
+            say(warning)
         if done % self.args.grid_steps == 0 or last:
             self.draw(done, self.held_out[:16])
 
@@ -239,6 +242,7 @@ class TokenizerRun(AveragedRun):
         record |= {f"eval/usage_scale_{scale}": value for scale, value in enumerate(usage.usage().tolist())}
         self.write(done, record | {"eval/psnr": by_scale[-1]})
         self.scores = {"PSNR in dB": by_scale[-1]}
+        self.held_out_usage = usage
         self.window_start += time.monotonic() - started
 
     @torch.no_grad()

@@ -133,3 +133,16 @@ def test_scale_dropout_drops_its_share_and_every_scale_alike():
     assert shares.tolist() == pytest.approx([0, 0.1, 0.1, 0.1, 0.7], abs=0.01)
     assert drop_scales(8, 4, 0.0, generator()).eq(4).all() and drop_scales(8, 1, 1.0, generator()).eq(1).all()
     assert torch.equal(drop_scales(8, 4, 0.5, generator(1)), drop_scales(8, 4, 0.5, generator(1)))
+
+
+def test_low_usage_is_warned_of_with_a_size_that_fits():
+    usage = CodeUsage(64, (1, 2))
+    usage.update(torch.arange(20).repeat(10).reshape(-1, 5))
+    assert (
+        usage.warning().startswith("low usage: 20 of 64 codes are used") and "--codebook_size 32," in usage.warning()
+    )
+    usage.update(torch.arange(40).repeat(10).reshape(-1, 5))
+    assert usage.warning() == ""
+    few = CodeUsage(64, (1, 2))
+    few.update(torch.zeros(3, 5, dtype=torch.long))
+    assert few.warning() == ""  # 15 codes tell nothing of 64

@@ -61,6 +61,9 @@ def drop_scales(batch: int, num_scales: int, share: float, generator: torch.Gene
     return torch.where(torch.rand(batch, generator=generator) < share, fewer, num_scales)
 
 
+LEAST_USED = 0.5  # share of the codebook below which a training says so
+
+
 class CodeUsage(nn.Module):
     """Counts the codes used by every scale since the last `reset`, and the steps each code has been unused.
 
@@ -93,6 +96,16 @@ class CodeUsage(nn.Module):
         """exp(entropy) of each scale's codes since `reset`, (K,) in [1, V]; 1 where nothing was counted."""
         p = self.counts / self.counts.sum(dim=1, keepdim=True).clamp(min=1)
         return torch.special.entr(p).sum(dim=1).exp()
+
+    def warning(self) -> str:
+        """What to do about a codebook of which little is used; empty where enough is, or too little was counted."""
+        used, size = int((self.counts.sum(dim=0) > 0).sum()), self.counts.shape[1]
+        if used >= LEAST_USED * size or int(self.counts.sum()) < 2 * size:
+            return ""
+        return (
+            f"low usage: {used} of {size} codes are used on held-out images, and an LLM learns a row for each; give "
+            f"--codebook_size {max(2, 2 ** (used - 1).bit_length())}, more steps, or a --revive_until nearer 1"
+        )
 
     def reset(self) -> None:
         """Start a new counting window; idle steps are kept."""
