@@ -237,6 +237,37 @@ def test_what_a_row_says_in_vain_is_named(record: dict, says: str, tmp_path: Pat
     assert f"{path}:2: " in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_malformed_rows_are_left_out_up_to_max_bad(
+    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "red.png").write_bytes(png(RED))
+    good = json.dumps({"image": "red.png", "text": "a cat"})
+    bad = [json.dumps({"image": "red.png", "text": " "}), "{", json.dumps({"image": "red.png", "text": "a", "x": 1})]
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    path.write_text("\n".join([good, *bad, good, bad[0], good]))
+    given = ["--vq", toy_checkpoint.parent / "vq", "--inputs", path, "--out", out]
+    assert run_script("data_prep/encode_images.py", *given, "--max-bad", 3) == 2
+    said = capsys.readouterr().err
+    assert "4 bad rows: " in said and "; and 1 more" in said and all(f"{path}:{line}: " in said for line in (2, 3, 4))
+    assert not out.exists()
+    assert run_script("data_prep/encode_images.py", *given, "--max-bad", 4) == 0
+    assert f"bad row {path}:3: not JSON" in capsys.readouterr().out
+    assert len(read_encoded_rows(out / "00000.parquet")) == 3
+    left_out = [json.loads(line)["row"] for line in (out / "00000.bad.jsonl").read_text().splitlines()]
+    assert left_out == [f"{path}:{line}" for line in (2, 3, 4, 6)]
+
+
+def test_pairs_and_rows_are_not_encoded_together(
+    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("ShareGPT", "TRL, text"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(ROWS[name][0]) + "\n")
+    files = sorted(tmp_path.glob("*.jsonl"))
+    given = ["--vq", toy_checkpoint.parent / "vq", "--inputs", *files, "--out", tmp_path / "out"]
+    assert run_script("data_prep/encode_images.py", *given) == 2
+    assert "--inputs hold pairs and rows (" in capsys.readouterr().err
+
+
 def test_notes_of_data_sets_go_along_in_metadata() -> None:
     record = {"messages": turns("a", "b"), "id": 3, "model": "m", "metadata": {"seed": 1}}
     assert json.loads(as_row(record)["metadata"]) == {"id": 3, "model": "m", "seed": 1}
