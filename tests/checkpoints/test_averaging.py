@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from toy_adapters import arguments
 
 from unified import UnifiedForCausalLM, UnifiedProcessor, load
+from unified.checkpoints.publishing import publish
 from unified.training.tuning import prepare
 
 Make = Callable[..., Path]
@@ -100,3 +101,19 @@ def test_a_checkpoint_and_a_folder_that_is_there_are_refused(
 ) -> None:
     assert "no" in error_of("average", pair[0], toy_checkpoint, "--out", tmp_path / "out")
     assert "exists already" in error_of("average", *pair, "--out", tmp_path)
+
+
+def test_every_adapter_is_read_once(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be large, and lie on a slow disk."""
+    read: list[Path] = []
+
+    def load_and_count(path: Path) -> dict[str, torch.Tensor]:
+        read.append(Path(path).parent)
+        return load_file(path)
+
+    monkeypatch.setattr("unified.checkpoints.averaging.load_file", load_and_count)
+    assert run("average", *pair, "--out", tmp_path / "mean").exit_code == 0
+    assert read == [*pair]
+    monkeypatch.setattr("unified.checkpoints.publishing.load_file", load_and_count)
+    publish(pair[0], tmp_path / "published")
+    assert read == [*pair, pair[0]]

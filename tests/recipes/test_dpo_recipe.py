@@ -228,7 +228,10 @@ def test_precomputed_log_probs_of_an_adapter_are_those_of_its_copy(dpo: Dpo, ima
         (["--max_length", "513"], ["context of 512"]),
         (["--num_scales", "3"], ["num_scales 3", "set it to 1 to 2"]),
         (["--precompute_ref_log_probs", "True"], ["kl_pairs 2", "set kl_pairs 0"]),
-        (["--held_out_share", "0.5", "--eval_files", "/a.parquet"], ["held_out_share 0.5", "keep one"]),
+        (
+            ["--held_out_share", "0.5", "--eval_files", "/a.parquet", "--eval_strategy", "epoch"],
+            ["held_out_share 0.5", "keep one"],
+        ),
         (["--tuning", "lora", "--lora_target_modules", "query"], ["query", "match nothing"]),
         (["--loss_tipe", "ipo"], ["loss_tipe", "loss_type"]),
     ],

@@ -44,6 +44,7 @@ def test_rows_of_an_empty_file(
         write_encoded_shard(empty, [], "", ())
     given = ["--config", ROOT / "recipes/configs/tiny.yaml", "--model", toy_checkpoint]
     given += ["--train_files", toy_rows("dt"), "--output_dir", tmp_path / "out", flag, empty]
+    given += ["--eval_strategy", "steps", "--eval_steps", 1] if flag == "--eval_files" else []
     assert f"{empty}: not one row" in refuse("recipes/sft.py", *given)
     assert not (tmp_path / "out").exists()
 

@@ -259,6 +259,7 @@ def test_samples_leave_checkpointing_as_it_was(make_trainer: Callable[..., Unifi
         activation_checkpointing=True,
         activation_checkpointing_kwargs={"every_n_layers": 2, "use_reentrant": False},
         sample_prompts=["two cats"],
+        eval_strategy="epoch",
     )
     trainer.train()
     layers = trainer.core.model.language_model.layers

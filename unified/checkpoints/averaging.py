@@ -45,13 +45,16 @@ def average(models: Sequence[str | os.PathLike], shares: Sequence[float], out: s
             raise ValueError(f"{folder} is not a LoRA adapter; give the output folders of LoRA runs")
         check_weights(folder, ADAPTER_WEIGHTS)
     check_alike(folders)
-    check_different(folders)
+    mean, differ = mean_of(folders, shares)
+    if not differ:
+        told = ", ".join(map(str, folders))
+        raise ValueError(f"{told} have the same weights, so their mean is no other; give adapters that differ")
     with new_folder(out) as made:
         last = folders[-1]
         for path in last.iterdir():
             if path.suffix in COPIED and path.name not in RECORDS:
                 (made / path.name).write_bytes(path.read_bytes())
-        save_file(mean_of(folders, shares), made / ADAPTER_WEIGHTS, {"format": "pt"})
+        save_file(mean, made / ADAPTER_WEIGHTS, {"format": "pt"})
         describe_copy(last, made, str(out))
 
 
@@ -71,34 +74,29 @@ def mix_in(start: str | os.PathLike, share: float, adapter: str | os.PathLike) -
     folders, shares = [Path(start), Path(adapter)], [share, 1 - share]
     check_shares(folders, shares)
     check_alike(folders)
-    weights = mean_of(folders, shares)
+    weights, _ = mean_of(folders, shares)
     with atomic_path(folders[1] / ADAPTER_WEIGHTS) as partial:
         save_file(weights, partial, {"format": "pt"})
 
 
-def mean_of(folders: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The weights of adapters, `shares` of each, summed in float32, in the dtypes of the last one."""
+def mean_of(folders: Sequence[Path], shares: Sequence[float]) -> tuple[dict[str, Tensor], bool]:
+    """The weights of adapters, `shares` of each, summed in float32, in the last one's dtypes; whether they differ.
+
+    Each is read once. Raises ValueError for weights that are not finite.
+    """
     total: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}
+    differ = False
     for folder, share in zip(folders, shares, strict=True):
-        for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
-            part = value.float() * share
-            total[name] = total[name].add_(part) if name in total else part
-    with safe_open(folders[-1] / ADAPTER_WEIGHTS, framework="pt") as file:
-        return {name: total[name].to(file.get_tensor(name).dtype) for name in file.keys()}
-
-
-def check_different(folders: Sequence[Path]) -> None:
-    """Raise ValueError for weights that are not finite, and where all adapters have the same ones."""
-    first = load_file(folders[0] / ADAPTER_WEIGHTS)
-    same = True
-    for folder in folders:
-        for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        first = first or weights
+        for name, value in weights.items():
             if not value.isfinite().all():
                 raise ValueError(f"{folder} has weights that are not finite, {name} first: its training diverged")
-            same = same and torch.equal(value, first[name])
-    if same:
-        told = ", ".join(map(str, folders))
-        raise ValueError(f"{told} have the same weights, so their mean is no other; give adapters that differ")
+            differ = differ or not torch.equal(value, first[name])
+            part = value.float() * share
+            total[name] = total[name].add_(part) if name in total else part
+    return {name: total[name].to(value.dtype) for name, value in weights.items()}, differ
 
 
 def read_shares(text: str | None, count: int) -> list[float]:

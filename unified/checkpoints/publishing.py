@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from unified.checkpoints.adapters import (
     ADAPTER_CONFIG,
@@ -44,7 +45,7 @@ def merge(model_dir: str | os.PathLike, out: str | os.PathLike, base: str | os.P
             "cannot be merged into the weights; use the folder as it is, or train with lora_positions all"
         )
     check_not_exists(out)
-    check_trained(model_dir)
+    trained_weights(Path(model_dir))
     source = resolve_base_checkpoint(model_dir, base)
     save(*load(model_dir, device="cpu", base=base), out, [source], run_of(Path(model_dir)))
 
@@ -102,7 +103,7 @@ def publish_adapter(
     adapter: Path, folder: Path, dtype: torch.dtype, base: str | None, made_with: Sequence[str]
 ) -> list[Path]:
     """The files of a published adapter, in `folder`; returns its base. See `publish`."""
-    check_trained(adapter)
+    trained = trained_weights(adapter)
     elsewhere = base is not None and Path(base).is_dir() and found_base(adapter) is None
     source = resolve_base_checkpoint(adapter, base if elsewhere else None)
     repository = hub_name(source)
@@ -111,7 +112,7 @@ def publish_adapter(
     config = read_adapter_config(adapter) | {"base_model_name_or_path": record["base"]}
     if repository is not None and record["base"] == repository[0]:
         config["revision"] = repository[1]
-    weights = {name: value.to(dtype) for name, value in load_file(adapter / ADAPTER_WEIGHTS).items()}
+    weights = {name: value.to(dtype) for name, value in trained.items()}
     UnifiedProcessor.from_pretrained(source).save_pretrained(folder)
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     for name, content in ((ADAPTER_CONFIG, config), (BASE_RECORD, record)):
@@ -130,16 +131,17 @@ def check_adapter(folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} has no {ADAPTER_CONFIG}; give the output folder of a LoRA run")
 
 
-def check_trained(adapter: str | os.PathLike) -> None:
-    """Raise ValueError for an adapter whose weights are not finite, or whose updates are as they began: zero."""
-    updates = []
-    for name, value in load_file(Path(adapter) / ADAPTER_WEIGHTS).items():
+def trained_weights(adapter: Path) -> dict[str, Tensor]:
+    """An adapter's weights; ValueError where they are not finite, or its updates are as they began: zero."""
+    weights, updates = load_file(adapter / ADAPTER_WEIGHTS), []
+    for name, value in weights.items():
         if not value.isfinite().all():
             raise ValueError(f"{adapter} has weights that are not finite, {name} first: its training diverged")
         if ".lora_B." in name:
             updates.append(bool(value.any()))
     if updates and not any(updates):
         raise ValueError(f"{adapter} was never trained: its updates are all zero; give the output of a LoRA run")
+    return weights
 
 
 def save(
