@@ -249,6 +249,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if is_deepspeed_zero3_enabled():
             model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
         model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
+        model.model.image_gate.bind(model.model.language_model)  # quantizers replace layers
         return loaded
 
     @can_return_tuple

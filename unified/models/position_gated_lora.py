@@ -71,6 +71,10 @@ class ImageGate:
 
     def __init__(self, backbone: nn.Module) -> None:
         self.ranks: set[int] = set()
+        self.bind(backbone)
+
+    def bind(self, backbone: nn.Module) -> None:
+        """Reach all linear layers of a backbone, also those that have been put in others' places: quantized ones."""
         for layer in backbone.modules():
             if isinstance(layer, nn.Linear):
                 layer.image_gate = self  # type: ignore[assignment]  # torch expects tensors and modules

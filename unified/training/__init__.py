@@ -28,6 +28,7 @@ progress_bar         the bar of HF Trainer's runs: planned steps, and the losses
 loss_plots           a plot of the losses beside every log
 trackers             TensorBoard, W&B, or neither: figures and images
 engines              DeepSpeed and FSDP: which is launched, what counts of it, what is refused
+quantized            QLoRA: frozen layers in 4 or 8 bit
 sharding             FSDP2: what is refused, and weights gathered outside a forward pass
 shutdown             shutting down the process group
 """
@@ -51,6 +52,7 @@ __all__ = [
     "other_ranks",
     "planned_end",
     "progress_bar",
+    "quantized",
     "run_folder",
     "run_record",
     "run_state",

@@ -22,6 +22,9 @@ class ModelArguments(CheckedArguments):
     dtype: Literal["auto", "float32", "bfloat16"] = arg(
         "float32", "dtype of the weights; float32 masters with autocast train best, bfloat16 halves the memory"
     )
+    quantize: Literal["4bit", "8bit"] | None = arg(
+        None, "with tuning lora: keep the frozen layers of the backbone in 4 bit (nf4, QLoRA) or 8 bit (bitsandbytes)"
+    )
     attn_implementation: Literal["sdpa", "grouped", "eager"] | None = arg(
         None, "None: grouped on a CPU (unified/models/attention.py), elsewhere the backbone's default"
     )

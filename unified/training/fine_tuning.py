@@ -29,6 +29,7 @@ from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
 from unified.training.planned_end import cut_off, know_the_end
+from unified.training.quantized import check_quantized, keep_trainable, quantization
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest
 from unified.training.self_correction import check_code_noise
@@ -63,8 +64,13 @@ def load_model(
         raise ValueError(f"max_length {max_length} exceeds the backbone's context of {context}; lower max_length")
     attention = model_args.attn_implementation
     model = UnifiedForCausalLM.from_pretrained(
-        checkpoint, config=config, dtype=model_args.dtype, attn_implementation=attention
+        checkpoint,
+        config=config,
+        dtype=model_args.dtype,
+        attn_implementation=attention,
+        **quantization(model_args.quantize, device),
     )
+    keep_trainable(model)
     if attention is None:
         prefer_grouped(model, device)
     return model
@@ -84,6 +90,7 @@ def build_trainer(
     if not data_args.train_files:
         raise ValueError("train_files is empty; name encoded parquet files made by data_prep/encode_images.py")
     checkpoint = resolve_checkpoint(model_args.model, args)
+    check_quantized(model_args.quantize, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     data_args, fraction = suit(model, data_args), data_args.last_scale_fraction
