@@ -31,14 +31,55 @@ print(type(AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code
 """
 
 
-def test_a_stranger_s_auto_classes(toy_checkpoint: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", STRANGER, str(toy_checkpoint)]
+def run_as_a_stranger(program: str, checkpoint: Path, hub: Path) -> list[str]:
+    """Lines that `program` prints, in a process of its own with the checkpoint's folder as its argument."""
+    environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program, str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == [
+    return done.stdout.splitlines()
+
+
+def test_a_stranger_s_auto_classes(toy_checkpoint: Path, tmp_path: Path) -> None:
+    assert run_as_a_stranger(STRANGER, toy_checkpoint, tmp_path) == [
         "UnifiedProcessor ('text', 'image')",
         "UnifiedForCausalLM",
+    ]
+
+
+PIPELINES = """
+import logging, sys
+from PIL import Image
+from transformers import pipeline
+assert "unified" not in sys.modules
+folder, errors = sys.argv[1], []
+handler = logging.Handler(logging.ERROR)
+handler.emit = errors.append
+logging.getLogger("transformers").addHandler(handler)
+chat = [{"role": "user", "content": [{"type": "text", "text": "a photo of a cat"}]}]
+draw = pipeline("any-to-any", model=folder, trust_remote_code=True)
+(drawn,) = draw(text=chat, generation_mode="image", generate_kwargs={"seed": 0})
+print(sorted(drawn), drawn["generated_image"].size)
+unconditional = draw.processor.tokenizer("a", return_tensors="pt")["input_ids"]
+guided = {"guidance_scale": 3.0, "negative_prompt_ids": unconditional}
+(again,) = draw(text=chat, generation_mode="image", generate_kwargs={"seed": 0, **guided})
+print(again["generated_image"].size)
+(said,) = draw(text=chat, generation_mode="text", max_new_tokens=4)
+print([message["role"] for message in said["generated_text"]])
+look = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+asked = [{"type": "image", "image": Image.new("RGB", (16, 16))}, {"type": "text", "text": "What is this?"}]
+(seen,) = look(text=[{"role": "user", "content": asked}], max_new_tokens=4)
+print([message["role"] for message in seen["generated_text"]])
+assert not errors, errors[0].getMessage()
+"""
+
+
+def test_a_stranger_s_pipelines(toy_checkpoint: Path, tmp_path: Path) -> None:
+    assert run_as_a_stranger(PIPELINES, toy_checkpoint, tmp_path) == [
+        "['generated_image', 'input_text'] (16, 16)",
+        "(16, 16)",
+        "['user', 'assistant']",
+        "['user', 'assistant']",
     ]
 
 

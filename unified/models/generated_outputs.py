@@ -93,7 +93,9 @@ class GeneratedOutputs:
         if generation_mode != "interleaved":
             raise ValueError(f"generation_mode {generation_mode!r}; choose from text, image, interleaved")
         rows = self.batch_decode_parts(generated_outputs)
-        for part in (part for row in rows for part in row if part["type"] == "image" and decode_image_tokens):
+        if decode_image_tokens is None:
+            return rows
+        for part in (part for row in rows for part in row if part["type"] == "image"):
             ids = self.vocabulary.codes_to_ids(part["codes"])[None].to(generated_outputs.device)
             part["image"] = pixels_to_image(decode_image_tokens(ids)[0])
         return rows

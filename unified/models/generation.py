@@ -39,7 +39,8 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
     config: UnifiedConfig
     generation_config: GenerationConfig
-    output_modalities = ("text", "image")
+    device: torch.device
+    output_modalities = ("text", "image")  # type: ignore[assignment]  # text alone in HF's
 
     @torch.no_grad()
     @rows_apart_where_recurrent
@@ -83,7 +84,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         resolved = self._resolved(generation_config, kwargs)
         if kwargs.get("custom_generate") is not None or resolved.is_assistant:
             kwargs |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
-            return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+            return self._hf().generate(inputs, generation_config, **kwargs)
         generator = seeded(seed, generator, self.device)
         mode = generation_mode or "interleaved"
         images = max_images_of(mode, max_images)
@@ -102,7 +103,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         )
         # ours last: a caller's processor cannot bring a suppressed id back
         lists = LogitsProcessorList([*processors, allowed]), StoppingCriteriaList(criteria)
-        return super().generate(inputs, generation_config, *lists, **kwargs)  # type: ignore[misc]
+        return self._hf().generate(inputs, generation_config, *lists, **kwargs)
 
     def _resolved(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> GenerationConfig:
         """HF's merged configuration of a call; a `max_new_tokens` of 0, which HF refuses, is left out."""
@@ -142,6 +143,10 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
             codes.append(vocabulary.ids_to_codes(ids[-length:]))
         return self.model.vq_model.decode(torch.stack(codes))
 
+    def _hf(self) -> Any:
+        """HF's methods, whose protocol for `self` has an untyped __getattr__."""
+        return super()
+
     # --- what HF's generate calls
 
     def _prepare_generation_config(
@@ -150,46 +155,52 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         """As HF's; of an answer without any length given `DEFAULT_NEW_TOKENS` is the limit, where HF's is 20."""
         given = (generation_config, self.generation_config)
         lengths = [kwargs.get("max_length"), *(one.max_length for one in given if one is not None)]
-        found, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        found, model_kwargs = self._hf()._prepare_generation_config(generation_config, **kwargs)
         if found.max_new_tokens is None and not any(length is not None for length in lengths):
             found.max_new_tokens = DEFAULT_NEW_TOKENS
         return found, model_kwargs
 
-    def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
+    def _get_logits_processor(  # type: ignore[override]  # HF's other arguments are left in kwargs
+        self, generation_config: GenerationConfig, **kwargs: Any
+    ) -> LogitsProcessorList:
         """As HF's, but `guidance_scale` is that of images."""
         of_text = copy.copy(generation_config)
         of_text.guidance_scale = None
-        return super()._get_logits_processor(of_text, **kwargs)
+        return self._hf()._get_logits_processor(of_text, **kwargs)
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]  # HF's says bool and returns nothing
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         """As HF's; the cache made here keeps all positions, as a row's window leaves out columns it skipped."""
         given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        self._hf()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         made = model_kwargs.get("past_key_values")
         if given is None and made is not None and generation_config.cache_implementation in (None, "dynamic"):
             model_kwargs["past_key_values"] = new_cache(self.config.text_config)
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # type: ignore[override]  # HF's says LongTensor
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """As HF's, but input images are repeated with their row: HF repeats each in place."""
         if expand_size == 1:
-            return super()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **kwargs)
+            return self._hf()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **kwargs)
         images = {name: kwargs.pop(name) for name in INPUT_IMAGES if kwargs.get(name) is not None}
-        expanded, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        expanded, kwargs = self._hf()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
         assert input_ids is not None, "input_ids None"
         kwargs |= {name: repeat_images(input_ids, given, expand_size, self.config) for name, given in images.items()}
         return expanded, kwargs
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """As HF's, for what is HF's."""
-        super()._validate_model_kwargs({key: value for key, value in model_kwargs.items() if key != "call_settings"})
+        self._hf()._validate_model_kwargs(
+            {key: value for key, value in model_kwargs.items() if key != "call_settings"}
+        )
 
     def _sample(self, input_ids: Tensor, call_settings: CallSettings | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """HF's greedy search and sampling, with images between."""
-        return self._decode(super()._sample, input_ids, call_settings, kwargs)
+        return self._decode(self._hf()._sample, input_ids, call_settings, kwargs)
 
     def _assisted_decoding(  # type: ignore[override]  # HF reads `inputs_tensor` off the signature
         self,
@@ -200,12 +211,12 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
     ) -> Any:
         """HF's assisted generation and prompt lookup, with images between."""
         return self._decode(
-            super()._assisted_decoding, input_ids, call_settings, kwargs | {"inputs_tensor": inputs_tensor}
+            self._hf()._assisted_decoding, input_ids, call_settings, kwargs | {"inputs_tensor": inputs_tensor}
         )
 
     def _beam_search(self, input_ids: Tensor, call_settings: CallSettings | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """HF's beam search, of text."""
-        return super()._beam_search(input_ids, **kwargs)
+        return self._hf()._beam_search(input_ids, **kwargs)
 
     def _decode(
         self, decode: Callable[..., Any], input_ids: Tensor, settings: CallSettings | None, kwargs: dict[str, Any]

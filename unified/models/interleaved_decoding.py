@@ -6,10 +6,10 @@ Legend: B batch, T columns so far, L codes of an image.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
@@ -230,7 +230,7 @@ class InterleavedDecoding:
         asked = (given.output_scores, given.output_logits, given.output_attentions, given.output_hidden_states)
         records = {name: tuple(self.records[name]) for name, wanted in zip(RECORDS, asked, strict=True) if wanted}
         cache = None if self.gaps else self.cache
-        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache, **records)
+        return GenerateDecoderOnlyOutput(sequences=cast(LongTensor, sequences), past_key_values=cache, **records)
 
     def sequences(self) -> Tensor:
         """Ids (B, T') of the rows without the columns they skipped, padded on the right; prompts as they came."""

@@ -1,7 +1,7 @@
 """What the model's classes share: weight initialization, dtype, supported attention, and what DDP leaves alone."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
             "output_hidden_states": self.config.output_hidden_states,
             "output_attentions": self.config.output_attentions,
         } | {name: value for name, value in given.items() if name.startswith("output_") and value is not None}
-        attention = self.base_model.get_submodule("language_model").config._attn_implementation
+        attention = self.config.text_config._attn_implementation
         if asked["output_attentions"] and attention != "eager":
             raise ValueError(
                 f"output_attentions: attn_implementation {attention} computes none; "
@@ -72,7 +72,7 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
                 f"resize_token_embeddings to {wanted} rows: the last {codes} of the {size} are those of image codes; "
                 "add tokens to the LLM, and extend it again with `unified extend`"
             )
-        return self.get_input_embeddings()
+        return cast(nn.Embedding, self.get_input_embeddings())
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> set[str]:
