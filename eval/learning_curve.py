@@ -22,10 +22,11 @@ from typing import Any
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.power_law import PowerLaw, fit_power_law
 from unified.files.atomic import atomic_path
+from unified.files.records import TRAINER_STATE
 from unified.files.results import write_result
 from unified.reports.endings import end_evaluation
 from unified.reports.results_page import read_results
-from unified.training.log_history import STATE, read_logs
+from unified.training.log_history import read_logs
 
 
 @dataclass
@@ -53,7 +54,7 @@ def read_losses(runs: list[str]) -> tuple[list[tuple[float, float]], float]:
     """
     for run in runs:
         if not read_logs([Path(run)]):
-            raise ValueError(f"{run} has no {STATE} and no checkpoint; give output folders of recipes/sft.py")
+            raise ValueError(f"{run} has no {TRAINER_STATE} and no checkpoint; give output folders of recipes/sft.py")
     log = read_logs(map(Path, runs))
     seen = [entry for entry in log if "images_seen" in entry and "image_loss" in entry]
     if not seen:
