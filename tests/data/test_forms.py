@@ -227,6 +227,9 @@ def test_training_reads_words_and_names_the_line_of_others(
         ({"messages": turns("a", "b \ud83d")}, "half a surrogate pair in messages[1].content"),
         ({"messages": turns("a", "b"), "tools": [{"name": "f"}]}, "is no function"),
         ({"messages": turns("a", "b"), "tools": "f"}, "is not JSON"),
+        ({"messages": turns("a", "b"), "images": 3}, "`images` 3; give a list of paths"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, "a turn from ['human']; choose from"),
+        ({"messages": turns([{**IMAGE, "image": "data:image/png;base64,@"}], "b")}, "is no base64"),
     ],
 )
 def test_what_a_row_says_in_vain_is_named(record: dict, says: str, tmp_path: Path) -> None:
@@ -272,3 +275,5 @@ def test_notes_of_data_sets_go_along_in_metadata() -> None:
     record = {"messages": turns("a", "b"), "id": 3, "model": "m", "metadata": {"seed": 1}}
     assert json.loads(as_row(record)["metadata"]) == {"id": 3, "model": "m", "seed": 1}
     assert as_row({"messages": turns("a", "b"), "metadata": "free"})["metadata"] == "free"
+    noted = as_row({"messages": turns("a", "b"), "metadata": "{free", "id": 1})["metadata"]
+    assert json.loads(noted) == {"id": 1, "metadata": "{free"}

@@ -71,7 +71,10 @@ def metadata_of(value: Any, notes: Mapping[str, Any]) -> str:
     """A row's metadata as JSON, with what is noted beside it; text that is no object is kept when there is nothing."""
     if isinstance(value, str) and not notes:
         return value
-    held = json.loads(value) if isinstance(value, str) and value.startswith("{") else value or {}
+    try:
+        held = json.loads(value) if isinstance(value, str) else value or {}
+    except json.JSONDecodeError:
+        held = value  # words
     held = held if isinstance(held, Mapping) else {"metadata": held}
     return json.dumps({**notes, **held}, default=str)
 
@@ -81,7 +84,10 @@ def pop_pictures(given: dict[str, Any]) -> list[Any]:
     if "images" in given and "image" in given:
         raise ValueError("both `images` and `image`; give one of them")
     found = given.pop("images", given.pop("image", []))
-    return [found] if isinstance(found, str | bytes | Mapping) else list(found)
+    found = [found] if isinstance(found, str | bytes | Mapping) else found
+    if not isinstance(found, list):
+        raise ValueError(f"`images` {shorten(found)}; give a list of paths, or of {{bytes, path}} (parquet)")
+    return [*found]
 
 
 def with_system(messages: list[Any], prompt: Any) -> list[Any]:
@@ -98,7 +104,7 @@ def _spoken(turn: Any) -> Any:
         return turn
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     speaker = turn["from"]
-    if speaker not in SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise ValueError(f"a turn from {shorten(speaker)}; choose from {', '.join(SPEAKERS)}")
     return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
 

@@ -6,6 +6,7 @@ In both, every `{"type": "image"}` part of the messages stands for the next imag
 """
 
 import base64
+import binascii
 import json
 import os
 import re
@@ -321,7 +322,10 @@ def image_ref(image: Any, path: Path, where: str) -> ImageRef:
         head, _, body = image.partition(",")
         if not head.endswith(";base64"):
             raise ValueError(f"image {shorten(image)} is no base64; give the picture's path")
-        return ImageRef(where, data=base64.b64decode(body, validate=True))
+        try:
+            return ImageRef(where, data=base64.b64decode(body, validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"image {shorten(image)} is no base64 ({error}); write it whole") from None
     if isinstance(image, str) and re.match(r"https?://", image):
         raise ValueError(f"image {shorten(image)} is on the web; download it and give its path")
     if isinstance(image, str):
