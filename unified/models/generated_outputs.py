@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unified.files.images import pixels_to_image
+from unified.image_tokenizer.scales import image_length
 from unified.models.vocabulary import Vocabulary
 
 
@@ -18,11 +19,21 @@ class GeneratedOutputs:
     """Decoding of ids; part of the processor."""
 
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: Vocabulary
+    _vocabulary: Vocabulary
     patch_nums: tuple[tuple[int, int], ...]
     image_pad_token_id: int
     boi_token_id: int
     _special_ids: set[int]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The mapping between codes and ids."""
+        return self._vocabulary
+
+    @property
+    def image_length(self) -> int:
+        """Number of codes of one image, L."""
+        return image_length(self.patch_nums)
 
     def decode_parts(self, ids: Tensor | Sequence[int]) -> list[dict[str, Any]]:
         """Split a sequence (T,) into `{"type": "text", "text"}` and `{"type": "image", "codes": (L,)}`, in order.

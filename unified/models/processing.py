@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
-from unified.image_tokenizer.scales import image_length, normalize_patch_nums
+from unified.image_tokenizer.scales import normalize_patch_nums
 from unified.models.chat_inputs import ChatInputs, Codes, EncodedChat, with_tools
 from unified.models.chat_templates import default_template, text_runs
 from unified.models.chat_tokenization import ChatTokenizer
@@ -103,16 +103,6 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
             image_order=config.image_order,
             system_prompt=SYSTEM_PROMPT if supports_system_prompt(tokenizer, template) else None,
         )
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The mapping between codes and ids."""
-        return self._vocabulary
-
-    @property
-    def image_length(self) -> int:
-        """Number of codes of one image, L."""
-        return image_length(self.patch_nums)
 
     @property
     def pad_token_id(self) -> int:
