@@ -5,7 +5,7 @@ Legend: B batch, T sequence, L codes of an image, N input images.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,8 +39,12 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
     config: UnifiedConfig
     generation_config: GenerationConfig
-    device: torch.device
     output_modalities = ("text", "image")  # type: ignore[assignment]  # text alone in HF's
+
+    if TYPE_CHECKING:  # the model's
+
+        @property
+        def device(self) -> torch.device: ...
 
     @torch.no_grad()
     @rows_apart_where_recurrent

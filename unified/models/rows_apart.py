@@ -34,10 +34,10 @@ def rows_apart_where_recurrent(generate: Callable[..., Any]) -> Callable[..., An
         **kwargs: Any,
     ) -> Any:
         prompts = kwargs.get("input_ids") if inputs is None else inputs
-        several = prompts is not None and len(prompts) > 1 and is_recurrent(model.config.text_config)
         lists = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         one = functools.partial(generate, model, generation_config=generation_config, **lists)
-        if several and _writes_and_draws(kwargs) and _is_plain(model, generation_config, kwargs):
+        recurrent = is_recurrent(model.config.text_config) and _writes_and_draws(kwargs)
+        if recurrent and _is_plain(model, generation_config, kwargs) and prompts is not None and len(prompts) > 1:
             return _rows(model, one, prompts, **kwargs)
         return one(inputs=inputs, **kwargs)
 
