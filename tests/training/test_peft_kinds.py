@@ -25,13 +25,13 @@ SIZES: dict[str, dict[str, Any]] = {
 # why there is no such adapter of a unified model
 REFUSED = {
     "ADAPTION_PROMPT": (ValueError, "Unsupported model type for adaption prompt"),
-    "CARTRIDGE": (ValueError, "LoRA rather than prefixes"),
-    "CPT": (ValueError, "LoRA rather than virtual tokens"),
+    "CARTRIDGE": (ValueError, "pass them .LoRA, no prefixes"),
+    "CPT": (ValueError, "pass input_ids .LoRA, no prompts"),
     "MULTITASK_PROMPT_TUNING": (ValueError, "task_ids"),
     "POLY": (ValueError, "task_ids"),
-    "PREFIX_TUNING": (ValueError, "LoRA rather than prefixes"),
-    "PROMPT_TUNING": (ValueError, "LoRA rather than virtual tokens"),
-    "P_TUNING": (ValueError, "LoRA rather than virtual tokens"),
+    "PREFIX_TUNING": (ValueError, "pass them .LoRA, no prefixes"),
+    "PROMPT_TUNING": (ValueError, "pass input_ids .LoRA, no prompts"),
+    "P_TUNING": (ValueError, "pass input_ids .LoRA, no prompts"),
     "SHADOW": (AttributeError, "Unable to update the model config"),
     "TRAINABLE_TOKENS": (ValueError, "train rows of it with trainable_token_indices"),
     "XLORA": (RuntimeError, "mat1 and mat2"),  # a mixture of adapters, of which there are none yet
@@ -42,9 +42,8 @@ def config_of(kind: PeftType) -> Any:
     config = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     names, given = {field.name for field in fields(config)}, dict(SIZES.get(kind.value, {}))
     if "target_modules" in names:
-        given.setdefault(
-            "target_modules", ["embed_tokens"] if kind.value == "TRAINABLE_TOKENS" else ["q_proj", "o_proj"]
-        )
+        rows = kind.value == "TRAINABLE_TOKENS"
+        given.setdefault("target_modules", ["embed_tokens"] if rows else ["q_proj", "o_proj"])
     if "num_virtual_tokens" in names:
         given["num_virtual_tokens"] = 3
     if kind.value == "TRAINABLE_TOKENS":

@@ -161,17 +161,14 @@ class UnifiedModel(UnifiedPreTrainedModel):
         `hidden_states` of all layers are at the last one's positions; `attentions`, of eager alone, at the queries'.
         """
         if inputs_embeds is not None or input_ids is None:
-            hint = "pass input_ids; for PEFT, LoRA rather than virtual tokens"
-            raise ValueError(f"image positions cannot be derived from inputs_embeds; {hint}")
+            raise ValueError("image positions cannot be derived from inputs_embeds; pass input_ids (LoRA, no prompts)")
         layout = read_layout(input_ids, self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         valid, position_ids, document_ids = read_packing(input_ids, attention_mask, position_ids, document_ids, past)
         check_whole_rows(self.config.text_config, document_ids, keep_positions)
         if position_ids is None:
             if past:
-                raise ValueError(
-                    "with a filled cache position_ids cannot be derived; pass position_ids, and LoRA rather than prefixes"
-                )
+                raise ValueError("with a filled cache position_ids cannot be derived; pass them (LoRA, no prefixes)")
             position_ids = rope_positions(layout.position_steps, valid, document_ids)
         states = self.embed(input_ids, layout, pixel_values, image_codes)
         if keep_positions is not None:
