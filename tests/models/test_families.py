@@ -1,6 +1,7 @@
 """Every family of causal LMs: extended and true to the contract, or refused by name when a checkpoint is made."""
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,20 @@ def the_loss_is_the_logits(made: Extended) -> None:
     assert_sums_agree(fused[0], expected, made.terms, msg="TRL's log-probs")
 
 
+def saved_and_loaded_it_is_the_same(made: Extended) -> None:
+    ids = made.story(made.codes())
+    before = logits_of(made.model, ids)
+    with tempfile.TemporaryDirectory() as folder:
+        made.model.save_pretrained(folder)
+        loaded = UnifiedForCausalLM.from_pretrained(folder)
+    states = loaded.state_dict()
+    different = [name for name, value in made.model.state_dict().items() if not torch.equal(value, states[name])]
+    assert different == [], "weights of a loaded model"
+    assert_sums_agree(logits_of(loaded, ids), before, made.terms, msg="a loaded model")
+
+
 CHECKS = (
+    saved_and_loaded_it_is_the_same,
     text_is_scored_as_before,
     greedy_codes_are_those_of_one_pass,
     scales_depend_on_earlier_ones,

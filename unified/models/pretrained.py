@@ -102,6 +102,11 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
                 part._buffers[name] = before.to(after.device)
         return result
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: HF would not initialize what a backbone computes for the layers inside it, as Falcon-H1's factors."""
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.text_config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
