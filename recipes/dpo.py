@@ -191,6 +191,7 @@ def build_trainer(
         prefer_grouped(model, args.device)
         return model
 
+    args.router_aux_loss_coef = 0.0  # TRL's balance loss asks for names that not all mixtures of experts have
     model: nn.Module = load()
     given: dict[str, Any] = {}
     if is_adapter(args.model):

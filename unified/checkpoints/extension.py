@@ -145,6 +145,8 @@ def join(
     model.model.vq_model = FrozenImageTokenizer.of(vq_model)
     model.model.image_embedding = init_image_embedding(config, backbone, vq_model, projection, generator)
     model.generation_config = backbone.generation_config
+    if "output_router_logits" in vars(config.text_config):
+        config.text_config.output_router_logits = False  # training adds the balance loss itself, see `balance_of`
     check_contract(model.eval(), text_scores)
     return model
 

@@ -101,7 +101,7 @@ REFUSED = {
     "length_column_name": Refused(("length",), "lengths are counted, not read from a column; leave it out"),
     "model_init_kwargs": Refused((None,), GIVEN),
     "trust_remote_code": Refused((False,), GIVEN),
-    "router_aux_loss_coef": Refused((None,), "backbones with experts are not supported; leave it out"),
+    "router_aux_loss_coef": Refused((None,), "DPO adds no balance loss of experts; leave it out"),
     "dataset_num_proc": Refused((None,), COLLATOR),
     "truncation_mode": Refused(("keep_start",), "a pair that is too long is an error, not cut; leave it out"),
     "padding_free": Refused((False,), COLLATOR),
