@@ -21,6 +21,7 @@ PROGRAMS = r"(hf|cp|python|unified|accelerate|[A-Z]+=)"
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR's at 256 pixels, and 680 codes
 # what makes a toy's run short: flags behind those of a header
 SHORT: dict[str, Sequence[object]] = {
+    "train_vq.py": [*("--max_steps", 1, "--eval_images", 1, "--batch_size", 2), *("--channels", 32, 32)],
     "sft.py": ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--warmup_steps", 0],
     "dpo.py": ["--max_steps", 1, "--eval_steps", 1, "--save_steps", 1, "--warmup_steps", 0],
     "replay_text.py": ["--limit", 5, "--max_new_tokens", 4],
