@@ -1,0 +1,172 @@
+"""How much a server serves: 1, 4, 16, 64 clients at once against `unified serve`, and one answer at a time beside.
+
+    python eval/serving_load.py --model weights/scenes-smollm2 --clients 1 4 16 64 --seconds 60 --out results/load.json
+
+Every client asks for a picture in a stream that shows its scales, waits for it, and asks again; one that is refused
+(429) waits as long as `Retry-After` says. The server runs in this process. Per number of clients: pictures a second,
+seconds to the first partial picture and to the whole one (p50, p99), refusals, and the memory of the process.
+`one_at_a_time` is the same for a server that works on a single answer, with the last of --clients.
+
+Printed, and written to --out, is one JSON: the value is the pictures a second at the last of --clients, n how many.
+"""
+
+from unified.hardware.waiting import set_wait_policy
+
+set_wait_policy()  # before torch loads
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import torch
+import uvicorn
+
+from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.loading import load
+from unified.files.results import prompts_digest, write_result
+from unified.hardware.arguments import HardwareArguments
+from unified.hardware.setup import products, set_up
+from unified.inference.arguments import GuidedSamplingArguments
+from unified.reports.endings import end_evaluation
+from unified.serving.app import create_app
+from unified.serving.engine import Engine, EngineLimits
+from unified.serving.settings import ServerSettings
+
+
+@dataclass
+class LoadArguments(GuidedSamplingArguments):
+    """What is asked, and how often."""
+
+    model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
+    prompt: str = field(default="a photo of a red apple", metadata={"help": "of every picture; seeds differ"})
+    clients: list[int] = field(default_factory=lambda: [1, 4, 16, 64], metadata={"help": "at once, one after another"})
+    seconds: float = field(default=60.0, metadata={"help": "for each number of clients"})
+    max_batch: int = field(default=16, metadata={"help": "answers that are worked on together"})
+    max_queue: int = field(default=64, metadata={"help": "answers that may wait"})
+    out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_minimum(self, max_batch=1, max_queue=0)
+        if not self.clients or min(self.clients) < 1 or self.seconds <= 0:
+            raise ValueError(f"--clients {self.clients} --seconds {self.seconds}; give at least one client, some time")
+
+
+@dataclass
+class Client:
+    """One that asks again and again: seconds to its first partial pictures and to whole ones, and refusals."""
+
+    url: str
+    prompt: str
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    refused: int = 0
+    failed: int = 0
+
+    def work(self, until: float) -> None:
+        """Ask until it is that late."""
+        with httpx.Client(timeout=600) as http:
+            while time.perf_counter() < until:
+                self.ask(http)
+
+    def ask(self, http: httpx.Client) -> None:
+        """One picture."""
+        body = {"prompt": self.prompt, "stream": True, "partial_images": 64}
+        started, first = time.perf_counter(), None
+        with http.stream("POST", f"{self.url}/v1/images/generations", json=body) as response:
+            if response.status_code == 429:
+                self.refused += 1
+                time.sleep(float(response.headers["retry-after"]))
+                return
+            kinds = []
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    kinds.append(json.loads(line[6:])["type"])
+                    first = first or time.perf_counter() - started
+        if kinds and kinds[-1] == "image_generation.completed" and first is not None:
+            self.first.append(first)
+            self.whole.append(time.perf_counter() - started)
+        else:
+            self.failed += 1
+
+
+@contextmanager
+def served(engine: Engine, settings: ServerSettings) -> Iterator[str]:
+    """The URL of a server of this process."""
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, settings), port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    """p50 and p99, None of no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"p50": None, "p99": None}
+    return {"p50": round(statistics.median(ordered), 3), "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 3)}
+
+
+def load_of(url: str, prompt: str, count: int, seconds: float) -> dict[str, Any]:
+    """What `count` clients get in so many seconds; answers begun in time are waited for."""
+    clients = [Client(url, prompt) for _ in range(count)]
+    started = time.perf_counter()
+    threads = [threading.Thread(target=client.work, args=(started + seconds,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - started
+    whole = [value for client in clients for value in client.whole]
+    return {
+        "pictures": len(whole),
+        "pictures_per_second": round(len(whole) / taken, 4),
+        "seconds_to_first_partial": percentiles([value for client in clients for value in client.first]),
+        "seconds_to_picture": percentiles(whole),
+        "refused": sum(client.refused for client in clients),
+        "failed": sum(client.failed for client in clients),
+        "memory_mb": round(psutil.Process().memory_info().rss / 2**20),
+    }
+
+
+def main() -> None:
+    hardware, args = parse((HardwareArguments, LoadArguments))
+    set_up(hardware)
+    started = time.perf_counter()
+    model, processor = load(args.model)
+    settings = ServerSettings(sampling=args.sampling(), seconds=600.0)
+    found: dict[str, Any] = {}
+    limits = EngineLimits(args.max_batch, args.max_queue)
+    with served(Engine(model, processor, limits, products), settings) as url:
+        load_of(url, args.prompt, 1, 0.0)  # warms up
+        for count in args.clients:
+            found[f"clients_{count}"] = load_of(url, args.prompt, count, args.seconds)
+    with served(Engine(model, processor, EngineLimits(1, args.max_queue), products), settings) as url:
+        found["one_at_a_time"] = load_of(url, args.prompt, args.clients[-1], args.seconds)
+    last = found[f"clients_{args.clients[-1]}"]
+    config = {name: setting for name, setting in asdict(args).items() if name not in ("model", "out")}
+    config |= {"device": str(model.device), "threads": torch.get_num_threads(), "dtype": str(model.dtype)}
+    details = {"stderr": None, "tokenizer": model.config.vq_fingerprint, "seed": None}
+    details |= {"prompts_sha256": prompts_digest([args.prompt]), **found, "seconds": time.perf_counter() - started}
+    path, value = Path(args.out) if args.out else None, last["pictures_per_second"]
+    end_evaluation(
+        write_result(path, "pictures_per_second", value, last["pictures"], args.model, config, **details), path
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

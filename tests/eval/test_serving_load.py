@@ -1,0 +1,29 @@
+"""eval/serving_load.py on a toy: every number of clients is served, refusals are counted, nothing is lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = "eval/serving_load.py"
+
+
+def test_clients_are_served(
+    run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", toy_checkpoint, "--clients", 1, 5, "--seconds", 0.5, "--max_batch", 1, "--max_queue", 0]
+    assert run_script(SCRIPT, *flags, "--out", tmp_path / "load.json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "load.json").read_text())
+    five = result["clients_5"]
+    assert result["value"] == five["pictures_per_second"] > 0 and five["pictures"] + five["refused"] >= 5
+    for name in ("clients_1", "clients_5", "one_at_a_time"):
+        load = result[name]
+        assert load["pictures"] > 0 == load["failed"]
+        assert 0 < load["seconds_to_first_partial"]["p50"] <= load["seconds_to_picture"]["p99"]
+
+
+def test_no_clients_are_refused(run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(SCRIPT, "--clients", 0) == 2
+    assert "--clients [0]" in capsys.readouterr().err
