@@ -108,6 +108,23 @@ def server(toy_checkpoint: Path) -> Iterator["Server"]:
 
 
 @pytest.fixture(scope="session")
+def drawing_checkpoint(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy that answers "a photo of a red cat" with a picture. Shared: do not write there."""
+    from toy_server import save_artist
+
+    return save_artist(toy_checkpoint, "a photo of a red cat", tmp_path_factory.mktemp("artist") / "model")
+
+
+@pytest.fixture(scope="session")
+def artist(drawing_checkpoint: Path) -> Iterator["Server"]:
+    """A server of `drawing_checkpoint`."""
+    from toy_server import serve
+
+    with serve(drawing_checkpoint, model_name="artist") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def toy_rows(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`toy_rows("ddat")`: encoded shard for `toy_checkpoint`, a row for every letter; see `write_toy_rows`."""
     fingerprint = UnifiedConfig.from_pretrained(toy_checkpoint).vq_fingerprint

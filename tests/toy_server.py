@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import uvicorn
 from openai import OpenAI
+from toy_models import make_lively
 
 from unified.checkpoints.loading import load
 from unified.serving.app import create_app
@@ -47,3 +49,16 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
         server.should_exit = True
         thread.join()
     assert not engine.active and not engine.waiting
+
+
+def save_artist(checkpoint: Path, question: str, folder: Path) -> Path:
+    """A toy that answers `question` with a picture, made of another toy's checkpoint."""
+    model, processor = load(checkpoint, device="cpu")
+    torch.manual_seed(0)
+    make_lively(model)
+    ids = torch.tensor([processor.prompt_ids([{"role": "user", "content": question}])])
+    with torch.no_grad():
+        model.lm_head.weight[processor.boi_token_id] = 10 * model.model(ids).last_hidden_state[0, -1]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

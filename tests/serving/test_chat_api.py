@@ -3,17 +3,15 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
 from PIL import Image
-from toy_models import make_lively
-from toy_server import Server, serve
+from toy_server import Server
 
 from unified import Chat, ImageSampling
 from unified.checkpoints.loading import load
@@ -21,27 +19,6 @@ from unified.serving.pictures import data_uri
 
 QUESTION = "a photo of a red cat"
 CAT = [{"role": "user", "content": QUESTION}]
-
-
-@pytest.fixture(scope="session")
-def drawing_checkpoint(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy that answers `QUESTION` with a picture."""
-    model, processor = load(toy_checkpoint, device="cpu")
-    torch.manual_seed(0)
-    make_lively(model)
-    ids = torch.tensor([processor.prompt_ids(CAT)])
-    with torch.no_grad():
-        model.lm_head.weight[processor.boi_token_id] = 10 * model.model(ids).last_hidden_state[0, -1]
-    folder = tmp_path_factory.mktemp("drawing") / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def artist(drawing_checkpoint: Path) -> Iterator[Server]:
-    with serve(drawing_checkpoint, model_name="artist") as running:
-        yield running
 
 
 def opened(url: str) -> Image.Image:

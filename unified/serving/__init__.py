@@ -20,6 +20,7 @@ chat_protocol  requests and answers of /v1/chat/completions
 conversation   OpenAI's messages as the model's, with their pictures
 text_stream    tokens to text as they come
 answering      /v1/chat/completions
+responding     /v1/responses
 app         the FastAPI app
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "chat_protocol",
     "conversation",
     "text_stream",
+    "responding",
     "app",
     "batches",
     "drawing",

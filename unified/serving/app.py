@@ -15,6 +15,7 @@ from unified.serving.errors import ApiError, ErrorObject, answer_errors
 from unified.serving.gate import Gate
 from unified.serving.metrics import CountResponses
 from unified.serving.protocol import Health, Model, ModelList
+from unified.serving.responding import response_routes
 from unified.serving.service import Service
 from unified.serving.settings import ServerSettings
 
@@ -36,6 +37,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     app.state.service = service
     answer_errors(app)
     app.include_router(chat_routes(service))
+    app.include_router(response_routes(service))
     app.include_router(image_routes(service))
     add_state_routes(app, service)
     app.add_middleware(Gate, settings=service.settings)
