@@ -15,6 +15,7 @@ from unified.hardware.waiting import set_wait_policy
 set_wait_policy()  # before torch loads
 
 import json
+import math
 import statistics
 import threading
 import time
@@ -118,7 +119,7 @@ def percentiles(values: list[float]) -> dict[str, float | None]:
     ordered = sorted(values)
     if not ordered:
         return {"p50": None, "p99": None}
-    return {"p50": round(statistics.median(ordered), 3), "p99": round(ordered[int(0.99 * (len(ordered) - 1))], 3)}
+    return {"p50": round(statistics.median(ordered), 3), "p99": round(ordered[math.ceil(0.99 * len(ordered)) - 1], 3)}
 
 
 def load_of(url: str, prompt: str, count: int, seconds: float) -> dict[str, Any]:

@@ -16,8 +16,7 @@ def test_clients_are_served(
     assert run_script(SCRIPT, *flags, "--out", tmp_path / "load.json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "load.json").read_text())
-    five = result["clients_5"]
-    assert result["value"] == five["pictures_per_second"] > 0 and five["refused"] >= 0
+    assert result["value"] == result["clients_5"]["pictures_per_second"] > 0
     for name in ("clients_1", "clients_5", "one_at_a_time"):
         load = result[name]
         assert load["pictures"] > 0 == load["failed"]
