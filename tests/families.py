@@ -94,4 +94,7 @@ def tiny_llm(model_type: str, vocab_size: int, **more: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
+        for part in model.modules():
+            if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
+                part.weight[part.padding_idx] = 0  # as HF has it, and some of its models make it on loading
     return model

@@ -108,7 +108,7 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
         return False
 
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.text_config.initializer_range
+        std = getattr(self.config.text_config, "initializer_range", 0.02)  # OPT and XGLM name it otherwise
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
