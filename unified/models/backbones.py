@@ -102,6 +102,8 @@ def backbone_masks(
     masks = {}
     if "full_attention" in kinds:
         same = valid[:, None, None].bool()
+        if config._attn_implementation == "eager":  # own code of some families, as XGLM's, asks for the whole shape
+            same = same.expand(-1, -1, new, -1)
         masks["full_attention"] = same if one_block else block_attention_mask(blocks, valid, documents, None, columns)
     if "sliding_attention" in kinds:
         window = block_attention_mask(blocks, valid, documents, config.sliding_window, columns)
