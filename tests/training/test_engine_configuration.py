@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.engines import check_deepspeed, recorded
 from unified.training.run_record import RunRecord
+from unified.training.tokenizer_arguments import TokenizerArguments
 
 ADAM = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.1, "torch_adam": True}}
 
@@ -75,3 +76,17 @@ def test_a_record_from_before_configurations_were_compared_goes_on(tmp_path: Pat
     before = RunRecord.of([Settings()], "rows", "base", {"engine": "ZeRO-2"})
     now = RunRecord.of([Settings()], "rows", "base", recorded(launched(optimizer=ADAM)))
     assert now.go_on(before, [], tmp_path / "checkpoint-2") == []
+
+
+def test_a_tokenizer_of_the_earlier_decoder_goes_on_with_it_alone(tmp_path: Path) -> None:
+    now = RunRecord.of([TokenizerArguments(image_size=64)], "rows", "base", recorded(launched(optimizer=ADAM)))
+    kept = RunRecord(
+        {name: value for name, value in now.made_of.items() if name not in ("upsampling", "fit")}, now.length
+    )
+    with pytest.raises(ValueError, match="was trained with upsampling 'shuffle', and this run has 'bilinear'"):
+        now.go_on(kept, [], tmp_path / "checkpoint-0000001")
+    same = TokenizerArguments(image_size=64, upsampling="shuffle")
+    assert (
+        RunRecord.of([same], "rows", "base", recorded(launched(optimizer=ADAM))).go_on(kept, [], tmp_path / "c-1")
+        == []
+    )

@@ -16,6 +16,7 @@ RENAMED_VALUES = {
 # of a folder's settings.json, which has no version: key of version 1 -> key of version 2
 RENAMED_SETTINGS = {"guidance": "guidance_scale", "heldout_guidance": "heldout_guidance_scale"}
 ADDED_SETTINGS = {"top_k": 0, "top_p": 1.0}  # what jobs of version 1 without these keys did
+ADDED_TO_TOKENIZERS = {"upsampling": "shuffle", "fit": "crop"}  # ... and trainings of image tokenizers
 ADDED_TO_ENCODED = {"opener": 1, "fit": "crop"}  # ... and encodings of images
 DROPPED_SETTINGS = ("launch",)  # on which nothing in the folder depends
 
@@ -29,6 +30,11 @@ def upgrade(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     renamed = {key: names[stored[key]] for key, names in RENAMED_VALUES.items() if stored.get(key) in names}
     return {**stored, **renamed, "format_version": FORMAT_VERSION}
+
+
+def upgrade_record(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to what a run was made of the settings that version 1 did not have."""
+    return {**(ADDED_TO_TOKENIZERS if "codebook_size" in made_of else {}), **made_of}
 
 
 def upgrade_settings(stored: Mapping[str, Any]) -> dict[str, Any]:

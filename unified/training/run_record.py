@@ -20,6 +20,7 @@ from unified.files.atomic import write_text
 from unified.files.digests import sampled_digest
 from unified.files.jsonl import read_object
 from unified.files.records import RUN, TRAINER_STATE
+from unified.models.format_version import upgrade_record
 from unified.models.messages import shorten
 from unified.training.inherited import REFUSED
 from unified.training.run_folder import check_group
@@ -98,18 +99,18 @@ class RunRecord:
 
     def go_on(self, kept: "RunRecord", allowed: Sequence[str], checkpoint: Path) -> Changes:
         """Take up the checkpoint's record; returns what has changed, as allowed. ValueError for any other change."""
-        changed = [name for name in self.made_of if name in kept.made_of and kept.made_of[name] != self.made_of[name]]
+        before = upgrade_record(kept.made_of)
+        changed = [name for name in self.made_of if name in before and before[name] != self.made_of[name]]
         for name in changed:
             if name not in allowed:
                 may = f", allow it by --allow_changed {name}," if name in CHANGEABLE else ""
                 raise ValueError(
-                    f"{checkpoint} was trained with {name} {shorten(kept.made_of[name])}, and this run has "
+                    f"{checkpoint} was trained with {name} {shorten(before[name])}, and this run has "
                     f"{shorten(self.made_of[name])}; give it as it was{may} or use another output_dir"
                 )
         step = int(checkpoint.name.split("-")[-1])
         changes = [
-            {"after_step": step, "name": name, "old": kept.made_of[name], "new": self.made_of[name]}
-            for name in changed
+            {"after_step": step, "name": name, "old": before[name], "new": self.made_of[name]} for name in changed
         ]
         self.changes = [*kept.changes, *changes]
         for change in changes:
