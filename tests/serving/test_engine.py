@@ -243,6 +243,36 @@ def test_a_request_that_crashes_leaves_the_others_alone() -> None:
         assert answer == ids or 58 in ids  # some answers write the token themselves
 
 
+def test_answers_in_progress_are_counted_while_they_are_stepped() -> None:
+    """By other threads too: batches are in no list of the scheduler's then."""
+    model, counts = toy_model(), []
+    with engine_of(model) as engine:
+        run = model.model.run_backbone
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts.append(engine.active)
+            return run(*args, **kwargs)
+
+        model.model.run_backbone = counted
+        Answers(engine, [picture([5], 0), Job([5, 6], NO_CODES, frozenset(), max_images=0, max_new_tokens=3)]).wait()
+        assert set(counts) <= {1, 2} and 2 in counts
+
+
+def test_what_fails_outside_of_answers_ends_these_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as no memory for a batch: the engine goes on with what is asked next."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with engine_of(toy_model()) as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr("unified.serving.scheduler.ImageBatch.begin", fail)
+            (events,) = Answers(engine, [picture([5], 0)]).wait()
+        assert events == [Failed("error", "RuntimeError: out of memory")]
+        (events,) = Answers(engine, [picture([5], 0)]).wait()
+        assert isinstance(events[-1], Finished) and engine.alive and not engine.active
+
+
 def test_a_model_that_has_diverged_fails_one_answer() -> None:
     model = toy_model()
     with torch.no_grad():

@@ -1,23 +1,31 @@
 """What a server does with what is too much, too large, too slow, gone or unwanted: it refuses, nothing is stuck."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import httpx
 import openai
 import pytest
+from PIL import Image
 from toy_server import Server, serve
 
+from unified.serving.conversation import read_square
 from unified.serving.engine import EngineLimits
 from unified.serving.errors import ApiError
 from unified.serving.fetching import fetch, is_public
-from unified.serving.settings import read_keys
+from unified.serving.jobs import Finished, TextToken
+from unified.serving.pictures import data_uri
+from unified.serving.service import Answers
+from unified.serving.settings import ServerSettings, read_keys
 
 PROMPT = {"prompt": "a photo of a red cat"}
 
@@ -136,7 +144,7 @@ def test_other_sites_may_not_ask(small: Server) -> None:
         ("8.8.8.8", True), ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False), ("0.0.0.0", False),
         ("169.254.169.254", False), ("::1", False), ("::ffff:127.0.0.1", False), ("fd00::1", False),
         ("fe80::1", False), ("2606:4700::1111", True), ("2002:7f00:1::", False), ("224.0.0.1", False),
-        ("100.64.0.1", False),
+        ("100.64.0.1", False), ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
@@ -164,6 +172,88 @@ def test_a_name_is_looked_up_once_and_that_address_asked(small: Server) -> None:
             fetch(f"http://example.invalid:{port}/health", "image", 10)
         with pytest.raises(ApiError, match="status 404"):
             fetch(f"http://example.invalid:{port}/none", "image", 10)
+
+
+def test_a_slow_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sends a byte now and then, which no limit on a single read ends."""
+    monkeypatch.setattr("unified.serving.fetching.SECONDS", 0.3)
+    monkeypatch.setattr("unified.serving.fetching.public_address", lambda *_: "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            client, _ = listening.accept()
+            with client, suppress(OSError):
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(1000):
+                    client.sendall(b"x")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(ApiError, match="cannot be fetched .TimeoutError"):
+            fetch(f"http://example.invalid:{listening.getsockname()[1]}/a", "image", 10_000)
+        thread.join()
+
+
+def test_a_client_that_has_gone_is_noticed_however_fast_tokens_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unified.serving.service.POLL", 0.05)
+
+    async def gone() -> bool:
+        return True
+
+    async def listen() -> int:
+        answers = Answers(1)
+
+        async def write() -> None:
+            for token in range(100):
+                answers.hear(0, TextToken(token))
+                await asyncio.sleep(0.01)
+            answers.hear(0, Finished("length", 0))
+
+        writing = asyncio.create_task(write())
+        async for _ in answers.events(SimpleNamespace(is_disconnected=gone)):
+            pass
+        writing.cancel()
+        return answers.running
+
+    assert asyncio.run(listen()) == 1
+
+
+def test_images_are_made_small_as_they_are_read() -> None:
+    """Many large ones of a conversation would fill the memory."""
+    url = data_uri(Image.new("RGB", (90, 60), "red"))
+    engine = SimpleNamespace(processor=SimpleNamespace(image_size=16))
+    image = read_square(url, "a", SimpleNamespace(engine=engine, settings=ServerSettings()))
+    assert image.size == (16, 16) and image.getpixel((8, 8)) == (255, 0, 0)
+
+
+def shown(url: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+@pytest.mark.parametrize("data", ["\N{LATIN SMALL LETTER E WITH ACUTE}", "a", "@@@@"])
+def test_what_is_no_base64_is_refused(small: Server, data: str) -> None:
+    answer = post(small, shown(f"data:image/png;base64,{data}"), "chat/completions")
+    assert answer.status_code == 400 and "not valid base64" in answer.json()["error"]["message"]
+
+
+def test_faults_are_errors_of_the_protocol(small: Server) -> None:
+    body = shown(data_uri(Image.new("RGB", (16, 16))))
+    with patch.object(small.engine, "encode", side_effect=RuntimeError("a secret word")):
+        answer = post(small, body, "chat/completions")
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
+
+
+def test_a_stopped_engine_is_told_from_a_full_queue(toy_checkpoint: Path) -> None:
+    with serve(toy_checkpoint) as server:
+        server.engine.stop()
+        for answer in (
+            post(server, PROMPT),
+            post(server, shown(data_uri(Image.new("RGB", (16, 16)))), "chat/completions"),
+            httpx.get(f"{server.url}/health"),
+        ):
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "stopped"
 
 
 def test_keys_of_a_file(tmp_path: Path) -> None:

@@ -43,6 +43,19 @@ def test_a_stream_ends_with_the_whole(artist: Server) -> None:
     assert text == events[-1].response.output_text
 
 
+def test_what_has_no_effect_is_named_and_what_would_break_an_answer_refused(server: Server) -> None:
+    client = server.client()
+    tool: Any = {"type": "function", "name": "f", "parameters": {}}
+    answer = client.responses.create(model="any", input="a", max_output_tokens=1, tools=[tool], reasoning={})
+    assert answer.unified["ignored"] == ["reasoning", "tools"]
+    with pytest.raises(openai.BadRequestError, match="text.format: answers are plain text here"):
+        client.responses.create(model="any", input="a", text={"format": {"type": "json_object"}})
+    with pytest.raises(openai.UnprocessableEntityError, match="partial_images is a number from 0 to 64"):
+        client.responses.create(model="any", input="a", tools=[{**TOOL, "partial_images": True}])
+    with pytest.raises(openai.UnprocessableEntityError, match="at most 2000000"):
+        client.responses.create(model="any", input="a" * 2_000_001)
+
+
 def test_a_conversation_is_sent_whole(server: Server) -> None:
     parts: Any = [
         {"role": "user", "content": [{"type": "input_text", "text": "What is it?"}]},

@@ -64,8 +64,7 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", tags=["state"], responses={503: {"model": ErrorObject}})
     async def health() -> Health:
         """Whether the engine works."""
-        if not service.engine.alive:
-            raise ApiError(503, "the engine has stopped", code="stopped")
+        service.check_alive()
         return Health(status="ok", active=service.engine.active, waiting=service.engine.waiting)
 
     @app.get("/metrics", tags=["state"], response_class=Response, responses={401: {"model": ErrorObject}})

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from unified.files.images import to_square
 from unified.models.messages import Message
 from unified.serving.chat_protocol import ChatMessage, ImagePart, TextPart
 from unified.serving.errors import ApiError
@@ -63,11 +64,16 @@ async def read_messages(messages: Sequence[ChatMessage], service: Service) -> tu
                 continue
             url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
             where = f"messages.{number}.content.{place}"
-            image = await asyncio.to_thread(read_url, url, where, service.settings)
+            image = await asyncio.to_thread(read_square, url, where, service)
             pictures.append((image, message.role == "assistant"))
             content.append({"type": "image"})
         found.append({"role": ROLES.get(message.role, message.role), "content": content})
     return merge_system(found), await codes_of(pictures, service)
+
+
+def read_square(url: str, where: str, service: Service) -> Image.Image:
+    """An image as the model reads it, small at once: many of a conversation's large ones would fill the memory."""
+    return to_square(read_url(url, where, service.settings), service.engine.processor.image_size)
 
 
 def merge_system(messages: list[Message]) -> list[Message]:

@@ -95,7 +95,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Answers that are worked on."""
-        return len(self.scheduler.active)
+        return sum(not ticket.ended.is_set() for ticket in self.scheduler.begun)
 
     @property
     def waiting(self) -> int:
@@ -176,16 +176,23 @@ class Engine:
             with self.context(), torch.inference_mode():
                 while self.take_in():
                     started, before = time.monotonic(), self.scheduler.active
-                    self.scheduler.step()
+                    self.step()
                     ended = sum(sequence.ticket.ended.is_set() for sequence in before)
                     self.learn(len(before), ended, time.monotonic() - started)
         finally:
             self.stopping = True
-            for ticket in [*self.inbox, *self.scheduler.waiting, *(s.ticket for s in self.scheduler.active)]:
+            for ticket in [*self.inbox, *self.scheduler.waiting, *self.scheduler.begun]:
                 ticket.say(STOPPED)
             self.inbox.clear()
             for future, _ in self.calls:
                 future.cancel()
+
+    def step(self) -> None:
+        """The scheduler's; whatever it meets, the thread goes on with what is asked next."""
+        try:
+            self.scheduler.step()
+        except Exception as error:
+            self.scheduler.give_up(error)
 
     def learn(self, worked_on: int, ended: int, seconds: float) -> None:
         """Follow how many seconds of its place an answer takes."""

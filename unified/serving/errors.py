@@ -94,6 +94,11 @@ def answer_errors(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         return of_validation(error).response()
 
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        """A fault of the server's; what it is stands in its log."""
+        return ApiError(500, "the server met an error", code="error").response()
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         return ApiError(error.status_code, str(error.detail), headers=error.headers).response()

@@ -4,7 +4,6 @@ Legend: L codes of an image.
 """
 
 import base64
-import binascii
 import hashlib
 import io
 import re
@@ -32,7 +31,7 @@ def read_url(url: str, where: str, settings: ServerSettings) -> Image.Image:
     if head:
         try:
             data = base64.b64decode("".join(url[head.end() :].split()), validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii's, and that of other characters than ASCII
             raise ApiError(400, f"{where}: not valid base64", where, "invalid_image_url") from None
     elif url[:5].lower() in ("http:", "https"):
         if not settings.allow_urls:

@@ -51,11 +51,7 @@ class PrefixCache:
     def __init__(self, config: UnifiedConfig, max_bytes: int) -> None:
         self.config, self.max_bytes = config, max_bytes
         self.rows: OrderedDict[bytes, tuple[np.ndarray, CachedRow]] = OrderedDict()
-
-    @property
-    def bytes(self) -> int:
-        """Size in memory."""
-        return sum(row.bytes for _, row in self.rows.values())
+        self.bytes = 0  # in memory; a number, as other threads read it
 
     def put(self, keys: np.ndarray, row: CachedRow) -> None:
         """Keep a row whose positions hold `keys` (T,); the rows it continues are dropped."""
@@ -63,8 +59,11 @@ class PrefixCache:
             if len(shorter) <= len(keys) and np.array_equal(shorter, keys[: len(shorter)]):
                 del self.rows[name]
         self.rows[keys.tobytes()] = keys, row
-        while self.rows and self.bytes > self.max_bytes:
-            self.rows.popitem(last=False)
+        size = sum(row.bytes for _, row in self.rows.values())
+        while size > self.max_bytes:
+            _, (_, dropped) = self.rows.popitem(last=False)
+            size -= dropped.bytes
+        self.bytes = size
 
     def find(self, keys: np.ndarray) -> Prefix | None:
         """The longest beginning of a prompt that is cached, ending before its last position and in no image."""

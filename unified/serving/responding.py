@@ -11,10 +11,10 @@ from pydantic import Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from unified.serving.answering import Answer, Answering
-from unified.serving.chat_protocol import ChatMessage, ChatRequest, Tokens
+from unified.serving.chat_protocol import ChatMessage, ChatRequest, Text, Tokens
 from unified.serving.drawing import ERRORS, STREAM, sse
 from unified.serving.errors import ApiError, unsupported
-from unified.serving.protocol import ImageSettings, Seed, Share, without_nulls
+from unified.serving.protocol import ImageSettings, Seed, Share, Unified, without_nulls
 from unified.serving.protocol import Request as ApiRequest
 from unified.serving.service import Answers, Service
 
@@ -24,8 +24,8 @@ DRAWING = "image_generation"
 class ResponseRequest(ApiRequest):
     """`POST /v1/responses`. Pictures need the tool image_generation; its partial_images are for a stream."""
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[ChatMessage], Field(min_length=1)]
-    instructions: str | None = None
+    input: Annotated[Text, Field(min_length=1)] | Annotated[list[ChatMessage], Field(min_length=1)]
+    instructions: Text | None = None
     tools: list[dict[str, Any]] | None = None
     stream: bool | None = None
     max_output_tokens: Tokens | None = None
@@ -44,11 +44,14 @@ class ResponseRequest(ApiRequest):
         if self.previous_response_id:
             raise unsupported("previous_response_id", "responses are not stored here; send the whole conversation")
         messages = [ChatMessage(role="user", content=self.input)] if isinstance(self.input, str) else list(self.input)
+        text = (self.model_extra or {}).get("text")
+        if isinstance(text, dict) and text.get("format") not in (None, {"type": "text"}):
+            raise unsupported("text.format", "answers are plain text here")
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         drawing = self.drawing()
         partial = (drawing or {}).get("partial_images")
-        if not (partial is None or (isinstance(partial, int) and 0 <= partial <= 64)):
+        if not (partial is None or (type(partial) is int and 0 <= partial <= 64)):
             raise ApiError(422, "tools: partial_images is a number from 0 to 64", "tools", "invalid_value")
         return ChatRequest(
             messages=messages, model=self.model, stream=self.stream, max_tokens=self.max_output_tokens,
@@ -102,8 +105,15 @@ class Responding:
                 **counts, "input_tokens_details": usage.prompt_tokens_details,
                 "output_tokens_details": {"reasoning_tokens": 0},
             } if done else None,
-            "unified": without_nulls(self.answering.note()),
+            "unified": without_nulls(self.note()),
         }  # fmt: skip
+
+    def note(self) -> Unified:
+        """What had no effect: unknown fields, and tools that are not called."""
+        note, given = self.answering.note(), set(self.request.model_extra or {})
+        given |= {"tools"} if any(tool.get("type") != DRAWING for tool in self.request.tools or []) else set()
+        note.ignored = sorted(given) or None
+        return note
 
     async def whole(self, http: Request) -> Response:
         """At once."""

@@ -28,6 +28,7 @@ class Scheduler:
         self.model, self.max_batch = model, max_batch
         self.prefixes = PrefixCache(model.config, cache_bytes)
         self.waiting: deque[Ticket] = deque()
+        self.begun: list[Ticket] = []  # not ended when last looked at; other threads may read it
         self.text: TextBatch | None = None
         self.new: list[Sequence] = []  # in no batch yet
         self.images: dict[int, ImageBatch] = {}
@@ -43,7 +44,7 @@ class Scheduler:
 
     @property
     def active(self) -> list[Sequence]:
-        """Answers in progress."""
+        """Answers in progress; for this thread, and between steps, in which batches are in no list."""
         text = self.text.sequences if self.text else []
         return [*self.new, *text, *(sequence for batch in self.images.values() for sequence in batch.sequences)]
 
@@ -51,7 +52,8 @@ class Scheduler:
         """Let ended answers go and waiting ones in, then run one token of text and one scale of images."""
         self.drop_ended()
         while self.waiting and len(self.active) < self.max_batch:
-            self.admit(self.waiting.popleft())
+            self.admit(self.waiting[0])
+            self.waiting.popleft()
         self.step_text()
         self.step_images()
         self.drop_ended()
@@ -60,6 +62,7 @@ class Scheduler:
         """Begin to work on a job."""
         if over(ticket):
             return
+        self.begun.append(ticket)
         sequence = Sequence(ticket, self.model)
         prefix = self.prefixes.find(sequence.prompt_keys())
         if prefix is not None:
@@ -126,8 +129,9 @@ class Scheduler:
 
     def drop_ended(self) -> None:
         """Give places free: of answers that are complete, cancelled or late."""
-        for ticket in [*self.waiting, *(sequence.ticket for sequence in self.active)]:
+        for ticket in [*self.waiting, *self.begun]:
             over(ticket)
+        self.begun = [ticket for ticket in self.begun if not ticket.ended.is_set()]
         self.waiting = deque(ticket for ticket in self.waiting if not ticket.ended.is_set())
         self.new = [sequence for sequence in self.new if not sequence.ticket.ended.is_set()]
         if self.text is not None:
@@ -137,6 +141,12 @@ class Scheduler:
             batch.leave(lambda sequence: not sequence.ticket.ended.is_set())
             if not batch.sequences:
                 del self.images[scale]
+
+    def give_up(self, error: Exception) -> None:
+        """Fail all answers in progress, as what failed belongs to none of them, such as no memory for a batch."""
+        for ticket in self.begun:
+            ticket.say(Failed("error", f"{type(error).__name__}: {error}"))
+        self.begun, self.new, self.text, self.images = [], [], None, {}
 
     def remember(self, sequences: Iterable[Sequence]) -> None:
         """Keep what is cached of conversations that may go on."""

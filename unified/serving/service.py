@@ -74,8 +74,14 @@ class Service:
         """Text of tokens; special ones are none."""
         return "".join(part["text"] for part in self.engine.processor.decode_parts(tokens) if tokens)
 
+    def check_alive(self) -> None:
+        """Raise ApiError where the engine takes nothing more."""
+        if not self.engine.alive:
+            raise ApiError(503, "the engine has stopped", code="stopped")
+
     def submit(self, jobs: Sequence[Job], param: str) -> "Answers":
         """Let the engine work on `jobs`; ApiError where the queue is full, or a prompt (`param`) too long."""
+        self.check_alive()
         answers = Answers(len(jobs))
         try:
             answers.tickets = self.engine.submit(jobs, answers.hear)
@@ -91,6 +97,7 @@ class Service:
         """Codes (L,) of input images."""
         if not images:
             return []
+        self.check_alive()
         codes: Tensor = await asyncio.wrap_future(self.engine.encode(images))
         return list(codes)
 
@@ -125,12 +132,15 @@ class Answers:
 
         Raises ApiError for an answer that fails.
         """
+        look = self.loop.time() + POLL
         while self.running:
+            if request is not None and self.loop.time() >= look:  # also where tokens come faster than that
+                if await request.is_disconnected():
+                    return
+                look = self.loop.time() + POLL
             try:
                 number, event = await asyncio.wait_for(self.queue.get(), POLL if request else None)
             except TimeoutError:
-                if request is not None and await request.is_disconnected():
-                    return
                 continue
             if isinstance(event, Failed) and number not in self.unwanted:
                 raise of_failure(event)
