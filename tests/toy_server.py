@@ -13,7 +13,7 @@ from openai import OpenAI
 from toy_models import make_lively
 
 from unified.checkpoints.loading import load
-from unified.serving.app import create_app
+from unified.serving.app import UVICORN, create_app
 from unified.serving.engine import Engine, EngineLimits
 from unified.serving.settings import ServerSettings
 
@@ -37,7 +37,7 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
     model, processor = load(checkpoint, device="cpu")
     engine = Engine(model, processor, limits)
     app = create_app(engine, ServerSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **UVICORN))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

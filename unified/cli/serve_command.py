@@ -63,7 +63,7 @@ def serve(
     try:
         import uvicorn
 
-        from unified.serving.app import STOP_SECONDS, create_app
+        from unified.serving.app import UVICORN, create_app
         from unified.serving.engine import Engine, EngineLimits
         from unified.serving.settings import ServerSettings, read_keys
     except ModuleNotFoundError as error:
@@ -81,8 +81,4 @@ def serve(
         seconds=request_seconds,
     )
     engine = Engine(*load(model), EngineLimits(max_batch, max_queue, cache_mb * 2**20), products)
-    # access logs would hold what is in paths; errors are logged
-    uvicorn.run(
-        create_app(engine, settings), host=host, port=port, access_log=False, ws="none", server_header=False,
-        timeout_graceful_shutdown=round(STOP_SECONDS),
-    )  # fmt: skip
+    uvicorn.run(create_app(engine, settings), host=host, port=port, **UVICORN)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -19,7 +20,11 @@ from unified.serving.responding import response_routes
 from unified.serving.service import Service
 from unified.serving.settings import ServerSettings
 
-STOP_SECONDS = 60.0  # in which what was begun is finished
+STOP_SECONDS = 60  # in which what was begun is finished
+# access logs would hold what is in paths; errors are logged
+UVICORN: dict[str, Any] = {
+    "access_log": False, "ws": "none", "server_header": False, "timeout_graceful_shutdown": STOP_SECONDS,
+}  # fmt: skip
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
