@@ -126,3 +126,14 @@ def test_the_small_decoder_starts_without_a_lattice() -> None:
         inner = model.f_hat_to_pixels(flat)[0, :, 120:136, 120:136]
         spreads[upsampling] = float(inner.detach().std(dim=(1, 2)).max())
     assert spreads["bilinear"] < 1e-4 and spreads["shuffle"] > 0.01
+
+
+def test_what_a_checkpoint_gave_is_not_initialized_again(tmp_path: Path) -> None:
+    model = model_of("small", upsampling="bilinear")
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.1
+    model.save_pretrained(tmp_path)
+    loaded = VQModel.from_pretrained(tmp_path)
+    loaded.init_weights()
+    assert loaded.fingerprint() == model.fingerprint()

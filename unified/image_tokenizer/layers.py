@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers import initialization as init  # leaves what a checkpoint has given
 
 from unified.image_tokenizer.configuration import SMALL_STEM_STRIDE, VQConfig
 
@@ -207,9 +208,9 @@ class SmoothShuffleConv(nn.Conv2d):
             first = (
                 rearrange(self.weight, "(c s) i y x -> c s i y x", s=side**2)[:, 0, :, 1, 1] * 3
             )  # a 1x1's variance
-            self.weight.copy_(torch.einsum("ci,syx->csiyx", first, kernels).flatten(0, 1))
+            init.copy_(self.weight, torch.einsum("ci,syx->csiyx", first, kernels).flatten(0, 1))
             if self.bias is not None:
-                self.bias.copy_(self.bias.view(-1, side**2)[:, :1].expand(-1, side**2).flatten())
+                init.copy_(self.bias, self.bias.view(-1, side**2)[:, :1].expand(-1, side**2).flatten())
 
 
 def build_coders(config: VQConfig) -> tuple[nn.Module, nn.Module]:
