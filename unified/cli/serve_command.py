@@ -1,7 +1,10 @@
 """`unified serve`: an OpenAI-compatible server of one model."""
 
+import threading
+import time
+import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +22,10 @@ from unified.cli.options import (
 )
 from unified.inference.arguments import GuidedSamplingArguments
 from unified.models.image_sampling import ImageSampling
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EXTRA = "unified serve needs the extra `serve`: pip install 'unified-ar[serve]'"
@@ -44,6 +51,8 @@ def serve(
         bool, typer.Option("--strict-model", help="refuse requests that name another model (404)")
     ] = False,
     model_name: Annotated[str | None, typer.Option(help="the model's name in answers; default: its folder's")] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="the page at `/`, which asks for gradio")] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
     guidance_scale: GuidanceScale = GuidedSamplingArguments.guidance_scale,
     temperature: Temperature = GuidedSamplingArguments.temperature,
     top_k: TopK = GuidedSamplingArguments.top_k,
@@ -55,15 +64,12 @@ def serve(
 ) -> None:
     """Serve a model by OpenAI's API: /v1/chat/completions, /v1/images/generations, /v1/responses, /v1/models.
 
-    /docs describes all routes, /health and /metrics say how the server does. Ctrl-C lets begun answers end. Sampling
-    settings are the defaults of requests that give none.
+    At `/` is a page to chat, draw and show pictures. /docs describes all routes, /health and /metrics say how the
+    server does. Ctrl-C lets begun answers end. Sampling settings are the defaults of requests that give none.
     """
-    if api_key_file is None and host not in LOOPBACK:
-        raise ValueError(f"--host {host} lets others in; give --api-key-file, or --host 127.0.0.1")
+    check_flags(api_key_file, host, page, open_page)
     try:
-        import uvicorn
-
-        from unified.serving.app import UVICORN, create_app
+        from unified.serving.app import create_app
         from unified.serving.engine import Engine, EngineLimits
         from unified.serving.settings import ServerSettings, read_keys
     except ModuleNotFoundError as error:
@@ -81,4 +87,48 @@ def serve(
         seconds=request_seconds,
     )
     engine = Engine(*load(model), EngineLimits(max_batch, max_queue, cache_mb * 2**20), products)
-    uvicorn.run(create_app(engine, settings), host=host, port=port, **UVICORN)
+    app = create_app(engine, settings)
+    if page:
+        add_page(app, model)
+    run(app, host, port, open_page)
+
+
+def check_flags(api_key_file: Path | None, host: str, page: bool, open_page: bool) -> None:
+    """Raise ValueError for flags that exclude each other."""
+    if open_page and not page:
+        raise ValueError("--open and --no-page are both given; keep one of them")
+    if api_key_file is None and host not in LOOPBACK:
+        raise ValueError(f"--host {host} lets others in; give --api-key-file, or --host 127.0.0.1")
+
+
+def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    from unified.serving.app import UVICORN
+
+    config = uvicorn.Config(app, host=host, port=port, **UVICORN)
+    server = uvicorn.Server(config)
+    if open_page:
+        threading.Thread(target=open_in_browser, args=[server], daemon=True).start()
+    server.run()
+
+
+def add_page(app: "FastAPI", model: Path) -> None:
+    """The page, with the model card of the model's folder."""
+    try:
+        from unified.serving.page import mount_page
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing), or give --no-page") from None
+    from unified.serving.page_about import Card
+
+    card = model / "README.md"
+    mount_page(app, Card.parse(card.read_text(encoding="utf-8")) if card.is_file() else None)
+
+
+def open_in_browser(server: "uvicorn.Server") -> None:
+    """Open the page once the server listens; a machine without a browser has the address on the terminal."""
+    while not server.started:
+        time.sleep(0.05)
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    webbrowser.open(f"http://{f'[{host}]' if ':' in host else host}:{port}/")

@@ -22,6 +22,14 @@ text_stream    tokens to text as they come
 answering      /v1/chat/completions
 responding     /v1/responses
 app         the FastAPI app
+
+The page, of which only `page` imports gradio:
+
+page           the page at `/`
+page_chat      its conversations
+page_create    its drawings
+page_about     its last tab, and model cards
+page_pictures  pictures as HTML
 """
 
 __all__ = [
@@ -39,6 +47,11 @@ __all__ = [
     "gate",
     "jobs",
     "metrics",
+    "page",
+    "page_about",
+    "page_chat",
+    "page_create",
+    "page_pictures",
     "pictures",
     "prefixes",
     "protocol",
