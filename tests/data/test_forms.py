@@ -70,6 +70,14 @@ ROWS: dict[str, tuple[dict[str, Any], list]] = {
         {"messages": turns("<image><image>Which is older?", "The first."), "images": ["red.png", "blue.png"]},
         COMPARE,
     ),
+    "the prompt repeated": (
+        {
+            "prompt": "Hi. ",
+            "prompt_id": "7",
+            "messages": [{"role": "system", "content": "Be kind."}, *turns("Hi.", "Hello.")],
+        },
+        [("system", "Be kind."), *WORDS],
+    ),
     "ShareGPT": ({"conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]}, WORDS),
     "LLaVA": (
         {
@@ -227,6 +235,7 @@ def test_training_reads_words_and_names_the_line_of_others(
         ({"messages": turns("a", "b \ud83d")}, "half a surrogate pair in messages[1].content"),
         ({"messages": turns("a", "b"), "tools": [{"name": "f"}]}, "is no function"),
         ({"messages": turns("a", "b"), "tools": "f"}, "is not JSON"),
+        ({"messages": turns("a", "b"), "prompt": "c"}, "the key 'prompt' ('c') beside `messages`"),
         ({"messages": turns("a", "b"), "images": 3}, "`images` 3; give a list of paths"),
         ({"conversations": [{"from": ["human"], "value": "a"}]}, "a turn from ['human']; choose from"),
         ({"messages": turns([{**IMAGE, "image": "data:image/png;base64,@"}], "b")}, "is no base64"),

@@ -20,7 +20,7 @@ from toys import make_config, make_tokenizer
 
 from unified import VQModel
 from unified.data.chat_dataset import load_encoded_rows
-from unified.data.encoding import EncodeArguments
+from unified.data.encoding import EncodeArguments, Shard, count_bad, write_bad
 from unified.data.rows import ROW_SCHEMA, read_encoded_metadata, read_encoded_rows, write_encoded_shard
 from unified.files.images import OPENER_VERSION, image_to_pixels, to_square
 
@@ -122,6 +122,12 @@ def test_a_killed_run_continues(encode, vq_dir, tmp_path):
     assert all(shard.stat().st_mtime_ns == mtime for shard, mtime in kept.items())
     assert encode(*arguments, tmp_path / "whole") == 0
     assert all_rows(tmp_path / "out") == all_rows(tmp_path / "whole")
+
+
+def test_a_bad_row_is_one_whatever_its_text_holds(tmp_path):
+    shard = Shard("in.jsonl", 0, 1, tmp_path / "0.parquet")
+    write_bad(shard, [{"row": "in.jsonl:1", "bad_images": ["a.png"], "messages": "two\u2028lines\x85and more"}])
+    assert count_bad([shard]) == 1
 
 
 def test_a_bad_picture_is_named_counted_and_can_be_mended(encode, vq_dir, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_every_format_is_read_and_the_rest_is_counted_on_the_screen(tmp_path, ca
 def test_shards_beside_files_hide_no_image(tmp_path, capsys):
     image = tmp_path / "0.png"
     Image.new("RGB", (8, 8), (1, 2, 3)).save(image)
-    table = pa.table({"images": [[{"bytes": image.read_bytes(), "path": "x"}], []]})
+    table = pa.table({"images": [[{"bytes": image.read_bytes(), "path": "x"}], [], None]})
     pq.write_table(table, tmp_path / "00000.parquet")
     pq.write_table(pa.table({"codes": [[[1]]]}), tmp_path / "other.parquet")
     images = open_images(str(tmp_path))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from unified.arguments.parser import parse
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.inherited import NEEDS
 from unified.training.tokenizer_arguments import LOSS_NEEDS, TokenizerLossArguments
@@ -70,6 +71,34 @@ def test_a_schedule_is_given_what_it_takes(tmp_path: Path) -> None:
     given = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"lr_end": 1e-5}}
     with pytest.raises(ValueError, match="lr_scheduler_kwargs lr_end: lr_scheduler_type cosine has no such; .*num_c"):
         UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
+
+
+@pytest.mark.parametrize("kind", [UnifiedTrainingArguments, DpoArguments])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.5, "patience": 3}},
+        {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": {"patience": 3}, "greater_is_better": True},
+        {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 7, "greater_is_better": False},
+    ],
+)
+def test_what_counts_beside_a_metric_that_hf_sets_is_taken(kind: type, given: dict[str, Any], tmp_path: Path) -> None:
+    args = kind(output_dir=str(tmp_path), use_cpu=True, **EVALUATED, **given)
+    assert args.metric_for_best_model == "loss" and args.greater_is_better is given.get("greater_is_better", False)
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs gamma: .* has no such"):
+        kind(output_dir=str(tmp_path), use_cpu=True, **EVALUATED, **given | {"lr_scheduler_kwargs": {"gamma": 1}})
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # HF's deprecated names
+@pytest.mark.parametrize("kind", [UnifiedTrainingArguments, DpoArguments])
+def test_gradient_checkpointing_by_its_older_name_counts(kind: type, tmp_path: Path) -> None:
+    base, options = {"output_dir": str(tmp_path), "use_cpu": True}, {"use_reentrant": False}
+    args = kind(**base, gradient_checkpointing=True, gradient_checkpointing_kwargs=options)
+    assert args.activation_checkpointing is True and args.activation_checkpointing_kwargs == options
+    assert kind(**base).activation_checkpointing is False
+    for flags, on in (([], False), (["--activation_checkpointing"], True), (["--gradient_checkpointing"], True)):
+        (args,) = parse((kind,), [*flags, "--use_cpu", "True", "--output_dir", str(tmp_path)])
+        assert args.activation_checkpointing is on
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def as_row(record: Mapping[str, Any]) -> dict[str, Any]:
     marked = False
     if "messages" in given:
         messages = given.pop("messages")
+        if repeats(given.get("prompt"), messages):
+            del given["prompt"]  # as some have it beside the conversation
     elif "conversations" in given:
         messages, marked = given.pop("conversations"), True
         messages = [_spoken(turn) for turn in messages] if isinstance(messages, list) else messages
@@ -65,6 +67,14 @@ def check_unknown(given: Mapping[str, Any], known: Sequence[str], beside: str) -
             f"the key {unknown[0]!r} ({shorten(given[unknown[0]], 40)}) beside {beside}, which nothing honours; "
             "take it out, or put it into `metadata`"
         )
+
+
+def repeats(prompt: Any, messages: Any) -> bool:
+    """Whether a column `prompt` says what the first question of a conversation does."""
+    turns = messages if isinstance(messages, list) else []
+    asked = (turn.get("content") for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "user")
+    first = next(asked, None)
+    return isinstance(prompt, str) and isinstance(first, str) and prompt.strip() == first.strip()
 
 
 def metadata_of(value: Any, notes: Mapping[str, Any]) -> str:

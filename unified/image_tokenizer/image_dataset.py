@@ -45,7 +45,8 @@ class ParquetImages:
         self.folder = folder
         rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=["images"])
         self.rows = rows.cast_column("images", List(Image(decode=False)))
-        lengths = torch.tensor(pc.list_value_length(self.rows.data.column("images")).to_pylist())
+        counts = pc.list_value_length(self.rows.data.column("images"))  # null where a row is of words alone
+        lengths = torch.tensor(pc.fill_null(counts, 0).to_pylist(), dtype=torch.long)
         self.row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         self.first_of = lengths.cumsum(0) - lengths
 

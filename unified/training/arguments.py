@@ -1,6 +1,6 @@
 """Arguments of recipes/sft.py and recipes/dpo.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -174,7 +174,9 @@ class DpoArguments(TuningArguments, DPOConfig):
         16, "pairs of every modality on which evaluation measures the KL to the reference", at_least(0)
     )
     bf16: bool = arg(False, "TRL's default is on; here as in recipes/sft.py")
-    activation_checkpointing: bool | None = arg(False, "TRL's default is on; here as in recipes/sft.py")
+    gradient_checkpointing: bool | None = field(  # None: HF's newer name, activation_checkpointing, is None as well
+        default=None, metadata={"help": "TRL's default is on; here as in recipes/sft.py", "nargs": "?", "const": True}
+    )
     report_to: str = arg("tensorboard", "HF's; one tracker or none")
 
     def __post_init__(self) -> None:

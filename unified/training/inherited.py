@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
 from unified.arguments.fields import SHARE, Bounds, above, at_least, check_fields
 from unified.arguments.needs import Needs, check_needs
@@ -129,7 +130,9 @@ HONOURED = """
 """.split()
 
 
-WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+# schedules of a metric, of which HF sets one by itself, and what takes their kwargs
+BY_METRIC: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}
+WITHOUT_WARM_UP = ("constant", *BY_METRIC)
 WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
@@ -162,7 +165,11 @@ NEEDS = (
         lambda args: args.gradient_checkpointing if (on := args.activation_checkpointing) is None else on,
         "set activation_checkpointing to True",
     ),
-    Needs("greater_is_better", lambda args: args.metric_for_best_model, "give metric_for_best_model"),
+    Needs(
+        "greater_is_better",
+        lambda args: args.metric_for_best_model or args.load_best_model_at_end or args.lr_scheduler_type in BY_METRIC,
+        "give metric_for_best_model",
+    ),
     Needs(
         "warmup_steps",
         lambda args: args.lr_scheduler_type not in WITHOUT_WARM_UP,
@@ -205,12 +212,13 @@ NEEDS = (
 
 def check_scheduler(args: Any) -> None:
     """Raise ValueError for lr_scheduler_kwargs that the schedule does not take. Called behind HF's `__post_init__`."""
-    schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]
+    kind = args.lr_scheduler_type.value
+    schedule: Any = BY_METRIC.get(kind, TYPE_TO_SCHEDULER_FUNCTION[kind])
     known = signature(schedule).parameters.keys() - {"optimizer", "num_warmup_steps", "num_training_steps"}
     for name in args.lr_scheduler_kwargs or {}:
         if name not in known:
             raise ValueError(
-                f"lr_scheduler_kwargs {name}: lr_scheduler_type {args.lr_scheduler_type.value} has no such; it takes "
+                f"lr_scheduler_kwargs {name}: lr_scheduler_type {kind} has no such; it takes "
                 + ", ".join(sorted(known))
             )
 
