@@ -174,7 +174,8 @@ class DpoArguments(TuningArguments, DPOConfig):
         16, "pairs of every modality on which evaluation measures the KL to the reference", at_least(0)
     )
     bf16: bool = arg(False, "TRL's default is on; here as in recipes/sft.py")
-    gradient_checkpointing: bool | None = field(  # None: HF's newer name, activation_checkpointing, is None as well
+    # None, as HF's is and TRL's not, so that HF's newer name, activation_checkpointing, counts too
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "TRL's default is on; here as in recipes/sft.py", "nargs": "?", "const": True}
     )
     report_to: str = arg("tensorboard", "HF's; one tracker or none")
