@@ -1,6 +1,7 @@
 """The processor's doors as transformers' documentation shows them: each works, or a line says what to give."""
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from unified import UnifiedProcessor
 from unified.models.chat_templates import IMAGE_TEXT
-from unified.models.image_processing import UnifiedImageProcessor
+from unified.models.image_processing import UnifiedImageProcessor, open_picture
 
 TEXT = [{"role": "user", "content": "Hello"}]
 ANSWERED = [*TEXT, {"role": "assistant", "content": "Hi, I"}]
@@ -58,6 +59,8 @@ def sources(path: Path) -> dict[str, Any]:
         "file url": part(url=path.as_uri()),
         "data url": part(url=url),
         "base64": part(base64=coded),
+        "base64 in lines": part(base64=base64.encodebytes(path.read_bytes()).decode()),
+        "data url in lines": part(url=f"data:image/png;base64,{base64.encodebytes(path.read_bytes()).decode()}"),
         "bytes": part(image=path.read_bytes()),
         "OpenAI": [
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, *part()[0]["content"][1:]]}
@@ -66,6 +69,15 @@ def sources(path: Path) -> dict[str, Any]:
             {"role": "user", "content": [{"type": "image_url", "image_url": url}, *part()[0]["content"][1:]]}
         ],
     }
+
+
+def test_base64_that_would_be_no_name_of_a_file() -> None:
+    """Its first part of a path is longer than file systems take."""
+    file = io.BytesIO()
+    Image.new("RGB", (24, 24)).save(file, "BMP")
+    coded = base64.b64encode(file.getvalue()).decode()
+    assert max(map(len, coded.split("/"))) > 255 and len(coded) < 4096
+    assert open_picture(coded).size == (24, 24)
 
 
 def test_pictures_inside_messages(processor: UnifiedProcessor, picture: Path) -> None:

@@ -79,12 +79,14 @@ def test_what_is_generated_is_the_best_of_one_pass(family: str, order: str) -> N
 def test_rows_that_write_and_draw_at_different_times_are_those_alone(family: str, order: str) -> None:
     model, _ = made(family, order)
     prompts = [[5, 9, 30, 7, model.config.boi_token_id], [11, 12], [13, 14, 15]]
-    together = model.generate(**left_padded(*prompts), image_sampling=GREEDY, max_new_tokens=6, do_sample=False)
+    how = {"image_sampling": GREEDY, "max_new_tokens": 6, "do_sample": False}
+    together = model.generate(**left_padded(*prompts), **how, pad_token_id=62)
     for row, prompt in zip(together, prompts, strict=True):
         alone = model.generate(torch.tensor([prompt]), image_sampling=GREEDY, max_new_tokens=6, do_sample=False)[
             0, len(prompt) :
         ]
         assert torch.equal(row[5 : 5 + len(alone)], alone)
+        assert row[5 + len(alone) :].eq(62).all()
     texts = left_padded(*prompts[1:])
     written = model.generate(**texts, max_images=0, max_new_tokens=5, do_sample=False)
     for row, prompt in zip(written, prompts[1:], strict=True):

@@ -43,7 +43,7 @@ def open_picture(source: Any, name: str = "the image", side: int | None = None) 
     if scheme == "data":
         return read_image(_decoded(source.partition(",")[2], name), name, side)
     path = unquote(urlparse(source).path) if scheme == "file" else source
-    if scheme == "file" or len(source) < 4096 and Path(path).exists():
+    if scheme == "file" or len(source) < 4096 and os.path.exists(path):  # Path's raises for a name that is too long
         return read_image(Path(path), f"{name} {path}", side)
     if len(source) < 4096 and Path(path).suffix:
         raise ValueError(f"{name} {shorten(source)} is not a file; give {FORMS}")
@@ -52,7 +52,7 @@ def open_picture(source: Any, name: str = "the image", side: int | None = None) 
 
 def _decoded(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # lines, as MIME has them
     except (binascii.Error, ValueError):
         raise ValueError(f"{name} {shorten(text)} is neither a file nor base64; give {FORMS}") from None
 

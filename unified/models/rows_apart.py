@@ -38,7 +38,7 @@ def rows_apart_where_recurrent(generate: Callable[..., Any]) -> Callable[..., An
         one = functools.partial(generate, model, generation_config=generation_config, **lists)
         recurrent = is_recurrent(model.config.text_config) and _writes_and_draws(kwargs)
         if recurrent and _is_plain(model, generation_config, kwargs) and prompts is not None and len(prompts) > 1:
-            return _rows(model, one, prompts, **kwargs)
+            return _rows(model, one, prompts, _padding(model, generation_config, kwargs), **kwargs)
         return one(inputs=inputs, **kwargs)
 
     return wrapped
@@ -51,16 +51,36 @@ def _writes_and_draws(kwargs: Mapping[str, Any]) -> bool:
 
 
 def _is_plain(model: Any, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call returns ids alone, one sequence a prompt."""
+    """Whether a call returns ids alone, one sequence a prompt, and has no cache, which is a batch's."""
     stored = model.generation_config if generation_config is None else generation_config
     output = kwargs.get("return_dict_in_generate", stored.return_dict_in_generate)
-    return not output and (kwargs.get("num_return_sequences", stored.num_return_sequences) or 1) == 1
+    return (
+        not output
+        and kwargs.get("past_key_values") is None
+        and (kwargs.get("num_return_sequences", stored.num_return_sequences) or 1) == 1
+    )
+
+
+def _padding(model: Any, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> int:
+    """The id that HF pads with: pad_token_id, by its precedence, else the first of eos_token_id."""
+    for name in ("pad_token_id", "eos_token_id"):
+        for found in (
+            kwargs.get(name),
+            *(vars(one).get(name) for one in (generation_config, model.generation_config) if one),
+        ):
+            if found is not None:
+                return int(torch.as_tensor(found).flatten()[0])
+    raise ValueError(
+        "rows of a batch that generate images are padded, but there is neither pad_token_id nor eos_token_id; "
+        "pass pad_token_id"
+    )
 
 
 def _rows(
     model: Any,
     generate: Callable[..., Tensor],
     prompts: Tensor,
+    padding: int,
     attention_mask: Tensor | None = None,
     generator: Any = None,
     seed: int | Sequence[int] | None = None,
@@ -80,5 +100,4 @@ def _rows(
         first = last
         written = generate(inputs=prompt, generator=own, **shown, **kwargs)
         rows.append(torch.cat([ids, written[0, prompt.shape[1] :]]))
-    padding: int = model.config.text_config.pad_token_id or 0
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
