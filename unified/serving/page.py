@@ -30,7 +30,7 @@ from unified.serving.protocol import MAX_SEED
 from unified.serving.service import Service
 
 CSS = Path(__file__).with_name("page.css")
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -165,7 +165,7 @@ def refusal(error: ValueError | ApiError) -> gr.Error:
 def chat_tab(service: Service, card: Card) -> None:
     """A conversation of words and pictures."""
     talk = gr.State(Talk(), delete_callback=Talk.stop)
-    examples = [{"text": prompt} for prompt in card.prompts[:4]]
+    examples: list[Any] = [{"text": prompt} for prompt in card.prompts[:4]]
     log = gr.Chatbot(
         label="Conversation", elem_classes="talk", height="60vh", buttons=[], feedback_options=None,
         placeholder="Ask something, ask for a picture, or drop a picture below and ask about it.", examples=examples,

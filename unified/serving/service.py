@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastapi import Request as HttpRequest
@@ -127,7 +127,7 @@ class Answers:
         self.unwanted.add(number)
         self.tickets[number].cancel()
 
-    async def events(self, request: HttpRequest | None = None) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self, request: HttpRequest | None = None) -> AsyncGenerator[tuple[int, Event], None]:
         """All events until all answers have ended; ends early, too, where the client of `request` has gone.
 
         Raises ApiError for an answer that fails.
