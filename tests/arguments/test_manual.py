@@ -61,7 +61,7 @@ def test_a_flag_shows_what_it_takes_and_its_default(
 ) -> None:
     run_script("recipes/train_vq.py", "-h")
     said = " ".join(capsys.readouterr().out.split())
-    assert "--patch_nums N ... sides of the scales" in said and "(default: 1 2 4 8)" in said
+    assert "--patch_nums N ... sides of the scales" in said and "(default: 96 152)" in said
     assert "--cosine true|false nearest" in said and "--report_to tensorboard|wandb|none" in said
     run_script("eval/geneval.py", "--help")
     assert "--images TEXT folder in GenEval's layout (required)" in " ".join(capsys.readouterr().out.split())
