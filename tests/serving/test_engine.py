@@ -273,6 +273,12 @@ def test_what_fails_outside_of_answers_ends_these_alone(monkeypatch: pytest.Monk
         assert isinstance(events[-1], Finished) and engine.alive and not engine.active
 
 
+def test_a_job_that_cannot_begin_fails_alone() -> None:
+    with engine_of(toy_model()) as engine:
+        good, bad = Answers(engine, [picture([5], 0), picture([5], 2**70)]).wait()
+    assert isinstance(good[-1], Finished) and bad[-1].reason == "error"
+
+
 def test_a_model_that_has_diverged_fails_one_answer() -> None:
     model = toy_model()
     with torch.no_grad():

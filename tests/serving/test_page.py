@@ -154,7 +154,7 @@ def test_an_uploaded_picture_is_described_and_asked_about_and_a_wrong_file_is_on
     page.get_by_role("tab", name="Look").click()
     look = page.get_by_role("tabpanel").filter(has=page.get_by_label("Question"))
     look.locator("input[type=file]").set_input_files(tmp_path / "fake.png")
-    page.get_by_text("fake.png cannot be read (unknown image format)").wait_for()
+    page.get_by_text("fake.png: no complete PNG, JPEG, WebP or GIF image").wait_for()
     look.get_by_label("Clear").first.click()
     look.locator("input[type=file]").set_input_files(picture)
     page.locator("#preview img").wait_for()
@@ -175,7 +175,7 @@ def test_a_picture_is_sent_in_the_chat_and_a_wrong_file_leaves_the_message(
     chooser.set_input_files(tmp_path / "fake.png")
     page.get_by_placeholder("Message or picture").fill("what is it?")
     page.get_by_role("button", name="Submit").first.click()
-    page.get_by_text("fake.png cannot be read (unknown image format)").wait_for()
+    page.get_by_text("fake.png: no complete PNG, JPEG, WebP or GIF image").wait_for()
     assert page.get_by_placeholder("Message or picture").input_value() == "what is it?"
     page.reload()
     page.get_by_placeholder("Message or picture").wait_for()

@@ -1,14 +1,29 @@
 """What the page is made of, without a browser: cards, files that say how they were drawn, pictures in words."""
 
+import base64
 import io
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+from unified.serving.errors import ApiError
 from unified.serving.gate import has_key
 from unified.serving.page_about import Card
-from unified.serving.page_pictures import Frame, figure, file_name, frame_html, png_with_settings
+from unified.serving.page_chat import Talk, Turn, check_turn
+from unified.serving.page_pictures import (
+    Frame,
+    figure,
+    file_name,
+    frame_html,
+    png_with_settings,
+    preview_of,
+    read_file,
+)
+from unified.serving.settings import ServerSettings
 
 RED = Image.new("RGB", (4, 4), (255, 0, 0))
 
@@ -20,6 +35,7 @@ def test_a_card_is_shown_without_front_matter_and_pictures_and_suggests_what_to_
     )
     assert card == Card("# It\n\n and .", ("a cat", "two dogs"))
     assert Card.parse("# Plain") == Card("# Plain") and Card.parse("---\n- a\n---\nx") == Card("x")
+    assert Card.parse("---\nname: [\n---\nx") == Card("x")
 
 
 def test_a_kept_picture_says_how_it_was_drawn() -> None:
@@ -54,6 +70,27 @@ def test_unfinished_pictures_say_so() -> None:
 
 
 def test_a_key_is_one_of_the_keys() -> None:
-    keys = ("first-key-of-16-chars", "second-key-of-16-chars")
-    assert [has_key(given, keys) for given in (*keys, "", "first", "é")] == [True, True, False, False, False]
-    assert not has_key("", ())
+    keys = ("first-key-of-16-chars", "zweiter-schlüssel")
+    given = [key.encode() for key in (*keys, "", "first", "é")]
+    assert [has_key(one, keys) for one in given] == [True, True, False, False, False]
+    assert not has_key(b"", ())
+
+
+def test_the_pages_bounds_are_those_of_the_api(tmp_path: Path) -> None:
+    limits = ServerSettings(max_image_pixels=100, max_input_images=2, max_prompt_characters=5)
+    service = SimpleNamespace(settings=limits)
+    for name, size, status in (("large.png", (11, 10), 413), ("none.png", None, 400)):
+        path = tmp_path / name
+        Image.new("RGB", size).save(path) if size else path.write_text("no picture")
+        with pytest.raises(ApiError, match=name) as refused:
+            read_file(str(path), limits)
+        assert refused.value.status == status
+    with pytest.raises(ApiError, match="3 pictures are more than 2; begin a new conversation"):
+        check_turn(service, Talk(input_codes=[torch.zeros(1)]), Turn("a", ["b", "c"]))
+    with pytest.raises(ApiError, match="6 characters are more than 5"):
+        check_turn(service, Talk(), Turn("abcdef"))
+
+
+def test_previews_are_no_larger_than_the_page_needs() -> None:
+    uri = re.search('src="data:image/png;base64,([^"]+)"', preview_of(Image.new("RGB", (2000, 1000)), "a"))
+    assert Image.open(io.BytesIO(base64.b64decode(uri[1]))).size == (768, 384)

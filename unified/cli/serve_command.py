@@ -3,6 +3,7 @@
 import threading
 import time
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +112,8 @@ def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:
     server = uvicorn.Server(config)
     if open_page:
         threading.Thread(target=open_in_browser, args=[server], daemon=True).start()
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped
+        server.run()
 
 
 def add_page(app: "FastAPI", model: Path) -> None:

@@ -17,15 +17,13 @@ from starlette.middleware import Middleware
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unified.files.images import read_image
 from unified.models.image_sampling import ImageSampling
 from unified.serving.errors import ApiError
 from unified.serving.gate import has_key
 from unified.serving.page_about import Card, about
 from unified.serving.page_chat import Shown, Talk, Turn, answer
 from unified.serving.page_create import Drawn, Wish, draw, gallery
-from unified.serving.page_pictures import Html, img
-from unified.serving.pictures import data_uri
+from unified.serving.page_pictures import Html, preview_of, read_file
 from unified.serving.protocol import MAX_SEED
 from unified.serving.service import Service
 
@@ -85,7 +83,7 @@ def mount_page(app: FastAPI, card: Card | None = None) -> None:
         app,
         build_page(service, card or Card()),
         path="/",
-        auth=(lambda name, key: has_key(key, keys)) if keys else None,
+        auth=(lambda name, key: has_key(key.encode(), keys)) if keys else None,
         auth_message="Any name, and an API key of this server as the password." if keys else None,
         app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="md", **FONTS),
@@ -284,10 +282,10 @@ def look_tab(service: Service) -> None:
     async def describe(path: str, old: Talk) -> AsyncIterator[tuple[Any, ...]]:
         talk, _ = begin_anew(old)
         try:
-            picture = await asyncio.to_thread(read_image, path, Path(path).name)
-        except ValueError as error:
+            picture = await asyncio.to_thread(read_file, path, service.settings)
+        except ApiError as error:
             raise refusal(error) from None
-        shown_picture = img(data_uri(picture), Path(path).name)
+        shown_picture = preview_of(picture, Path(path).name)
         async for shown in reply(talk, Turn(DESCRIBE, [path], max_images=0, previews=False)):
             yield talk, shown, shown_picture
 

@@ -33,7 +33,10 @@ class Card:
     def parse(cls, markdown: str) -> "Card":
         """As it is written; `prompts` are the `text` of the Hub's `widget` examples."""
         found = FRONT_MATTER.match(markdown)
-        front = yaml.safe_load(found[1]) if found else None
+        try:
+            front = yaml.safe_load(found[1]) if found else None
+        except yaml.YAMLError:  # the text is shown all the same
+            front = None
         widget = front.get("widget") if isinstance(front, dict) else None
         prompts = [one["text"] for one in widget or [] if isinstance(one, dict) and isinstance(one.get("text"), str)]
         return cls(PICTURES.sub("", markdown[found.end() :] if found else markdown), tuple(prompts))

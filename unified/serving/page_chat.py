@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified.files.images import read_image
+from unified.files.images import to_square
 from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
 from unified.serving.errors import ApiError
 from unified.serving.jobs import Event, Job, PartialImage, TextToken, Ticket, WholeImage
-from unified.serving.page_pictures import Frame, frame_html, img
-from unified.serving.pictures import data_uri
+from unified.serving.page_pictures import Frame, frame_html, preview_of, read_file
 from unified.serving.service import Service
 
 Shown = list[dict[str, Any]]  # messages as gradio's Chatbot has them
@@ -86,6 +85,7 @@ class Reply:
             if isinstance(event, WholeImage):
                 self.codes.append(event.codes)
                 self.service.known.add(event.image, event.codes)
+                self.service.metrics.images.inc()
 
     def text(self, ids: list[int]) -> str:
         """Text of ids, without the half of a character at its end."""
@@ -108,18 +108,22 @@ class Reply:
 async def answer(service: Service, talk: Talk, turn: Turn) -> AsyncIterator[Shown]:
     """Ask, and give what is to be shown as the answer grows; `talk` has it when it is complete.
 
-    Raises ValueError for a file that is no picture, ApiError for what the engine refuses.
+    Raises ApiError for a file that is no picture, and for what the engine refuses.
     """
     names = [Path(file).name for file in turn.files]
-    pictures = [await asyncio.to_thread(read_image, file, Path(file).name) for file in turn.files]
-    codes = await service.encode(pictures)
+    check_turn(service, talk, turn)
+    squares, previews = [], []
+    for file, name in zip(turn.files, names, strict=True):
+        picture = await asyncio.to_thread(read_file, file, service.settings)
+        previews += [preview_of(picture, name)] if turn.previews else []
+        squares.append(await asyncio.to_thread(to_square, picture, service.engine.processor.image_size))
+    codes = await service.encode(squares)
     question = [*({"type": "image"} for _ in codes), {"type": "text", "text": turn.text}]
     asked: list[Message] = [*talk.messages, {"role": "user", "content": question}]
     all_codes, input_codes = [*talk.codes, *codes], [*talk.input_codes, *codes]
     reply = Reply(service)
     job = job_of(service, asked, all_codes, input_codes, turn)
     answers = service.submit([job], "messages")
-    previews = [img(data_uri(picture), name) for picture, name in zip(pictures, names, strict=True) if turn.previews]
     place: dict[str, Any] = {"role": "assistant", "content": ["…"]}
     talk.shown += [{"role": "user", "content": [*previews, *([turn.text] if turn.text else [])]}, place]
     talk.running = answers.tickets
@@ -143,6 +147,21 @@ async def answer(service: Service, talk: Talk, turn: Turn) -> AsyncIterator[Show
             place["content"] = [*reply.shown(), STOPPED]
     if not talk.closed:
         yield talk.shown
+
+
+def check_turn(service: Service, talk: Talk, turn: Turn) -> None:
+    """Raise ApiError for more than the API takes."""
+    limits, images = service.settings, len(talk.input_codes) + len(turn.files)
+    check_characters(service, turn.text)
+    if images > limits.max_input_images:
+        raise ApiError(422, f"{images} pictures are more than {limits.max_input_images}; begin a new conversation")
+
+
+def check_characters(service: Service, text: str) -> None:
+    """Raise ApiError for a text that is longer than the API takes."""
+    most = service.settings.max_prompt_characters
+    if len(text) > most:
+        raise ApiError(422, f"{len(text)} characters are more than {most}; shorten the text")
 
 
 def job_of(

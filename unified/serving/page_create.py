@@ -8,6 +8,7 @@ from typing import Any
 from unified.models.image_sampling import ImageSampling
 from unified.serving.errors import ApiError
 from unified.serving.jobs import Job, PartialImage, Ticket, WholeImage
+from unified.serving.page_chat import check_characters
 from unified.serving.page_pictures import Frame, figure
 from unified.serving.service import Service, seeds_from
 
@@ -49,6 +50,7 @@ async def draw(service: Service, drawn: Drawn, wish: Wish) -> AsyncIterator[str]
 
     Raises ApiError for what the engine refuses.
     """
+    check_characters(service, wish.prompt)
     seeds = seeds_from(wish.seed, wish.count)
     answers = service.submit(jobs_of(service, wish, seeds), "prompt")
     drawn.next()

@@ -9,11 +9,16 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from unified.serving.pictures import data_uri
+from unified.serving.pictures import data_uri, read_bytes
+from unified.serving.settings import ServerSettings
+
+PREVIEW = 768  # most pixels of a side
 
 
 class Html(str):
@@ -33,6 +38,16 @@ class Frame:
         """Whether nothing is to come."""
         return self.scale == self.scales - 1
 
+    @cached_property
+    def uri(self) -> str:
+        """The picture's file, made once: a conversation is shown again with every word."""
+        return data_uri(self.image) if self.whole else data_uri(self.image, "webp", 80)
+
+
+def read_file(path: str, settings: ServerSettings) -> Image.Image:
+    """RGB image of an uploaded file; ApiError for what the API refuses as well."""
+    return read_bytes(Path(path).read_bytes(), Path(path).name, settings.max_image_pixels)
+
 
 def img(uri: str, alt: str, whole: bool = True) -> Html:
     """An image element."""
@@ -40,11 +55,18 @@ def img(uri: str, alt: str, whole: bool = True) -> Html:
     return Html(f'<img src="{uri}" alt="{html.escape(alt)}"{state}>')
 
 
+def preview_of(picture: Image.Image, name: str) -> Html:
+    """A picture that was shown to the model, no larger than the page needs it."""
+    small = picture.copy()
+    small.thumbnail((PREVIEW, PREVIEW))
+    return img(data_uri(small), name)
+
+
 def frame_html(frame: Frame, alt: str) -> Html:
     """A picture in a conversation; unfinished ones say at which scale they are."""
     if frame.whole:
-        return img(data_uri(frame.image), alt)
-    return img(data_uri(frame.image, "webp", 80), f"{alt}, still being drawn: scale {frame.scale + 1}", False)
+        return img(frame.uri, alt)
+    return img(frame.uri, f"{alt}, still being drawn: scale {frame.scale + 1}", False)
 
 
 def png_with_settings(image: Image.Image, settings: Mapping[str, object]) -> bytes:

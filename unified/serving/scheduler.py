@@ -63,10 +63,14 @@ class Scheduler:
         if over(ticket):
             return
         self.begun.append(ticket)
-        sequence = Sequence(ticket, self.model)
-        prefix = self.prefixes.find(sequence.prompt_keys())
-        if prefix is not None:
-            sequence.reuse(prefix)
+        try:
+            sequence = Sequence(ticket, self.model)
+            prefix = self.prefixes.find(sequence.prompt_keys())
+            if prefix is not None:
+                sequence.reuse(prefix)
+        except Exception as error:  # as `run`: of this job alone
+            ticket.say(Failed("error", f"{type(error).__name__}: {error}"))
+            return
         self.new.append(sequence)
 
     def step_text(self) -> None:
