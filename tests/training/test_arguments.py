@@ -170,7 +170,7 @@ def test_an_unknown_flag_names_its_neighbours():
 def test_several_dataclasses_share_one_command_line():
     model, loss, run = parse(
         (TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments),
-        ["--patch_nums", "1", "2", "--gan_weight", "0.5", "--max_minutes", "3"],
+        ["--image_size", "16", "--patch_nums", "1", "2", "--gan_weight", "0.5", "--max_minutes", "3"],
     )
     assert (model.patch_nums, loss.gan_weight, run.max_minutes) == ([1, 2], 0.5, 3.0)
 
@@ -199,6 +199,8 @@ def test_architectures_have_one_owner_of_their_defaults():
         assert config(**asdict(arguments())).to_dict() == {**config().to_dict(), **asdict(arguments())}
         for name, value in asdict(arguments()).items():
             own = getattr(config, name)
+            if name in ("patch_nums", "upsampling"):  # of the side; of configurations without the key
+                continue
             assert value == (list(own) if isinstance(own, tuple) else own), name
     loss = {
         name: getattr(UnifiedConfig, name) for name in ("modality_stride", "text_loss_weight", "scale_loss_weights")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unified.arguments.parser import parse
-from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
+from unified.training.arguments import DataArguments, DpoArguments, UnifiedTrainingArguments
 from unified.training.inherited import NEEDS
 from unified.training.tokenizer_arguments import LOSS_NEEDS, TokenizerLossArguments
 
@@ -138,3 +138,41 @@ def test_a_loss_that_no_step_would_have_is_refused(
     command = ["--config", ROOT / "recipes/configs/tiny_vq.yaml", "--max_steps", 6, "--output_dir", tmp_path]
     assert run_script("recipes/train_vq.py", *command, *given) == 2
     assert said in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_flag_switches_off_what_the_file_says_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, kinds = tmp_path / "run.yaml", (DataArguments, UnifiedTrainingArguments)
+    path.write_text(
+        "eval_files: [held.parquet]\neval_strategy: steps\neval_steps: 7\nsample_prompts: [a cat]\n"
+        "sample_temperature: 0.7\nwarmup_steps: 5\nlr_scheduler_type: cosine\n"
+    )
+    config = ["--config", str(path), "--use_cpu", "True", "--output_dir", str(tmp_path)]
+    data, args = parse(kinds, [*config, "--eval-strategy=no", "--lr_scheduler_type", "constant"])
+    assert data.eval_files == args.sample_prompts == [] and args.eval_steps is None and args.warmup_steps == 0
+    said = capsys.readouterr().err
+    assert f"of {path} are left out, as flags switch them off: eval_steps, sample_prompts, eval_files, " in said
+    assert "warmup_steps" in said and said.rstrip().endswith("sample_temperature") and said.count("\n") == 1
+    with pytest.raises(ValueError, match="sample_prompts .* would have no effect"):  # both are asked for now
+        parse(kinds, [*config, "--eval_strategy", "no", "--sample_prompts", "a dog"])
+    path.write_text("eval_steps: 7\neval_strategy: 'no'\n")
+    with pytest.raises(ValueError, match="eval_steps 7.* would have no effect"):  # no flag has said so
+        parse(kinds, config)
+    with pytest.raises(ValueError, match="eval_steps 7.* would have no effect"):
+        parse(kinds, [*config, "--learning_rate", "1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "loss_type", "report_to"),
+    [
+        ("loss_type: sigmoid\nreport_to: tensorboard", ["sigmoid"], ["tensorboard"]),
+        ("loss_type: [sigmoid, sft]\nreport_to: [tensorboard]", ["sigmoid", "sft"], ["tensorboard"]),
+        ("report_to: none", ["sigmoid"], []),
+        ("report_to:\n- none", ["sigmoid"], []),
+    ],
+)
+def test_what_trl_takes_as_one_or_several_is_read_as_both(
+    text: str, loss_type: list[str], report_to: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    (args,) = parse((DpoArguments,), ["--config", str(tmp_path / "run.yaml"), "--use_cpu", "True"])
+    assert (args.loss_type, args.report_to) == (loss_type, report_to)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from argparse import Action, ArgumentTypeError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,6 +20,7 @@ from trl import TrlParser
 from unified.arguments.fields import BOUNDS, LABEL, check_fields
 from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
+from unified.arguments.needs import Needs, WithNeeds, switched_off
 from unified.arguments.shipped_files import find_shipped
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
@@ -33,6 +34,8 @@ class OneLineParser(TrlParser):
     """TRL's parser, which raises ValueError of one line for bad flags and values, naming what is valid."""
 
     config_file = ""
+    flags: Sequence[str] = ()
+    needs: Sequence[Needs] = ()
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         """argparse's; transformers hands it all of a field's metadata, of which bounds are checked elsewhere."""
@@ -50,17 +53,32 @@ class OneLineParser(TrlParser):
         return {action.dest: action for action in named if not action.option_strings[0].startswith("--no_")}
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
-        """TRL's, with the file's values converted and checked as those of flags are."""
+        """TRL's, with the file's values converted and checked as those of flags are; see `_switch_off`."""
         actions, path = self.settings(), self.config_file
         for key in values:
             if key not in actions:
                 raise ValueError(f"unknown key {key!r} in {path}; {nearest(str(key), actions)}")
-        return super().set_defaults_with_config(**{key: _checked(actions[key], values[key], path) for key in values})
+        defaults = {key: actions[key].default for key in values}
+        checked = {key: _checked(actions[key], values[key], path) for key in values}
+        rest: list[str] = super().set_defaults_with_config(**checked)
+        self._switch_off({key: default for key, default in defaults.items() if checked[key] != default})
+        return rest
+
+    def _switch_off(self, held: dict[str, Any]) -> None:
+        """Give the keys that a file has `held` their defaults back where a flag switches off what they are for."""
+        flags = {word.lstrip("-").split("=")[0].replace("-", "_") for word in self.flags if word.startswith("--")}
+        off: list[str] = []
+        while names := switched_off(self.parse_known_args(self.flags)[0], self.needs, held, flags):
+            self.set_defaults(**{name: held.pop(name) for name in names})
+            flags, off = flags | {*names}, off + names
+        if off and os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"of {self.config_file} are left out, as flags switch them off: {', '.join(off)}\n")
 
 
 def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Fill `dataclass_types` from `--config FILE.yaml` and flags; a flag wins over the file, the file over defaults.
 
+    What a file says that counts only beside something which a flag switches off (`WithNeeds`) is left out, and said.
     As with TRL's scripts, `env` in the file sets environment variables. Flags may be spelt with underscores or dashes.
     Models and data sets of the Hugging Face hub may be named where folders and files are.
     Lists are `--patch_nums 1 2 4`, dicts are JSON.
@@ -78,7 +96,9 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
         sys.stdout.write(help_text(_MANUAL.get(), parser.settings(), dataclass_types, found.help_all))
         sys.exit(0)
     if found.config is not None and _read_yaml(found.config):  # a file without keys is none for TRL
-        parser.config_file, flags = found.config, ["--config", found.config, *flags]
+        parser.needs = [rule for kind in dataclass_types if issubclass(kind, WithNeeds) for rule in kind.NEEDS]
+        parser.flags, parser.config_file = flags, found.config
+        flags = ["--config", found.config, *flags]
     *parsed, rest = parser.parse_args_and_config(flags, return_remaining_strings=True)
     if rest:
         name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
@@ -137,6 +157,8 @@ def _checked(action: Action, value: Any, path: str) -> Any:
     # YAML reads 1e-3 (no dot) as a string, and would let `batch_size: many` through to the training loop.
     if value is None or (isinstance(value, dict) and action.type in (json_value, str)):
         return value
+    if isinstance(value, str) and action.nargs == "+" and action.type is str:
+        value = [value]  # as TRL takes `loss_type: sigmoid`
     if isinstance(value, list) != (action.nargs == "+"):
         kind = "a list" if action.nargs == "+" else "one value"
         raise ValueError(f"{action.dest}: {value!r} in {path}: expected {kind}")

@@ -8,10 +8,11 @@ from transformers import TrainingArguments
 from trl import DPOConfig
 
 from unified.arguments.fields import Bounds, CheckedArguments, above, arg, arg_of, at_least
+from unified.arguments.needs import WithNeeds
 from unified.inference.arguments import SamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
-from unified.training.inherited import check_inherited, check_scheduler
+from unified.training.inherited import NEEDS, check_inherited, check_scheduler
 
 
 @dataclass
@@ -64,8 +65,10 @@ class DataArguments(CheckedArguments):
 
 
 @dataclass
-class TuningArguments:
+class TuningArguments(WithNeeds):
     """Arguments shared by recipes/sft.py and recipes/dpo.py."""
+
+    NEEDS = NEEDS
 
     base: str | None = arg(
         None, "folder or hub name of the base of the adapter `model`; None: where the adapter says it is"
@@ -139,7 +142,7 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
     )
     speed_steps: int = arg(0, "above 0: measure the speed of this many steps, write speed.json and stop", at_least(0))
     label_names: list[str] | None = arg(["labels"], "HF's; with PEFT, HF does not find the model's")
-    report_to: str = arg("tensorboard", "HF's; one tracker or none")
+    report_to: list[str] = arg(["tensorboard"], "HF's; trackers, or none")
 
     def __post_init__(self) -> None:
         self.sampling()
@@ -178,7 +181,7 @@ class DpoArguments(TuningArguments, DPOConfig):
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "TRL's default is on; here as in recipes/sft.py", "nargs": "?", "const": True}
     )
-    report_to: str = arg("tensorboard", "HF's; one tracker or none")
+    report_to: list[str] = arg(["tensorboard"], "HF's; trackers, or none")
 
     def __post_init__(self) -> None:
         self.sampling()

@@ -148,64 +148,82 @@ def evaluates(args: Any) -> bool:
 
 
 NEEDS = (
-    Needs("eval_steps", lambda args: args.eval_strategy == "steps", "set eval_strategy to steps"),
-    Needs("eval_delay", lambda args: args.eval_strategy != "no", "set eval_strategy to steps or epoch"),
+    Needs("eval_steps", lambda args: args.eval_strategy == "steps", "set eval_strategy to steps", "eval_strategy"),
+    Needs(
+        "eval_delay", lambda args: args.eval_strategy != "no", "set eval_strategy to steps or epoch", "eval_strategy"
+    ),
     Needs(
         "sample_prompts held_out_share eval_files",
         evaluates,
         "nothing is evaluated while eval_strategy is no; set it to steps or epoch",
+        "eval_strategy eval_on_start",
     ),
     Needs(
         "sample_temperature sample_top_k sample_guidance_scale",
         lambda args: args.sample_prompts,
         "no image is generated in training; give sample_prompts",
+        "sample_prompts",
     ),
     Needs(
         "activation_checkpointing_kwargs gradient_checkpointing_kwargs",
         lambda args: args.gradient_checkpointing if (on := args.activation_checkpointing) is None else on,
         "set activation_checkpointing to True",
+        "activation_checkpointing gradient_checkpointing",
     ),
     Needs(
         "greater_is_better",
         lambda args: args.metric_for_best_model or args.load_best_model_at_end or args.lr_scheduler_type in BY_METRIC,
         "give metric_for_best_model",
+        "metric_for_best_model load_best_model_at_end lr_scheduler_type",
     ),
     Needs(
         "warmup_steps",
         lambda args: args.lr_scheduler_type not in WITHOUT_WARM_UP,
         "this lr_scheduler_type has no warm-up; set it to constant_with_warmup",
+        "lr_scheduler_type",
     ),
     Needs(
         "adam_beta1 adam_beta2 adam_epsilon",
         lambda args: args.optim not in WITHOUT_BETAS,
         "this optim takes none; use an AdamW",
+        "optim",
     ),
     Needs(
-        "train_text_rows", lambda args: args.tuning == "full", "only tuning full trains text rows; set tuning to full"
+        "train_text_rows",
+        lambda args: args.tuning == "full",
+        "only tuning full trains text rows; set tuning to full",
+        "tuning",
     ),
     Needs(
         "dataloader_prefetch_factor dataloader_multiprocessing_context",
         lambda args: args.dataloader_num_workers,
         "set dataloader_num_workers above 0",
+        "dataloader_num_workers",
     ),
     Needs(
         "precompute_ref_batch_size",
         lambda args: args.precompute_ref_log_probs,
         "set precompute_ref_log_probs to True",
+        "precompute_ref_log_probs",
     ),
     Needs(
-        "ref_model_mixup_alpha ref_model_sync_steps", lambda args: args.sync_ref_model, "set sync_ref_model to True"
+        "ref_model_mixup_alpha ref_model_sync_steps",
+        lambda args: args.sync_ref_model,
+        "set sync_ref_model to True",
+        "sync_ref_model",
     ),
     Needs(
         "f_alpha_divergence_coef",
         lambda args: args.f_divergence_type == "alpha_divergence",
         "set f_divergence_type to alpha_divergence",
+        "f_divergence_type",
     ),
-    Needs("discopop_tau", lambda args: "discopop" in losses(args), "it is of loss_type discopop"),
+    Needs("discopop_tau", lambda args: "discopop" in losses(args), "it is of loss_type discopop", "loss_type"),
     Needs(
         "label_smoothing",
         lambda args: {*losses(args)} & {*SMOOTHED},
         f"it is of loss_type {', '.join(SMOOTHED)}",
+        "loss_type",
     ),
 )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified.arguments.fields import SHARE, Bounds, CheckedArguments, above, arg, at_least
-from unified.arguments.needs import Needs, check_needs
+from unified.arguments.needs import Needs, WithNeeds, check_needs
 from unified.files.images import Fit
 from unified.image_tokenizer.configuration import VQConfig
 
@@ -46,16 +46,21 @@ class TokenizerArguments(CheckedArguments):
 
 
 LOSS_NEEDS = (
-    Needs("lpips_path", lambda args: args.lpips_weight, "set lpips_weight above 0"),
+    Needs("lpips_path", lambda args: args.lpips_weight, "set lpips_weight above 0", "lpips_weight"),
     Needs(
-        "gan_start_step gan_learning_rate gan_base_channels", lambda args: args.gan_weight, "set gan_weight above 0"
+        "gan_start_step gan_learning_rate gan_base_channels",
+        lambda args: args.gan_weight,
+        "set gan_weight above 0",
+        "gan_weight",
     ),
 )
 
 
 @dataclass
-class TokenizerLossArguments(CheckedArguments):
+class TokenizerLossArguments(CheckedArguments, WithNeeds):
     """Losses of the image tokenizer; a weight of 0 switches its term off."""
+
+    NEEDS = LOSS_NEEDS
 
     l1_weight: float = arg(0.2, "weight of |x - reconstruction|; sharper edges than l2", at_least(0))
     l2_weight: float = arg(1.0, "weight of the squared error, which is what PSNR measures", at_least(0))
