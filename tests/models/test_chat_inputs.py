@@ -98,7 +98,7 @@ def test_pictures_inside_messages(processor: UnifiedProcessor, picture: Path) ->
 
 def test_several_conversations_with_pictures(processor: UnifiedProcessor, picture: Path) -> None:
     chats = [part(path=picture), TEXT, [*part(image=opened(picture)), *ANSWERED[1:], *part(url=picture.as_uri())]]
-    batch = processor.apply_chat_template(chats, add_generation_prompt=True, **ALL)
+    batch = processor.apply_chat_template(chats, add_generation_prompt=True, padding=True, **ALL)
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["input_ids"].shape[0] == 3
     assert int((batch["input_ids"] == processor.image_pad_token_id).sum()) == 3 * 4
 
@@ -187,7 +187,10 @@ def test_rows_are_padded_and_cut_as_told(processor: UnifiedProcessor) -> None:
     chats = [TEXT, ANSWERED]
     alone = [processor.apply_chat_template(chat, tokenize=True)[0].tolist() for chat in chats]
     pad, more = processor.pad_token_id, len(alone[1]) - len(alone[0])
-    for given in ({}, {"padding": True}, {"padding": "longest"}, {"processor_kwargs": {"padding": True}}):
+    plain = processor.apply_chat_template(chats, **ALL)
+    assert plain["input_ids"] == alone and plain["attention_mask"] == [[1] * len(row) for row in alone]
+    tensors = {"return_tensors": "pt"}
+    for given in (tensors, {"padding": True}, {"padding": "longest"}, {"processor_kwargs": {"padding": True}}):
         found = processor.apply_chat_template(chats, **ALL, **given)
         assert found["input_ids"].tolist() == [[pad] * more + alone[0], alone[1]]
         assert found["attention_mask"].tolist()[0] == [0] * more + [1] * len(alone[0])

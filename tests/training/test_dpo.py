@@ -15,7 +15,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
-from unified.data.chat_dataset import PreferenceCollator
+from unified.data.preference_collator import PreferenceCollator
 from unified.inference.text_to_image import generate_codes
 from unified.models.image_sampling import ImageSampling
 

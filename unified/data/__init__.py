@@ -4,18 +4,20 @@ rows                 chat rows on disk, before and after encoding
 forms                forms in which people publish rows
 parquet              parquet files in bounded memory
 chat_dataset         encoded rows -> ids and labels; the collator
+chat_collator        rows -> the batches of TRL's SFTTrainer
 captions             images with captions -> chat rows
 encoding             rows with images -> rows with codes
 image_decoding       images of rows -> uint8 squares, in processes of their own
 packing              packing several examples into a row
 pair_forms           forms in which people publish preference pairs
 preferences          preference pairs for DPO
-preference_collator  pairs -> the batches of TRL's trainer
+preference_collator  pairs and single answers -> the batches of TRL's trainers
 mixtures             weighted mixtures in one flag
 """
 
 __all__ = [
     "captions",
+    "chat_collator",
     "chat_dataset",
     "encoding",
     "forms",

@@ -207,6 +207,8 @@ def by_modality(pairs: datasets.Dataset) -> dict[str, datasets.Dataset]:
 def for_trl(pairs: datasets.Dataset, precompute: bool = False) -> datasets.Dataset:
     """The pairs with columns that make an unmodified `DPOTrainer` leave tokenization to `PairCollator`.
 
+    So it is for rows of `load_encoded_rows` (`SFTTrainer`, `ChatCollator`) and of `unpaired` (`KTOTrainer`).
+
     A column `images` makes TRL skip its own tokenization, but then it refuses to precompute reference log-probs. So to
     `precompute`, TRL tokenizes a short dummy chat in every row; the answers' columns are renamed.
     """
@@ -216,6 +218,21 @@ def for_trl(pairs: datasets.Dataset, precompute: bool = False) -> datasets.Datas
     for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
         pairs = pairs.add_column(name, [[{"role": role, "content": "."}]] * len(pairs))
     return pairs
+
+
+def unpaired(pairs: datasets.Dataset) -> datasets.Dataset:
+    """Two rows of every pair: each answer as `completion`, `completion_codes`, with `label` whether it was chosen.
+
+    For `KTOTrainer` with `UnpairedPreferenceCollator`; chosen and rejected answers alternate.
+    """
+    kept = [name for name in ("messages", "codes", "tools", "source") if name in pairs.column_names]
+    rows = [
+        {name: pair[name] for name in kept}
+        | {"completion": pair[kind], "completion_codes": pair[f"{kind}_codes"], "label": kind == "chosen"}
+        for pair in pairs
+        for kind in ("chosen", "rejected")
+    ]
+    return datasets.Dataset.from_list(rows)
 
 
 class PairCollator:

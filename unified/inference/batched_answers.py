@@ -42,7 +42,7 @@ def encode(queries: Sequence[Query], processor: UnifiedProcessor) -> BatchFeatur
     """Model inputs of a batch, padded on the left."""
     chats, images = [query.messages for query in queries], [image for query in queries for image in query.images]
     inputs = processor.apply_chat_template(
-        chats, images=images or None, add_generation_prompt=True, tokenize=True, return_dict=True
+        chats, images=images or None, add_generation_prompt=True, tokenize=True, return_dict=True, padding=True
     )
     assert isinstance(inputs, BatchFeature)
     return inputs

@@ -19,7 +19,9 @@ def image_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (B, T) of text-to-image chats, padded on the left, followed by the image start token."""
     chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    inputs = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
+    inputs = processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, padding=True
+    )
     assert isinstance(inputs, BatchFeature)
     boi = torch.full((len(chats), 1), model.config.boi_token_id)
     ids = torch.cat([inputs["input_ids"], boi], dim=1).to(model.device)

@@ -96,7 +96,8 @@ class ChatInputs(ProcessorMixin):
             conversation: an image part may hold its picture: `image`, `path`, `url`, `base64`, OpenAI's `image_url`.
             continue_final_message: end with the assistant's last words, which the model then continues.
             return_assistant_tokens_mask: also `assistant_masks`, 1 at what the assistant says.
-            return_tensors: "pt", "np", or None for lists; "auto" is "pt".
+            return_tensors: "pt", "np", or None for lists. "auto" is "pt", but for several conversations whose
+                `padding` is not given: theirs are lists of their own lengths, as TRL's trainers take them.
             codes: L codes for every image part of all conversations, in order of appearance.
             images: the input images, where messages do not hold them; then `codes` are of output images only.
             sanitize_control_tokens: text of messages is always ordinary text here.
@@ -112,6 +113,7 @@ class ChatInputs(ProcessorMixin):
         images = more_images if images is None else images
         _check_chats(chats, found, images)
         ours = codes is not None or images is not None
+        rows.resolve_auto(batched and not ours)
         tokenize, return_dict = (ours if given is None else given for given in (tokenize, return_dict))
         prompt = ours and not continue_final_message if add_generation_prompt is None else add_generation_prompt
         options |= with_tools(tools) | ({"template": chat_template} if chat_template is not None else {})
@@ -184,7 +186,7 @@ class ChatInputs(ProcessorMixin):
         _refuse(
             {"documents": documents, **{key: value for key, value in {**given, **kwargs}.items() if key in REFUSED}}
         )
-        tensors = given.pop("return_tensors", return_tensors if return_tensors != "auto" else "pt")
+        tensors = given.pop("return_tensors", return_tensors)
         unknown = sorted(given.keys() - set(ROW_OPTIONS))
         if unknown:
             raise ValueError(

@@ -35,6 +35,7 @@ class UnifiedConfig(PreTrainedConfig):
     """
 
     model_type = "unified"
+    attribute_map = {"image_token_id": "image_pad_token_id"}  # HF's name, by which TRL's and other trainers read it
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vq_config": SubConfigSpec(config_class=VQConfig),

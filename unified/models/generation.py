@@ -72,7 +72,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         Args:
             inputs: the prompts, or `input_ids`.
             generation_mode: "text", "image" (one image at once and nothing else; image start tokens are appended to
-                the prompts), or "interleaved", the default: the model decides.
+                the prompts), or "interleaved", the default: the model decides. `generation_config` may have it, too.
             image_sampling: sampling of image codes; `guidance_scale` may be given as HF's argument as well.
             negative_prompt_ids: (1, n) prompt of the unconditional pass of classifier-free guidance, without the image
                 start token; `processor.unconditional_ids()`. Required unless guidance_scale is 1.
@@ -90,7 +90,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
             kwargs |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
             return self._hf().generate(inputs, generation_config, **kwargs)
         generator = seeded(seed, generator, self.device)
-        mode = generation_mode or "interleaved"
+        mode = generation_mode or vars(resolved).get("generation_mode") or "interleaved"
         images = max_images_of(mode, max_images)
         check_arguments(resolved, kwargs, images, generator, self.device)
         sampling = image_sampling_of(image_sampling, resolved.guidance_scale, negative_prompt_ids, images)

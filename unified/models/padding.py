@@ -25,7 +25,7 @@ class Rows:
     add_special_tokens: bool = False  # a chat template writes its own
 
     def __post_init__(self) -> None:
-        if self.return_tensors not in ("pt", "np", None):
+        if self.return_tensors not in ("pt", "np", "auto", None):
             raise ValueError(f"return_tensors {self.return_tensors!r} is not supported; use 'pt', 'np' or None")
         if self.padding not in (None, True, False, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding {self.padding!r}; use True, False, 'longest', 'max_length' or 'do_not_pad'")
@@ -33,6 +33,11 @@ class Rows:
             raise ValueError(f"padding_side {self.padding_side!r}; use 'left' or 'right'")
         if self.padding == "max_length" and self.max_length is None:
             raise ValueError("padding 'max_length' needs max_length; give it")
+
+    def resolve_auto(self, as_they_are: bool) -> None:
+        """Make "auto" lists where rows are asked for `as_they_are` and no padding is given, else tensors."""
+        if self.return_tensors == "auto":
+            self.return_tensors = None if as_they_are and self.padding is None else "pt"
 
     def cut(self, row: list[int], image_ids: set[int], side: str) -> slice:
         """What truncation leaves of a row; ValueError where it would cut through images."""

@@ -22,6 +22,7 @@ memory               running out of memory, with the settings that would take le
 self_correction      corrupted input codes in training, which later scales learn to correct
 compiled_layers      torch.compile of the backbone
 image_start          whether text or an image comes next, calibrated after training
+rollouts             answers with pictures for TRL's GRPOTrainer
 throughput           speed against the machine's matrix products
 log_history          log histories of several runs, combined
 progress_bar         the bar of HF Trainer's runs: planned steps, and the losses
@@ -56,6 +57,7 @@ __all__ = [
     "run_folder",
     "run_record",
     "run_state",
+    "rollouts",
     "self_correction",
     "sharding",
     "shutdown",
