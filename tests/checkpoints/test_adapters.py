@@ -191,7 +191,7 @@ def test_a_run_resumes_at_its_own_positions(sft: Callable[..., None], image_adap
 
 
 def test_a_continued_run_resumes(sft: Callable[..., None], published: Path, tmp_path: Path) -> None:
-    flags = ["--model", published, "--max_steps", 4, "--lora_dropout", 0.1, "--eval_strategy", "no"]
+    flags = ["--model", published, "--max_steps", 4, "--lora_dropout", 0.1]
     sft(*flags, "--output_dir", tmp_path / "uninterrupted")
     shutil.copytree(tmp_path / "uninterrupted/checkpoint-2", tmp_path / "killed/checkpoint-2")
     sft(*flags, "--output_dir", tmp_path / "killed", "--resume")

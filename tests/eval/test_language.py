@@ -108,7 +108,7 @@ def test_behind_an_image_the_same_tokens_are_compared(
     ("chats", "flags", "said"),
     [
         ([], [], "is empty; give at least one chat"),
-        ([CHAT[:1]], [], "chats.jsonl:1 has pictures or does not end"),
+        ([CHAT[:1]], [], "chats.jsonl:1 has pictures or tools, or does not end"),
         ([CHAT], ["--limit", 0], "--limit 0; give at least 1"),
         ([CHAT], ["--base", "nowhere"], "--base nowhere holds no causal LM of transformers (no config.json)"),
         ([CHAT], ["--base", "weights/scenes-vq"], "(a model of type 'unified_vq'); give the folder of a text model"),
