@@ -122,6 +122,9 @@ def test_what_clients_send(server: Server, more: dict[str, Any]) -> None:
 def test_fields_without_effect_are_named(server: Server) -> None:
     body = {"messages": CAT, "max_tokens": 2, "tools": [{"type": "function"}], "frequency_penalty": 1}
     assert post(server, body).json()["unified"]["ignored"] == ["frequency_penalty", "tools"]
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+    answer = post(server, {"messages": [*CAT, called, *CAT], "max_tokens": 2})
+    assert answer.json()["unified"]["ignored"] == ["messages.tool_calls"]
 
 
 def test_stop_strings_end_an_answer(artist: Server) -> None:

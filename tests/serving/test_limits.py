@@ -90,7 +90,7 @@ def test_clients_that_hang_up_leave_no_place_taken(small: Server) -> None:
     for number in range(40):
         path, body = ("images/generations", bodies[number % 2]) if number % 4 else ("chat/completions", chat)
         content = json.dumps(body).encode()
-        head = f"POST /v1/{path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(head + content[: None if number % 5 else 5])
             if number % 3 == 0:
@@ -139,6 +139,28 @@ def test_other_sites_may_not_ask(small: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("192.168.0.7:1", 200), ("example.org:8000", 403),
+     ("localhost.example.org", 403), ("[", 403), ("a]:[b", 403), ("", 200)],
+)  # fmt: skip
+def test_without_keys_a_server_is_asked_by_no_name(small: Server, host: str, status: int) -> None:
+    """A page of another site may have its own name resolve to this machine, and is then of the same origin."""
+    for path in ("health", "v1/models"):
+        assert httpx.get(f"{small.url}/{path}", headers={"Host": host}).status_code == status
+
+
+def test_with_keys_a_server_is_asked_by_any_name(toy_checkpoint: Path) -> None:
+    key = "a" * 16
+    with serve(toy_checkpoint, api_keys=(key,)) as server:
+        headers = {"Host": "example.org", "Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_bodies_are_bounded_wherever_they_are_sent(small: Server) -> None:
+    assert httpx.post(f"{small.url}/gradio_api/queue/join", content=b"x" * 60_000).status_code == 413
+
+
+@pytest.mark.parametrize(
     ("address", "public"),
     [
         ("8.8.8.8", True), ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False), ("0.0.0.0", False),
@@ -165,13 +187,13 @@ def test_a_name_is_looked_up_once_and_that_address_asked(small: Server) -> None:
     """A name that is public when it is looked at and private when it is asked is asked where it was public."""
     port = int(small.url.rsplit(":", 1)[1])
     with patch("unified.serving.fetching.public_address", return_value="127.0.0.1") as looked_up:
-        data = fetch(f"http://example.invalid:{port}/health", "image", 1000)
+        data = fetch(f"http://public.localhost:{port}/health", "image", 1000)
     assert json.loads(data)["status"] == "ok" and looked_up.call_count == 1
     with patch("unified.serving.fetching.public_address", return_value="127.0.0.1"):
         with pytest.raises(ApiError, match="more than 10 bytes"):
-            fetch(f"http://example.invalid:{port}/health", "image", 10)
+            fetch(f"http://public.localhost:{port}/health", "image", 10)
         with pytest.raises(ApiError, match="status 404"):
-            fetch(f"http://example.invalid:{port}/none", "image", 10)
+            fetch(f"http://public.localhost:{port}/none", "image", 10)
 
 
 def test_a_slow_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,8 @@ class Answering:
     def note(self) -> Unified:
         """What of the request had no effect, and the seed."""
         given = {name for name in UNUSED if getattr(self.request, name)}
+        if any((message.model_extra or {}).get("tool_calls") for message in self.request.messages):
+            given.add("messages.tool_calls")
         ignored = sorted(given | set(self.request.model_extra or {})) or None
         return Unified(
             model=self.service.settings.model_name, seed=self.seeds[0], size=self.service.size, ignored=ignored

@@ -1,7 +1,9 @@
-"""What every request passes first: paths without a last slash, keys, and bodies of a bounded size, read in time."""
+"""What every request passes first: its host, paths without a last slash, keys, bodies of a bounded size in time."""
 
 import asyncio
 import hmac
+import ipaddress
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -9,23 +11,30 @@ from unified.serving.errors import ApiError
 from unified.serving.settings import ServerSettings
 
 API = "/v1/"
+UPLOADS = "/gradio_api/upload"  # of the page, which bounds each file
+HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]*)?")  # of a header: an IPv6 address in brackets, or other
 BODY_SECONDS = 60.0  # in which a body has to be there
 
 
 class Gate:
-    """ASGI middleware of everything under /v1/, and of /metrics where there are keys."""
+    """ASGI middleware: bodies of all requests but the page's uploads; keys of those under /v1/ and of /metrics."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path.startswith(API) or path.rstrip("/") == "/metrics"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope["path"] = path.rstrip("/")  # in place: routes are noted in it
         try:
-            self.check_key(scope)
+            self.check_host(scope)
+            if path.startswith(API) or path.rstrip("/") == "/metrics":
+                scope["path"] = path.rstrip("/")  # in place: routes are noted in it
+                self.check_key(scope)
+            elif path.startswith(UPLOADS):
+                await self.app(scope, receive, send)
+                return
             body = await asyncio.wait_for(self.read(scope, receive), BODY_SECONDS)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -36,6 +45,20 @@ class Gate:
             return
         if body is not None:
             await self.app(scope, replay(body, receive), send)
+
+    def check_host(self, scope: Scope) -> None:
+        """Raise ApiError where a server without keys is asked by a name that anybody's DNS may give it.
+
+        So would another site's page that has its own name resolve to this machine (DNS rebinding).
+        """
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if self.settings.api_keys or not host:
+            return
+        parts = HOST.fullmatch(host.lower())
+        name = parts[1] or parts[2] if parts else ""
+        if not (name == "localhost" or name.endswith(".localhost") or is_address(name)):
+            message = f"Host: {host!r} is neither localhost nor an address; a server that is asked by name has keys"
+            raise ApiError(403, message, code="host_not_allowed")
 
     def check_key(self, scope: Scope) -> None:
         """Raise ApiError unless a request has one of the keys; all are compared, each in constant time."""
@@ -80,6 +103,15 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return again
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def has_key(given: bytes, keys: tuple[str, ...]) -> bool:
