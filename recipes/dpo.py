@@ -48,7 +48,7 @@ from trl.trainer.utils import use_adapter
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
-from unified.checkpoints.adapters import is_adapter
+from unified.checkpoints.adapters import is_adapter, trained_chats
 from unified.data.chat_dataset import name_rows
 from unified.data.preferences import (
     PAIR_FEATURES,
@@ -61,6 +61,7 @@ from unified.data.preferences import (
 )
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
+from unified.models.chat_fingerprint import adopt_chats
 from unified.reports.endings import last_preferences, say_end, uses
 from unified.training.arguments import DpoArguments
 from unified.training.description import Description
@@ -192,7 +193,8 @@ def build_trainer(
         return model
 
     args.router_aux_loss_coef = 0.0  # TRL's balance loss asks for names that not all mixtures of experts have
-    model: nn.Module = load()
+    model: Any = load()
+    adopt_chats(processor, model.config, trained_chats(Path(args.model), model.config), args.model)
     given: dict[str, Any] = {}
     if is_adapter(args.model):
         model = continue_lora(model, args, Path(args.model))
@@ -287,7 +289,7 @@ def main() -> None:
     if not finished:
         trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
         trainer.add_callback(Recorder(record))
-        trainer.describe = Description(record, args.model, checkpoint)
+        trainer.describe = Description(record, args.model, checkpoint, trainer.model.config.chat_fingerprint)
         with locked(folder, new=not args.resume):
             train_and_save(trainer, resumed, record, newest, processor)
     shut_down(trainer.accelerator)

@@ -111,6 +111,12 @@ def read_base_record(adapter: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def trained_chats(folder: Path, config: UnifiedConfig) -> str:
+    """`chat_fingerprint` of the training of a checkpoint with this `config`, or of an adapter; empty if not known."""
+    record = read_base_record(folder) if is_adapter(folder) else None
+    return str(config.chat_fingerprint if record is None else record.get("chat_fingerprint", config.chat_fingerprint))
+
+
 def build_instructions(adapter: Path) -> str:
     """The commands that make an adapter's base, for error messages; empty if not recorded."""
     commands = " && ".join((read_base_record(adapter) or {}).get("made_with", ()))
@@ -125,11 +131,17 @@ def make_base_record(adapter: Path, base: Path, name: str, made_with: Sequence[s
     digest = base_digest(adapter, base)
     if Path(name).is_dir() and base_digest(adapter, Path(name)) != digest:
         raise ValueError(f"--base {name} is not {base}, the base of {adapter}; give a copy of that one or a new name")
-    return {"base": name, "made_with": list(made_with), "digest": digest}
+    known = read_base_record(adapter) or {}
+    chats = {key: known[key] for key in ("chat_fingerprint",) if key in known}
+    return {"base": name, "made_with": list(made_with), "digest": digest, **chats}
 
 
-def name_base(adapter: Path, base: Path, made_with: Sequence[str] = (), digest: str | None = None) -> str:
-    """Write which `base` the adapter in a folder was trained on: where it is seen from there, and its digest.
+def name_base(
+    adapter: Path, base: Path, chat_fingerprint: str, made_with: Sequence[str] = (), digest: str | None = None
+) -> str:
+    """Write which `base` the adapter in a folder was trained on, and with which `chat_fingerprint`.
+
+    That is where it is seen from there, and its digest.
 
     A base from the hub's cache is named as the hub does, with its revision. Returns the digest, which the next call
     may be given.
@@ -137,6 +149,7 @@ def name_base(adapter: Path, base: Path, made_with: Sequence[str] = (), digest: 
     digest, path = digest or base_digest(adapter, base), adapter / ADAPTER_CONFIG
     config, repository = json.loads(path.read_text(encoding="utf-8")), hub_name(base)
     record: dict[str, Any] = {"base": config["base_model_name_or_path"], "made_with": list(made_with)}
+    record |= {"chat_fingerprint": chat_fingerprint}
     if repository is not None:
         record["base"], config["revision"] = repository
         config["base_model_name_or_path"] = record["base"]

@@ -28,6 +28,7 @@ from unified.files.atomic import check_not_exists
 from unified.files.hub import model_folder
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
+from unified.models.chat_fingerprint import chat_fingerprint
 from unified.models.chat_templates import default_template
 from unified.models.configuration import ImageOrder, ImagePositions, UnifiedConfig
 from unified.models.frozen_tokenizer import FrozenImageTokenizer
@@ -65,6 +66,7 @@ def extend(
     model = join(backbone, vq_model, tokenizer, image_order, image_positions, seed)
     processor = UnifiedProcessor.from_config(tokenizer, model.config)
     stop_at(model, processor)
+    model.config.chat_fingerprint = chat_fingerprint(processor, model.config)
     save(model, processor, out, [llm])
     return model
 

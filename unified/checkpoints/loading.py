@@ -16,11 +16,15 @@ from unified.checkpoints.adapters import (
     base_checkpoint,
     check_base,
     is_adapter,
+    trained_chats,
 )
 from unified.files.hub import model_folder
+from unified.files.jsonl import read_object
 from unified.files.weights import check_weights
 from unified.hardware.device import best_device
+from unified.models.chat_fingerprint import check_chats
 from unified.models.configuration import UnifiedConfig
+from unified.models.messages import SYSTEM_PROMPT
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
 
@@ -40,7 +44,8 @@ def load(
         dtype: of the weights; as stored by default.
         base: folder or hub name of an adapter's base; by default the one that it names.
 
-    Raises ValueError as `resolve_base_checkpoint`.
+    Raises ValueError as `resolve_base_checkpoint`, and for a processor that was changed since the model was made or
+    trained: its geometry, chat template or tokenizer.
     """
     folder = model_folder(model_dir)
     checkpoint = resolve_base_checkpoint(folder, base)
@@ -49,6 +54,10 @@ def load(
         adapted = attach(model, folder)
         model = adapted.merge_and_unload() if adapter_positions(folder) == "all" else merge_new_modules(adapted)
     processor = UnifiedProcessor.from_pretrained(checkpoint)
+    try:
+        check_chats(processor, model.config, trained_chats(folder, model.config))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from None
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
 
 
@@ -82,12 +91,18 @@ def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
 
 
 def weights_digest(model_dir: str | os.PathLike) -> str:
-    """SHA-256 of the safetensors files: a checkpoint's, or an adapter's and its base's."""
+    """SHA-256 of safetensors files, a checkpoint's or an adapter's and its base's, and of an unusual system prompt.
+
+    The usual one leaves the digest as it was in earlier versions.
+    """
     folder, digest = model_folder(model_dir), hashlib.sha256()
     folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
     for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    system_prompt = read_object(folders[-1] / "processor_config.json").get("system_prompt")
+    if system_prompt != SYSTEM_PROMPT:
+        digest.update(json.dumps(system_prompt).encode())
     return digest.hexdigest()
 
 

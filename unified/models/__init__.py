@@ -7,6 +7,7 @@ messages              conversations: roles, text and image parts
 tools                 tools and tool calls, in the form that templates read
 chat_templates        a chat template as text around contents
 chat_tokenization     chats -> ids of text, as the tokenizer's own
+chat_fingerprint      whether a processor encodes chats as in training
 template_probe        what is wrong with a chat template
 template_mending      a chat template whose prompts are those of training
 image_processing      pictures in any form -> pixel values; pictures inside messages
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "auto_classes",
     "backbones",
+    "chat_fingerprint",
     "chat_inputs",
     "chat_templates",
     "chat_tokenization",

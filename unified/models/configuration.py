@@ -25,6 +25,7 @@ class UnifiedConfig(PreTrainedConfig):
         text_config: the backbone's configuration; its `vocab_size` already includes the codes.
         vq_config: the image tokenizer's.
         vq_fingerprint: `VQModel.fingerprint()` of the image tokenizer the model was extended with.
+        chat_fingerprint: `chat_fingerprint()` of the processor with which it was made or trained; empty: not known.
         image_order: "scales" (next-scale prediction: one parallel step per scale) or "raster" (code by code).
         image_positions: RoPE positions of an image: "shared" (within a scale) or "sequential" (one per token).
         boi_token_id, eoi_token_id, image_pad_token_id, image_token_offset: see `Vocabulary`.
@@ -48,6 +49,7 @@ class UnifiedConfig(PreTrainedConfig):
         text_config: dict | PreTrainedConfig | None = None
         vq_config: dict | PreTrainedConfig | None = None
     vq_fingerprint: str = ""
+    chat_fingerprint: str = ""
     image_order: ImageOrder = "scales"
     image_positions: ImagePositions = "shared"
     boi_token_id: int = 1

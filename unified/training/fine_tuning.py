@@ -8,13 +8,14 @@ import torch
 from transformers import AutoProcessor, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from unified.checkpoints.adapters import is_adapter
+from unified.checkpoints.adapters import is_adapter, trained_chats
 from unified.checkpoints.averaging import mix_in
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.files.records import TRAINER_STATE
 from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
+from unified.models.chat_fingerprint import adopt_chats
 from unified.models.configuration import UnifiedConfig
 from unified.models.modeling import UnifiedForCausalLM
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
@@ -93,6 +94,7 @@ def build_trainer(
     check_quantized(model_args.quantize, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = AutoProcessor.from_pretrained(checkpoint)
+    adopt_chats(processor, model.config, trained_chats(Path(model_args.model), model.config), model_args.model)
     data_args, fraction = suit(model, data_args), data_args.last_scale_fraction
     datasets = []
     context = model.config.text_config.max_position_embeddings
@@ -205,7 +207,7 @@ def fine_tune(
         state = TrainerState.load_from_json(str(path)) if path.is_file() else trainer.state
         state.is_world_process_zero = trainer.is_world_process_zero()
         return state
-    trainer.describe = Description(record, model_args.model, base)
+    trainer.describe = Description(record, model_args.model, base, trainer.core.config.chat_fingerprint)
     trainer.renewed = [change["name"] for change in changes if change["name"] in OPTIMIZER]
     know_the_end(trainer, args.max_minutes, command)
     for callback in (HardwareRecord(), Recorder(record), *callbacks):
