@@ -35,13 +35,16 @@ Weights = dict[str, torch.Tensor]
 def sft(toy_checkpoint: Path, toy_rows: Callable[[str], Path]) -> Callable[..., None]:
     """`sft(*flags)`: run the recipe on a few rows of which every position is trained."""
     rows = toy_rows("ddat")
-    fixed = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--train_files", rows, "--eval_files", rows]
-    fixed += ["--caption_dropout", 0, "--last_scale_fraction", 1, "--tuning", "lora", "--eval_strategy", "steps"]
+    fixed = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--train_files", rows]
+    fixed += ["--caption_dropout", 0, "--last_scale_fraction", 1, "--tuning", "lora"]
+    evaluated = ["--eval_files", rows, "--eval_strategy", "steps"]
 
     def train(*flags: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCELERATE_USE_CPU", "true")
-            patch.setattr(sys, "argv", list(map(str, [*fixed, *flags])))
+            patch.setattr(
+                sys, "argv", list(map(str, [*fixed, *([] if "--eval_strategy" in flags else evaluated), *flags]))
+            )
             load_script("recipes/sft.py").main()
 
     return train
