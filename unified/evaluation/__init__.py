@@ -11,6 +11,7 @@ preference_scorers  which answer is better
 inception           the network of FID
 diversity           how varied images are
 power_law           where a learning curve goes
+lm_eval_plugin      lm-eval of checkpoints and adapters
 lmms_plugin         the plug-in for lmms-eval
 """
 
@@ -23,6 +24,7 @@ __all__ = [
     "geneval_files",
     "image_folder",
     "inception",
+    "lm_eval_plugin",
     "lmms_plugin",
     "metrics",
     "power_law",

@@ -68,9 +68,14 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
         multiple = pad_to_multiple_of or 1
         wanted = -(-(new_num_tokens or size) // multiple) * multiple
         if wanted != size:
+            remedy = (
+                "every token has a row already, so leave the call out (lm-eval makes it for peft=: `unified merge`)"
+            )
+            if wanted > self.config.image_token_offset:
+                remedy = "add tokens to the LLM, and extend it again with `unified extend`"
             raise ValueError(
                 f"resize_token_embeddings to {wanted} rows: the last {codes} of the {size} are those of image codes; "
-                "add tokens to the LLM, and extend it again with `unified extend`"
+                + remedy
             )
         return cast(nn.Embedding, self.get_input_embeddings())
 
