@@ -49,7 +49,8 @@ def test_values_without_a_meaning_are_refused_everywhere(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [UnifiedTrainingArguments, DpoArguments])
 def test_the_pictures_of_a_training_are_sampled_as_it_says(kind: type[TuningArguments], tmp_path: Path) -> None:
-    args = kind(output_dir=str(tmp_path), sample_temperature=0.5, sample_top_k=9, bf16=False)
+    settings = {"sample_temperature": 0.5, "sample_top_k": 9, "sample_prompts": ["a cat"], "eval_strategy": "epoch"}
+    args = kind(output_dir=str(tmp_path), bf16=False, **settings)
     assert args.sampling() == ImageSampling(0.5, 9, guidance_scale=3.0)
     args.sample_top_k = -1
     with pytest.raises(ValueError, match="^--sample_top_k -1; give at least 0"):
