@@ -21,7 +21,6 @@ from unified.models.chat_templates import (
     render_pieces,
     special_pattern,
     special_tokens,
-    text_runs,
 )
 from unified.models.messages import Message, is_output
 from unified.models.vocabulary import BOI_TOKEN, SPECIAL_TOKENS
@@ -82,6 +81,7 @@ class ChatTokenizer:
         self.special_ids = {i for text, i in ids.items() if text not in (*SPECIAL_TOKENS, tokenizer.unk_token)}
         self._ends: dict[str, str] = {}
         self._layouts: dict[tuple, list[Segment]] = {}
+        self._fixed_rows: dict[str, list[int]] = {}
         self._plain: Tokenizer | None = None
         words, behind = self.parse("a"), self.parse(f"{LINE_BREAK}a")
         self.marks_starts = behind != self.parse(LINE_BREAK) + words
@@ -102,13 +102,18 @@ class ChatTokenizer:
         return tuple(self.id_of_special[token] for token in self.special.findall(self.end(template)))
 
     def segments(
-        self, template: str, messages: Sequence[Message], add_generation_prompt: bool, **options: Any
+        self,
+        template: str,
+        messages: Sequence[Message],
+        runs: Sequence[Sequence[str | None]],
+        add_generation_prompt: bool,
+        **options: Any,
     ) -> list[Segment]:
         """The layout of a chat, a function of its roles, kinds of contents, white space at their edges, and tools.
 
+        `runs` are the contents of its messages, see `text_runs`.
         Raises ValueError as `render_pieces` and `check_written`.
         """
-        runs = [text_runs(message) for message in messages]
         shape = tuple(
             (message["role"], *((None if run is None else edges(run)[::2]) for run in of_message))
             for message, of_message in zip(messages, runs, strict=True)
@@ -129,7 +134,7 @@ class ChatTokenizer:
         """Ids of every segment; a content of None is an image: image start, one placeholder, image end."""
         texts = [[part if isinstance(part, str) else fill(contents[part]) for part in s.parts] for s in segments]
         joined = [segment.left + "".join(own) for segment, own in zip(segments, texts, strict=True)]
-        rows = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
+        rows = self._rows(segments, joined, contents)
         spelled = {at for at, text in enumerate(contents) if text is not None and self.special.search(text)}
         result = []
         for number, (segment, own, row) in enumerate(zip(segments, texts, rows, strict=True)):
@@ -142,6 +147,22 @@ class ChatTokenizer:
                 ids = self._encode_apart(segment, own, unsafe or texts_alone, begins=number == 0)
             result.append(ids)
         return result
+
+    def _rows(
+        self, segments: Sequence[Segment], joined: Sequence[str], contents: Sequence[str | None]
+    ) -> list[list[int]]:
+        """Ids of the segments' whole texts; of those whose contents are images, the same in many chats, once."""
+        fixed = [all(isinstance(p, str) or contents[p] is None for p in segment.parts) for segment in segments]
+        known = {text: self._fixed_rows.get(text) for text, same in zip(joined, fixed, strict=True) if same}
+        asked = [text for text in joined if known.get(text) is None]
+        found = iter(self.tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else [])
+        rows = [next(found) if known.get(text) is None else known[text] for text in joined]
+        if len(self._fixed_rows) >= MAX_LAYOUTS:
+            self._fixed_rows.clear()
+        self._fixed_rows.update(
+            (text, row) for text, row, same in zip(joined, rows, fixed, strict=True) if same and known[text] is None
+        )
+        return rows
 
     def _count_special(self, ids: Sequence[int]) -> int:
         return sum(i in self.special_ids for i in ids)

@@ -5,7 +5,7 @@ An input image (user, system or tool turn) is `boi, h_K*w_K x image_pad, eoi`; a
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from os import PathLike
 from typing import Any, cast
@@ -155,9 +155,10 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
     ) -> EncodedChat:
         """Ids and labels of one conversation by a chat `template`, the processor's by default."""
         messages = with_system_prompt(messages, self.system_prompt)
-        contents = [(is_output(message), run) for message in messages for run in text_runs(message)]
+        runs = [text_runs(message) for message in messages]
+        contents = [(is_output(message), run) for message, own in zip(messages, runs, strict=True) for run in own]
         segments = self._chat_tokenizer.segments(
-            template or self._template, messages, add_generation_prompt, **options
+            template or self._template, messages, runs, add_generation_prompt, **options
         )
         rows = self._chat_tokenizer.encode(segments, [run for _, run in contents])
         chat = EncodedChat([], [])
@@ -167,20 +168,30 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
                 f"{len(outputs)} image parts in the messages but codes for {len(codes)}; pass one list per part"
             )
         images = iter([self._image_ids(*image, chat.input_image_codes) for image in zip(outputs, codes, strict=True)])
-        weighted = iter([m for m in messages if is_output(m) and (m.get("tool_calls") or text_runs(m))])
+        turns = zip(messages, runs, strict=True)
+        weighted = iter([m for m, own in turns if is_output(m) and (m.get("tool_calls") or own)])
         for segment, row in zip(segments, rows, strict=True):
             answer = trained = segment.answer_length(row)
             if segment.answered and not is_trained(next(weighted)):
                 trained = 0
             content = segment.content_length(row)
-            for place, token in enumerate(row):
-                ids = next(images) if token == self.image_pad_token_id else [token]
+            for start, stop in ((0, content), (content, answer), (answer, len(row))):
+                ids = self._with_images(row[start:stop], images)
                 chat.input_ids += ids
-                chat.labels += [i if place < trained and i not in self._forced_ids else IGNORE_INDEX for i in ids]
-                chat.answered += [int(place < answer)] * len(ids)
-                if place < content:
+                skipped = [IGNORE_INDEX] * len(ids)
+                chat.labels += (
+                    skipped if stop > trained else [IGNORE_INDEX if i in self._forced_ids else i for i in ids]
+                )
+                chat.answered += [int(stop <= answer)] * len(ids)
+                if 0 < stop == content:
                     chat.content_end = len(chat.input_ids)
         return chat
+
+    def _with_images(self, row: list[int], images: Iterator[list[int]]) -> list[int]:
+        """`row` with the ids of the next of `images` in place of every placeholder."""
+        if self.image_pad_token_id not in row:
+            return row
+        return [i for token in row for i in (next(images) if token == self.image_pad_token_id else (token,))]
 
     def _image_ids(self, is_output_image: bool, codes: Codes | None, input_image_codes: list[list[int]]) -> list[int]:
         """Ids between image start and end; codes of an input image are appended to `input_image_codes`."""
