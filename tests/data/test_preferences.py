@@ -115,6 +115,10 @@ def same_image(pair: dict[str, Any]) -> None:
     pair["rejected_codes"] = pair["chosen_codes"]
 
 
+def test_a_tie_of_scores_is_a_pair(write: Callable[..., str], config: UnifiedConfig) -> None:
+    assert len(load_pairs([write([image_pair() | {"score_rejected": 0.5}])], config)) == 1
+
+
 @pytest.mark.parametrize(
     ("pair", "change", "words"),
     [
@@ -131,7 +135,6 @@ def same_image(pair: dict[str, Any]) -> None:
         (text_pair(), lambda p: p.update(chosen=[]), ["chosen answer is empty"]),
         (text_pair(), lambda p: p.update(rejected=[turn("assistant", " ")]), ["rejected answer is empty"]),
         (image_pair(), lambda p: p.update(score_rejected=0.9), ["scores 0.5", "0.9", "swap"]),
-        (image_pair(), lambda p: p.update(score_rejected=0.5), ["scores 0.5", "swap"]),
     ],
 )
 def test_bad_pairs_are_refused_by_row(

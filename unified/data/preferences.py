@@ -152,7 +152,7 @@ def check_pair(pair: Pair, config: UnifiedConfig, fingerprint: str = "") -> None
         what = "image" if pair["chosen_codes"] else "answer"
         raise ValueError(f"chosen and rejected are the same {what}; remove the pair")
     scores = pair["score_chosen"], pair["score_rejected"]
-    if None not in scores and not scores[0] > scores[1]:
+    if None not in scores and not scores[0] >= scores[1]:  # a tie says nothing against the pair
         raise ValueError(f"the chosen answer scores {scores[0]}, the rejected one {scores[1]}; swap them")
 
 
