@@ -28,7 +28,6 @@ from typing import Any
 import httpx
 import psutil
 import torch
-import uvicorn
 
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.loading import load
@@ -37,7 +36,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up
 from unified.inference.arguments import GuidedSamplingArguments
 from unified.reports.endings import end_evaluation
-from unified.serving.app import create_app
+from unified.serving.app import AppServer, create_app
 from unified.serving.engine import Engine, EngineLimits
 from unified.serving.settings import ServerSettings
 
@@ -102,7 +101,7 @@ class Client:
 @contextmanager
 def served(engine: Engine, settings: ServerSettings) -> Iterator[str]:
     """The URL of a server of this process."""
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, settings), port=0, log_level="error", ws="none"))
+    server = AppServer(create_app(engine, settings), port=0, log_level="error")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

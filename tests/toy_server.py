@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import uvicorn
 from openai import OpenAI
 from toy_models import make_lively
 
 from unified.checkpoints.loading import load
-from unified.serving.app import UVICORN, create_app
+from unified.serving.app import AppServer, create_app
 from unified.serving.engine import Engine, EngineLimits
 from unified.serving.settings import ServerSettings
 
@@ -24,7 +23,7 @@ class Server:
 
     url: str
     engine: Engine
-    uvicorn: uvicorn.Server
+    uvicorn: AppServer
 
     def client(self, key: str = "none", **settings: object) -> OpenAI:
         """The openai client, as it is."""
@@ -37,7 +36,7 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
     model, processor = load(checkpoint, device="cpu")
     engine = Engine(model, processor, limits)
     app = create_app(engine, ServerSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **UVICORN))
+    server = AppServer(app, port=0, log_level="error")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -45,10 +45,11 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_page(browser: Browser, url: str, **settings: Any) -> tuple[Page, set[str]]:
-    """The page at `url` once it can be typed into, and the hosts that it has asked."""
+    """The page at `url` once it can be typed into, and the hosts that it has asked, with all that was refused."""
     page, hosts = browser.new_context(**settings).new_page(), set[str]()
     page.set_default_timeout(15_000)
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url[:4] == "http" else None)
+    page.on("response", lambda answer: hosts.add(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
     page.goto(url)
     page.get_by_placeholder("Message or picture").wait_for()
     return page, hosts

@@ -1,6 +1,7 @@
-"""A server of a toy with the page, as a program: `page_server.py FOLDER` prints `port N`, stops as its input ends.
+"""A server of a toy with the page, as a program: `page_server.py FOLDER [KEY ...]`.
 
-The toy has three scales and answers `draw` with a picture; its engine's steps take time, as those of a large model.
+It prints `port N` and stops as its input ends. The toy has three scales and answers `draw` with a picture; its
+engine's steps take time, as those of a large model.
 """
 
 import sys
@@ -16,7 +17,7 @@ from toys import make_tokenizer, save_llm
 from unified import ImageSampling, VQConfig, VQModel
 from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load
-from unified.serving.app import create_app
+from unified.serving.app import AppServer, create_app
 from unified.serving.engine import Engine
 from unified.serving.page_about import Card
 from unified.serving.settings import ServerSettings
@@ -45,7 +46,7 @@ def toy(folder: Path) -> tuple[Any, Any]:
     return model, processor
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *keys: str) -> None:
     from unified.serving.page import mount_page
 
     torch.set_num_threads(1)
@@ -57,9 +58,17 @@ def main(folder: Path) -> None:
         step()
 
     engine.scheduler.step = slow_step  # type: ignore[method-assign]
-    app = create_app(engine, ServerSettings(model_name="a toy", sampling=SAMPLING, default_new_tokens=8, max_images=4))
+    settings = ServerSettings(
+        model_name="a toy",
+        api_keys=keys,
+        sampling=SAMPLING,
+        default_new_tokens=8,
+        max_images=4,
+        max_body_bytes=100_000,
+    )
+    app = create_app(engine, settings)
     mount_page(app, Card.parse(CARD))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
+    server = AppServer(app, port=0, log_level="error")
     threading.Thread(target=stop_with_input, args=[server], daemon=True).start()
     server.run()
 
@@ -74,4 +83,4 @@ def stop_with_input(server: uvicorn.Server) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,11 +1,6 @@
 """The page in headless Chromium, on a toy: chat, drawings that sharpen, pictures to look at, wrong files, reload."""
 
-import json
-import os
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,47 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import DECODE, MISSING, WATCH, chromium, has_chromium, open_page
+from page_process import Server, page_server
 from page_server import SAMPLING, toy
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
 from unified import draw
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not has_chromium(), reason=MISSING)
-
-
-class Server:
-    """A process with the page; gradio leaves loops and sockets open, which here would be errors."""
-
-    def __init__(self, folder: Path) -> None:
-        path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
-        command = [sys.executable, str(HERE / "page_server.py"), str(folder)]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, **pipes)
-        port = next(line for line in self.process.stdout if line.startswith("port ")).split()[1]
-        self.url = f"http://127.0.0.1:{port}"
-
-    @property
-    def active(self) -> int:
-        """Answers that are worked on."""
-        with urllib.request.urlopen(f"{self.url}/health") as answer:
-            health = json.load(answer)
-        return health["active"] + health["waiting"]
-
-    def stop(self) -> None:
-        self.process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("page"))
-    try:
+    with page_server(tmp_path_factory.mktemp("page")) as running:
         yield running
         assert running.active == 0
-    finally:
-        running.stop()
-    assert running.process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +205,16 @@ def test_a_phone_shows_every_tab_without_scrolling_sideways(scheme: str, server:
     page.get_by_text("Its card.").wait_for()
     assert "example.com" not in page.content()
     page.context.close()
+
+
+def test_a_key_opens_the_page(browser: Browser, tmp_path: Path) -> None:
+    with page_server(tmp_path, "a key of 16 chars") as locked:
+        page = browser.new_context().new_page()
+        page.set_default_timeout(15_000)
+        page.goto(locked.url)
+        for key, shown in (("wrong", "Incorrect"), ("a key of 16 chars", "Ask something, ask for a picture")):
+            page.get_by_label("username").fill("me")
+            page.get_by_label("password").fill(key)
+            page.get_by_role("button", name="Login").click()
+            page.get_by_text(shown).first.wait_for()
+        page.context.close()

@@ -104,12 +104,9 @@ def check_flags(api_key_file: Path | None, host: str, page: bool, open_page: boo
 
 def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:
     """Serve until Ctrl-C."""
-    import uvicorn
+    from unified.serving.app import AppServer
 
-    from unified.serving.app import UVICORN
-
-    config = uvicorn.Config(app, host=host, port=port, **UVICORN)
-    server = uvicorn.Server(config)
+    server = AppServer(app, host=host, port=port)
     if open_page:
         threading.Thread(target=open_in_browser, args=[server], daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped

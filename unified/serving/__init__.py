@@ -23,9 +23,10 @@ answering      /v1/chat/completions
 responding     /v1/responses
 app         the FastAPI app
 
-The page, of which only `page` imports gradio:
+The page, of which only `page` and `page_access` import gradio:
 
 page           the page at `/`
+page_access    what of gradio is served, and to whom
 page_chat      its conversations
 page_create    its drawings
 page_about     its last tab, and model cards
@@ -49,6 +50,7 @@ __all__ = [
     "metrics",
     "page",
     "page_about",
+    "page_access",
     "page_chat",
     "page_create",
     "page_pictures",

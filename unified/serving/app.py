@@ -1,10 +1,12 @@
 """The FastAPI app: OpenAI's routes, health and metrics over one engine."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import Response
 from sse_starlette.sse import AppStatus
@@ -27,8 +29,23 @@ UVICORN: dict[str, Any] = {
 }  # fmt: skip
 
 
+class AppServer(uvicorn.Server):
+    """A server of `create_app`'s app, which is told before open connections are waited for."""
+
+    def __init__(self, app: FastAPI, **settings: Any) -> None:
+        super().__init__(uvicorn.Config(app, **UVICORN, **settings))
+        self.stopping: asyncio.Event = app.state.stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stopping.set()
+        await super().shutdown(sockets)
+
+
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
-    """The app of an engine, which stops with it. `app.state.service` is for pages that are mounted on it."""
+    """The app of an engine, which stops with it. `app.state` has what pages ask that are mounted on it:
+
+    the `service`, and the event `stopping`, which `AppServer` sets. Streams that have no end of their own end then.
+    """
     service = Service(engine, settings or ServerSettings())
     service.metrics.watch(engine)
     AppStatus.disable_automatic_graceful_drain()  # streams end when they are complete, and not at a signal
@@ -40,6 +57,7 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
 
     app = FastAPI(title="unified", summary="OpenAI's API over a next-scale model", lifespan=lifespan)
     app.state.service = service
+    app.state.stopping = asyncio.Event()
     answer_errors(app)
     app.include_router(chat_routes(service))
     app.include_router(response_routes(service))

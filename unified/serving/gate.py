@@ -10,31 +10,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unified.serving.errors import ApiError
 from unified.serving.settings import ServerSettings
 
-API = "/v1/"
-UPLOADS = "/gradio_api/upload"  # of the page, which bounds each file
+API = "/v1"
 HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]*)?")  # of a header: an IPv6 address in brackets, or other
 BODY_SECONDS = 60.0  # in which a body has to be there
 
 
 class Gate:
-    """ASGI middleware: bodies of all requests but the page's uploads; keys of those under /v1/ and of /metrics."""
+    """ASGI middleware: bodies of all requests; keys of those under /v1 and of /metrics. The page has its login."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
             self.check_host(scope)
-            if path.startswith(API) or path.rstrip("/") == "/metrics":
-                scope["path"] = path.rstrip("/")  # in place: routes are noted in it
+            path = scope["path"].rstrip("/")
+            if path.startswith(f"{API}/") or path in (API, "/metrics"):
+                scope["path"] = path  # in place: routes are noted in it
                 self.check_key(scope)
-            elif path.startswith(UPLOADS):
-                await self.app(scope, receive, send)
-                return
             body = await asyncio.wait_for(self.read(scope, receive), BODY_SECONDS)
         except ApiError as error:
             await error.response()(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The page at `/`: Chat, Create, Look and About, made with gradio, which only this module imports.
+"""The page at `/`: Chat, Create, Look and About, made with gradio, which only this module and `page_access` import.
 
 Nothing of it is asked for from another host: gradio's own files are served here, its fonts are the system's, its
 telemetry is off, and a Content-Security-Policy says so to the browser.
@@ -12,15 +12,15 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
+from gradio.routes import App
 from starlette.routing import Match, Mount
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from unified.models.image_sampling import ImageSampling
 from unified.serving.errors import ApiError
 from unified.serving.gate import has_key
 from unified.serving.page_about import Card, about
+from unified.serving.page_access import PageAccess, is_of_page
 from unified.serving.page_chat import Shown, Talk, Turn, answer
 from unified.serving.page_create import Drawn, Wish, draw, gallery
 from unified.serving.page_pictures import Html, preview_of, read_file
@@ -29,12 +29,6 @@ from unified.serving.service import Service
 
 CSS = Path(__file__).with_name("page.css")
 FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
-    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-)
-API = ("/v1/", "/metrics", "/health", "/docs", "/openapi.json")
 UPLOADS = (600, 7200)  # every so many seconds files are deleted that are so old
 RANDOM, SHORT_SEEDS = -1, 100_000  # -1 as in the field's other pages
 DESCRIBE = "What do you see?"
@@ -46,28 +40,11 @@ SEED_CLICKS = """element.addEventListener('click', (event) => {
 })"""
 
 
-class ContentSecurityPolicy:
-    """ASGI middleware that lets the browser load nothing from elsewhere, whatever a model writes."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
 class PageMount(Mount):
-    """Everything but the API's paths, whose errors are the API's."""
+    """The page's paths; what else is asked for is the API's, or an error of it."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["path"].startswith(API):
+        if scope["type"] != "http" or not is_of_page(scope["path"]):
             return Match.NONE, {}
         return super().matches(scope)
 
@@ -85,7 +62,6 @@ def mount_page(app: FastAPI, card: Card | None = None) -> None:
         path="/",
         auth=(lambda name, key: has_key(key.encode(), keys)) if keys else None,
         auth_message="Any name, and an API key of this server as the password." if keys else None,
-        app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="md", **FONTS),
         css_paths=[CSS],
         footer_links=[],
@@ -97,8 +73,8 @@ def mount_page(app: FastAPI, card: Card | None = None) -> None:
         max_file_size=service.settings.max_body_bytes,
     )
     mounted = app.router.routes.pop()
-    assert isinstance(mounted, Mount), f"gradio has mounted {mounted}"
-    app.router.routes.append(PageMount("/", mounted.app))
+    assert isinstance(mounted, Mount) and isinstance(mounted.app, App), f"gradio has mounted {mounted}"
+    app.router.routes.append(PageMount("/", PageAccess(mounted.app, app.state.stopping)))
 
 
 def build_page(service: Service, card: Card) -> gr.Blocks:
