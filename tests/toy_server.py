@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,15 +19,17 @@ from unified.serving.settings import ServerSettings
 
 @dataclass
 class Server:
-    """A running server."""
+    """A running server; clients of it are closed with it, as a stream that ends in an error leaves its socket open."""
 
     url: str
     engine: Engine
     uvicorn: AppServer
+    clients: list[OpenAI] = field(default_factory=list)
 
     def client(self, key: str = "none", **settings: object) -> OpenAI:
         """The openai client, as it is."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **settings)
+        self.clients.append(OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **settings))
+        return self.clients[-1]
 
 
 @contextmanager
@@ -42,9 +44,12 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
+    running = Server(f"http://127.0.0.1:{port}", engine, server)
     try:
-        yield Server(f"http://127.0.0.1:{port}", engine, server)
+        yield running
     finally:
+        for client in running.clients:
+            client.close()
         server.should_exit = True
         thread.join()
     assert not engine.active and not engine.waiting

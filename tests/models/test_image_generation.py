@@ -1,29 +1,12 @@
 """Scales one after the other: the same input states as all at once, and nothing that waits for the device between."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_models import BOI, random_codes, toy_model
 
 from unified import ImageSampling, UnifiedForCausalLM
+from unified.hardware.operations import Operations
 from unified.image_tokenizer.scales import scale_spans
-
-WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select", "aten::equal"}
-
-
-class Waits(TorchDispatchMode):
-    """Operations that wait for the device, since the last look."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name().split(".")[0] in WAITS:
-            self.found.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -45,17 +28,17 @@ def test_a_scale_from_the_ones_before_is_that_of_all_at_once(model: UnifiedForCa
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_nothing_waits_for_the_device_between_scales(model: UnifiedForCausalLM, guidance_scale: float) -> None:
-    waits, between = Waits(), []
+    operations, between = Operations(), []
 
     def on_scale(scale: int, codes: torch.Tensor) -> None:
-        between.append(list(waits.found))
-        waits.found.clear()
+        between.append(list(operations.waits))
+        operations.waits.clear()
 
     sampling = ImageSampling(guidance_scale=guidance_scale, top_k=5, top_p=0.9, on_scale=on_scale)
-    with waits:
+    with operations:
         model.generate(
             torch.tensor([[5, 6, BOI], [7, 8, BOI]]), image_sampling=sampling, max_new_tokens=0, seed=[0, 1],
             negative_prompt_ids=torch.tensor([[3, 4]]),
         )  # fmt: skip
     assert len(between) == 3 and between[1:] == [[], []]
-    assert waits.found and between[0]  # before the image and behind it there are some, which the test would see
+    assert operations.waits and between[0]  # before the image and behind it there are some, which the test would see

@@ -10,6 +10,7 @@ device     the best device there is, for library calls that name none
 limits     cores, a container's quota, what others leave of them
 machine    a machine's numbers
 memory     running out of memory, in one line
+operations what torch runs: kernels, waits for the device, products' own time
 precision  the dtype in which products run, which autocast may set
 probe      asks and measures this machine
 quiet      what libraries say on every good run
@@ -26,6 +27,7 @@ __all__ = [
     "limits",
     "machine",
     "memory",
+    "operations",
     "precision",
     "probe",
     "quiet",

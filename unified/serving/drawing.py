@@ -27,7 +27,12 @@ from unified.serving.service import Answers, Service, seeds_from
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorObject} for status in (400, 401, 404, 408, 413, 422, 429, 499, 500, 503, 504)
 }
-STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+EVENT = {  # of a stream, as OpenAPI 3.2 has it; `data` is JSON, or [DONE]
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}}
 UNUSED = ("quality", "style", "moderation")  # fields without effect here
 EDITS = "this model draws from words alone; ask POST /v1/images/generations"
 

@@ -15,19 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unified.files.results import write_result
+from unified.hardware.operations import CPU_ATTENTION
 from unified.models.modeling import UnifiedForCausalLM
 
 WARM_UP = 3
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-CPU_ATTENTION = {  # FLOP of shapes; torch counts attention on CUDA only
-    _FORWARD: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-    _BACKWARD: lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value),
-}
 GEMM_SECONDS = 0.1
 
 
