@@ -1,7 +1,7 @@
 """Seconds per image: scale by scale on one cache, against the same backbone sampling as many codes one by one.
 
     python eval/sampling_speed.py --model weights/scenes-smollm2 --out results/speed.json
-    python eval/sampling_speed.py --codes 85 680 2240 --repeats 3 --out results/speed_by_codes.json
+    python eval/sampling_speed.py --codes 85 680 2240 --repeats 2 --out results/speed_by_codes.json
 
 The second line draws with random weights of a small backbone (--layers, --hidden_size, --intermediate_size, --heads,
 --key_heads), whose images have so many codes; on two cores it takes some minutes. All ways in one run, in turns,
@@ -72,7 +72,7 @@ class SpeedArguments:
             "help": f"in place of a model: random weights, images of so many codes ({', '.join(map(str, PATCH_NUMS))})"
         },
     )
-    layers: int = field(default=4, metadata={"help": "of a random backbone"})
+    layers: int = field(default=3, metadata={"help": "of a random backbone"})
     hidden_size: int = field(default=576, metadata={"help": "of a random backbone; SmolLM2-135M's"})
     intermediate_size: int = field(default=1536, metadata={"help": "of a random backbone"})
     heads: int = field(default=9, metadata={"help": "of a random backbone"})

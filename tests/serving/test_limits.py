@@ -99,6 +99,27 @@ def test_clients_that_hang_up_leave_no_place_taken(small: Server) -> None:
     assert post(small, PROMPT).status_code == 200
 
 
+def test_bodies_that_do_not_come(small: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first part is there and the rest is not, or nothing is: refused in time, and no place is taken."""
+    monkeypatch.setattr("unified.serving.gate.BODY_SECONDS", 0.3)
+    port = int(small.url.rsplit(":", 1)[1])
+    for path, begun in (("images/generations", b'{"prompt": "a'), ("chat/completions", b""), ("nowhere", b"{")):
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            client.sendall(head + begun)
+            answer = http_answer(client)
+        assert answer.startswith("HTTP/1.1 408") and '"code":"timeout"' in answer.replace(" ", ""), answer
+    assert settled(small) and post(small, PROMPT).status_code == 200
+
+
+def http_answer(client: socket.socket) -> str:
+    """What a server says until its error object is whole."""
+    said = b""
+    while not said.endswith(b"}}") and (part := client.recv(4096)):
+        said += part
+    return said.decode()
+
+
 def test_answers_that_take_too_long_end(toy_checkpoint: Path) -> None:
     with serve(toy_checkpoint, seconds=0.0) as server:
         answer = post(server, PROMPT)

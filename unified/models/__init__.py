@@ -22,6 +22,7 @@ format_version        translates values that earlier versions stored
 losses                cross-entropy over text and codes without holding the logits; weights per modality and scale
 modeling              UnifiedModel, UnifiedForCausalLM
 pretrained            what the two share
+compiled_scales       torch.compile of a scale's step
 row_cache             KV cache of rows of different lengths
 image_sampling        ImageSampling: settings of image codes
 sampling              temperature, top-k, top-p, classifier-free guidance
@@ -68,6 +69,7 @@ __all__ = [
     "processing",
     "remote_code",
     "rows_apart",
+    "compiled_scales",
     "row_cache",
     "sampling",
     "sequence_layout",

@@ -25,6 +25,7 @@ from unified.models.losses import UnifiedOutput, UnionTargets, head_input, loss_
 from unified.models.new_rows import from_files, separate, to_files
 from unified.models.position_gated_lora import ImageGate
 from unified.models.pretrained import UnifiedPreTrainedModel
+from unified.models.row_cache import RowCache
 from unified.models.sequence_layout import Layout, read_layout, read_packing, rope_positions
 from unified.models.trainable_token_rows import look_up, prepare_output_layer, split_rows
 
@@ -33,6 +34,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
     """Embed, place, mask, run the backbone, and roll image states onto the shifted positions."""
 
     new_rows: nn.ModuleDict | None  # see `UnifiedForCausalLM.separate_new_rows`
+    compiled_scales: Any = None  # the backbone as `compile_scale_steps` has it
 
     def __init__(self, config: UnifiedConfig) -> None:
         super().__init__(config)
@@ -125,10 +127,12 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """
         masks = backbone_masks(self.language_model, blocks, valid, documents, cache, columns, one_block)
         kwargs |= per_layer_inputs(self.language_model, text_ids, states, self.config.image_token_offset)
-        inputs = {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache, **kwargs}
-        inputs["return_dict"] = True
-        gate, in_image = self.image_gate, blocks >= 0
-        return gate.run_backbone(self.language_model, in_image, documents, image_seen, inputs_embeds=states, **inputs)
+        kwargs |= {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache}
+        compiled = self.compiled_scales if one_block and isinstance(cache, RowCache) else None
+        run, gate, in_image = compiled or self.language_model, self.image_gate, blocks >= 0
+        return gate.run_backbone(
+            run, in_image, documents, image_seen, inputs_embeds=states, return_dict=True, **kwargs
+        )
 
     @can_return_tuple
     def forward(

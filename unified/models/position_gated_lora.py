@@ -16,6 +16,7 @@ updating every position.
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -26,7 +27,6 @@ from peft.tuners.lora import Linear
 from peft.tuners.lora.layer import LoraVariant
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from unified.hardware.precision import product_dtype
 from unified.models.format_version import upgrade
@@ -81,7 +81,7 @@ class ImageGate:
 
     def run_backbone(
         self,
-        backbone: PreTrainedModel,
+        backbone: Callable[..., Any],
         in_image: Tensor,
         documents: Tensor | None,
         image_seen: Tensor | None,

@@ -20,7 +20,7 @@ from unified.serving.jobs import Event, Finished, Job, PartialImage, TextSamplin
 from unified.serving.pictures import data_uri
 from unified.serving.protocol import ImageSettings, Unified, without_nulls
 from unified.serving.service import Answers, Service, seeds_from
-from unified.serving.text_stream import TextStream
+from unified.serving.text_stream import InterleavedStream
 
 MAX_STOPS = 16
 # fields of OpenAI's that change nothing here when they are given, and are named in the answer
@@ -32,16 +32,12 @@ class Answer:
     """One of n answers as it grows: text, pictures, and parts of both in order."""
 
     def __init__(self, service: Service, stops: list[str]) -> None:
-        self.service, self.stops = service, stops
+        self.service = service
         self.parts: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
         self.tokens, self.cached = 0, 0
         self.reason: Literal["stop", "length"] = "stop"
-        self.stream = self.new_stream()
-
-    def new_stream(self) -> TextStream:
-        """Text from here to the next picture."""
-        return TextStream(self.service.decode, self.stops)
+        self.stream = InterleavedStream[WholeImage](service.decode, stops)
 
     @property
     def text(self) -> str:
@@ -61,20 +57,19 @@ class Answer:
             self.parts.append({"type": "text", "text": text})
         return text
 
-    def hear(self, event: Event) -> str:
-        """What an event adds to the words; pictures are added by `show`."""
+    def hear(self, event: Event) -> list[str | WholeImage]:
+        """What an event adds, in order: words for `say`, pictures for `show`."""
         if isinstance(event, TextToken):
             self.tokens += 1
-            return self.say(self.stream.add(event.token))
-        if isinstance(event, WholeImage | Finished):
-            said = self.say(self.stream.end())
-            if isinstance(event, WholeImage):
-                self.stream = self.new_stream()
-            else:
-                self.cached = event.cached
-                self.reason = "length" if event.reason == "length" and not self.stopped else "stop"
-            return said
-        return ""
+            return self.stream.add(event.token)
+        if isinstance(event, WholeImage):
+            return self.stream.show(event)
+        if not isinstance(event, Finished):
+            return []
+        pieces = self.stream.end()
+        self.cached = event.cached
+        self.reason = "length" if event.reason == "length" and not self.stopped else "stop"
+        return pieces
 
     async def show(self, event: WholeImage) -> dict[str, Any]:
         """Add a picture, as a part of `message.images`."""
@@ -175,10 +170,9 @@ class Answering:
             was_stopped = answer.stopped
             if was_stopped and not isinstance(event, Finished):
                 continue
-            if text := answer.hear(event):
-                yield number, {"content": text}
-            if isinstance(event, WholeImage):
-                yield number, {"images": [await answer.show(event)]}
+            for piece in answer.hear(event):
+                said = isinstance(piece, str)
+                yield number, {"content": answer.say(piece)} if said else {"images": [await answer.show(piece)]}
             if isinstance(event, PartialImage):
                 url = await asyncio.to_thread(data_uri, event.image)
                 shown = {"index": event.number, "scale": event.scale, "scales": self.service.scales, "url": url}

@@ -3,16 +3,13 @@
 Neither changes the training except for rounding of sums and the positions that `lora_dropout` drops.
 """
 
-import os
-import shutil
-
 import torch
 import torch._dynamo
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from torch.utils._triton import has_triton
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from unified.hardware.compiler import check_compiler
 from unified.models.modeling import UnifiedForCausalLM
 
 
@@ -36,15 +33,7 @@ def compile_layers(model: UnifiedForCausalLM, backend: str = "inductor") -> None
     `torch.compiler.set_stance` runs the layers eagerly, as the trainer's evaluations do. Raises ValueError without a
     compiler.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if model.device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(
-            f"compile_layers True needs {compiler}, which is not installed; install it, set CXX, or switch it off"
-        )
-    if model.device.type == "cuda" and not has_triton():
-        raise ValueError(
-            "compile_layers True needs triton on a GPU; pip install triton, or set compile_layers to False"
-        )
+    check_compiler(model.device, "compile_layers True")
     torch._dynamo.config.optimize_ddp = False  # it would split layers, which are compiled one by one already
     for layer in model.get_submodule("model.language_model").modules():
         if isinstance(layer, GradientCheckpointingLayer):
