@@ -129,10 +129,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
         kwargs |= per_layer_inputs(self.language_model, text_ids, states, self.config.image_token_offset)
         kwargs |= {"position_ids": position_ids, "attention_mask": masks, "past_key_values": cache}
         compiled = self.compiled_scales if one_block and isinstance(cache, RowCache) else None
-        run, gate, in_image = compiled or self.language_model, self.image_gate, blocks >= 0
-        return gate.run_backbone(
-            run, in_image, documents, image_seen, inputs_embeds=states, return_dict=True, **kwargs
-        )
+        run, kwargs["return_dict"] = compiled or self.language_model, True
+        return self.image_gate.run_backbone(run, blocks >= 0, documents, image_seen, inputs_embeds=states, **kwargs)
 
     @can_return_tuple
     def forward(
