@@ -104,7 +104,7 @@ def test_bodies_that_do_not_come(small: Server, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("unified.serving.gate.BODY_SECONDS", 0.3)
     port = int(small.url.rsplit(":", 1)[1])
     for path, begun in (("images/generations", b'{"prompt": "a'), ("chat/completions", b""), ("nowhere", b"{")):
-        head = f"POST /v1/{path} HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n".encode()
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(head + begun)
             answer = http_answer(client)
