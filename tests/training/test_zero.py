@@ -4,6 +4,7 @@ Tolerance: losses within 1e-4 of each other (relative), over two epochs.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from two_ranks import CONFIG, assert_tokenizer_unchanged, train, zero
 
+from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.inference.text_to_image import draw
 
@@ -83,3 +85,19 @@ def test_two_processes_train_as_one(
     assert not [name for name in trained if "vq_model" in name]
     model, processor = load(two, device="cpu")
     assert draw(model, processor, ["two cats"], seed=1)[0].size == (16, 16)
+    assert_zero_to_fp32_opens(two, model, tmp_path)
+
+
+def assert_zero_to_fp32_opens(out: Path, model: UnifiedForCausalLM, tmp_path: Path) -> None:
+    """DeepSpeed's own script makes of the last checkpoint what was saved at the end."""
+    from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_state_dict  # there is none but on Linux
+
+    for number, safe in enumerate((True, False)):
+        folder = tmp_path / f"fp32-{number}"
+        folder.mkdir()
+        for path in (*out.glob("*.json"), *out.glob("*.jinja")):
+            shutil.copy(path, folder)
+        convert_zero_checkpoint_to_state_dict(str(out / "checkpoint-6"), str(folder), safe_serialization=safe)
+        found = load(folder, device="cpu")[0].state_dict()
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)

@@ -197,6 +197,8 @@ def base_digest(adapter: Path, base: Path) -> str:
         "image_positions": name_in_version_1("image_positions", settings.image_positions),
     }
     rows_of = kept_rows(read_adapter_config(adapter))
+    if not any(base.glob("*.safetensors")):
+        raise ValueError(f"{base} has no *.safetensors, which a base needs; load it and save it with save_pretrained")
     for path in base.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():

@@ -24,6 +24,7 @@ from unified.files.weights import check_weights
 from unified.hardware.device import best_device
 from unified.models.chat_fingerprint import check_chats
 from unified.models.configuration import UnifiedConfig
+from unified.models.engine_files import weight_files
 from unified.models.messages import SYSTEM_PROMPT
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
@@ -97,7 +98,9 @@ def weights_digest(model_dir: str | os.PathLike) -> str:
     """
     folder, digest = model_folder(model_dir), hashlib.sha256()
     folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
-    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+    for path in (
+        path for folder in folders for path in sorted({*folder.glob("*.safetensors"), *weight_files(folder)})
+    ):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     system_prompt = read_object(folders[-1] / "processor_config.json").get("system_prompt")
@@ -116,7 +119,8 @@ def check_checkpoint(folder: Path) -> None:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != UnifiedConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}, not {UnifiedConfig.model_type!r}; {remedy}")
-    for pattern in ("*.safetensors", "processor_config.json"):
-        if not any(folder.glob(pattern)):
-            raise ValueError(f"{folder} has no {pattern}; {remedy}")
+    if not weight_files(folder):
+        raise ValueError(f"{folder} has no *.safetensors; {remedy}")
+    if not (folder / "processor_config.json").is_file():
+        raise ValueError(f"{folder} has no processor_config.json; {remedy}")
     check_weights(folder)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+DIGESTED = ("*config.json", "*.safetensors", "pytorch_model*.bin")
 SAMPLE = 2**14  # bytes at either end of a tensor that count for its fingerprint
 
 
@@ -34,10 +35,15 @@ def fingerprint(*folders: Path) -> str:
     """
     found = hashlib.sha256()
     for folder in folders:
-        for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+        for path in sorted(path for pattern in DIGESTED for path in folder.glob(pattern)):
             found.update(path.name.encode())
-            found.update(path.read_bytes() if path.suffix == ".json" else _samples(path))
+            found.update(_samples(path) if path.suffix == ".safetensors" else _content(path))
     return found.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read() if path.suffix == ".json" else hashlib.file_digest(file, "sha256").digest()
 
 
 def _samples(path: Path) -> bytes:

@@ -15,6 +15,7 @@ chat_inputs           conversations and texts -> inputs, with transformers' argu
 padding               rows of ids as tensors: padding and truncation
 processing            UnifiedProcessor: chat template, chats -> ids, ids -> text and images
 sequence_layout       images, scales, RoPE positions and attention mask, derived from input_ids
+engine_files          checkpoints whose files name parts as training has them: zero_to_fp32
 frozen_tokenizer      the image tokenizer inside a model: buffers, float32
 image_embedding       input states of image positions
 attention             attention with a block mask, fast on CPUs
@@ -49,6 +50,7 @@ __all__ = [
     "chat_templates",
     "chat_tokenization",
     "configuration",
+    "engine_files",
     "format_version",
     "frozen_tokenizer",
     "generated_outputs",

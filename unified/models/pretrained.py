@@ -9,6 +9,7 @@ from transformers.utils import is_torchvision_available
 
 from unified.files.weights import StrictPreTrainedModel
 from unified.models.configuration import UnifiedConfig
+from unified.models.engine_files import whole_weights
 from unified.models.frozen_tokenizer import PEFT_PREFIX, frozen_names
 from unified.models.trainable_token_rows import matrix_names
 
@@ -41,6 +42,15 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     def input_modalities(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant in HF's models
         """What it reads. Without torchvision no images, so that HF's pipelines do not ask for it: PIL will do."""
         return ("image", "text") if is_torchvision_available() else ("text",)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: dict[str, Tensor] | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As HF's, part of `from_pretrained`; also of files that zero_to_fp32.py wrote, `.bin` or safetensors."""
+        if state_dict is None and checkpoint_files:
+            state_dict = whole_weights(checkpoint_files, model.config)
+        return StrictPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def recorded_outputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """Whether hidden states and attentions are returned, by the arguments `given`, else by the configuration."""
