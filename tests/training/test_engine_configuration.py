@@ -9,7 +9,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from unified.training.arguments import UnifiedTrainingArguments
-from unified.training.engines import check_deepspeed, recorded
+from unified.training.engines import check_deepspeed, engine_of, recorded
 from unified.training.run_record import RunRecord
 from unified.training.tokenizer_arguments import TokenizerArguments
 
@@ -24,6 +24,24 @@ def launched(**config: Any) -> Any:
 
 def arguments(tmp_path: Path, **settings: Any) -> UnifiedTrainingArguments:
     return UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
+
+
+@pytest.mark.parametrize(
+    ("use_cpu", "variable", "asked"),
+    [(True, "false", "use_cpu true"), (False, "true", "ACCELERATE_USE_CPU in"), (False, "1", "ACCELERATE_USE_CPU in")],
+)
+def test_cpus_that_would_turn_deepspeed_off_are_refused(
+    use_cpu: bool, variable: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", variable)
+    args: Any = SimpleNamespace(deepspeed_plugin=object(), use_cpu=use_cpu, fsdp_plugin_args=None)
+    with pytest.raises(ValueError, match=f"{asked}.* turns off the DeepSpeed .* take it away"):
+        engine_of(args)
+    args.deepspeed_plugin = None
+    assert engine_of(args) is None
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    args = SimpleNamespace(deepspeed_plugin=object(), use_cpu=False, fsdp_plugin_args=None)
+    assert engine_of(args) == "DeepSpeed"
 
 
 def test_a_scheduler_that_would_overrule_the_runs_own_is_refused(tmp_path: Path) -> None:

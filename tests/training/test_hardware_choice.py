@@ -74,7 +74,7 @@ def test_flags_settings_and_launcher_win_and_may_not_differ(
 def test_deepspeed_keeps_the_precision_of_its_launch_file(machine: Callable, tmp_path: Path) -> None:
     machine(AMX)
     args = arguments(tmp_path)
-    args.deepspeed_plugin = object()
+    args.deepspeed_plugin, args.use_cpu = object(), False
     choice, args = choose_for_trainer(HardwareArguments(), args, compile_layers=None)
     assert args.mixed_precision == "no" and dict(choice.reasons)["precision"] == "the launch file"
     assert not choice.compile_layers and dict(choice.reasons)["compile_layers"] == "DeepSpeed or FSDP"

@@ -22,8 +22,18 @@ FREE = {
 
 
 def engine_of(args: TrainingArguments) -> Literal["DeepSpeed", "FSDP"] | None:
-    """The engine that a run is launched with, by arguments or by `accelerate launch`; known before any model is."""
+    """The engine that a run is launched with, by arguments or by `accelerate launch`; known before any model is.
+
+    Raises ValueError where CPUs are asked for in a way that leaves DeepSpeed out, while its ZeRO-3 would still split
+    weights as they load.
+    """
     if args.deepspeed_plugin is not None:
+        asked = "use_cpu true" if args.use_cpu else "ACCELERATE_USE_CPU in the environment"
+        if args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"):
+            raise ValueError(
+                f"{asked} turns off the DeepSpeed that this run is launched with; take it away, and on CPUs set "
+                "DS_ACCELERATOR=cpu and --ddp_backend gloo"
+            )
         return "DeepSpeed"
     launched = parse_flag_from_env("ACCELERATE_USE_FSDP")
     return "FSDP" if launched or args.fsdp_plugin_args is not None else None

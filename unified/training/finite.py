@@ -20,6 +20,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
+from unified.models.modeling import UnifiedForCausalLM
 from unified.training.length_order import LengthOrder
 
 ROWS = "row_indices"  # of a batch, until the trainer takes it out
@@ -144,6 +145,25 @@ class FiniteTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """HF's; of whole models by `from_pretrained`, which knows how files name and split weights.
+
+        HF's leaves out names that it does not find, of experts, which then were those that the run began with.
+        """
+        into = self.model if model is None else model
+        if not isinstance(into, UnifiedForCausalLM) or self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        stored = UnifiedForCausalLM.from_pretrained(resume_from_checkpoint, dtype="auto")
+        into.load_state_dict(stored.state_dict(), strict=False)  # rows of their own are taken out of whole matrices
+
+    def _load_best_model(self) -> None:
+        """HF's; of whole models as `_load_from_checkpoint`."""
+        best = self.state.best_model_checkpoint
+        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if best is None or engine or not isinstance(self.model, UnifiedForCausalLM):
+            return super()._load_best_model()
+        self._load_from_checkpoint(best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """HF's; what was allowed to change comes from the arguments, not from the optimizer's state."""
