@@ -53,7 +53,7 @@ class Rollout:
             whole,
             trainer.accelerator.autocast(),
         ):
-            core: UnifiedForCausalLM = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
+            core: Any = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
             training = core.training
             core.eval()
             ids = core.generate(
@@ -100,7 +100,8 @@ class Rollout:
     def _chosen(self, answer: list[int], processor: UnifiedProcessor) -> list[int]:
         """1 at ids that were sampled."""
         alone = self.generation_mode == "image"
-        forced = {processor.eoi_token_id, *((processor.boi_token_id, processor.end_token_id) if alone else ())}
+        forced: set[int | None] = {processor.eoi_token_id}
+        forced |= {processor.boi_token_id, processor.end_token_id} if alone else set()
         return [int(token not in forced) for token in answer]
 
     def _parts(
