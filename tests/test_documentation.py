@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # what a command leaves, beside the values of these flags
 HELP = {"help", "help_all"}
-OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules"}
+OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules", "records"}
 MADE_BY_MAKE = {
     "chat": ("out/smollm2", "out/scenes-base"),
     "demo": ("out/demo", "out/smollm2", "out/scenes-base"),
