@@ -15,15 +15,17 @@ from families import tiny_llm
 from pairs import toy_pairs
 from safetensors.torch import load_file
 from toys import make_tokenizer, make_vq, toy_row
+from transformers import TrainerState
 from two_ranks import CONFIG, ROOT, train, zero
 
-from unified import UnifiedConfig
+from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load
 from unified.data.preferences import write_pairs
 from unified.data.rows import write_encoded_shard
 from unified.inference.text_to_image import generate_codes
 from unified.models.image_sampling import ImageSampling
+from unified.training.finite import FiniteTrainer
 
 FIRST, *OTHERS = "qwen3_5_text", "granitemoehybrid", "lfm2", "nemotron_h"
 FAMILIES = [FIRST, *(pytest.param(name, marks=pytest.mark.families) for name in OTHERS)]
@@ -93,6 +95,19 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(family: str, sft: Call
     sft(family, "half", *SHORT, "--resume")
     found, expected = load_file(half / "model.safetensors"), load_file(whole / "model.safetensors")
     assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
+
+
+def test_the_best_checkpoint_has_its_experts(checkpoint: Callable[[str], Path]) -> None:
+    model = UnifiedForCausalLM.from_pretrained(checkpoint(EXPERTS))
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    trainer: Any = FiniteTrainer.__new__(FiniteTrainer)
+    trainer.model, trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = model, False, False
+    trainer.state = TrainerState(best_model_checkpoint=str(checkpoint(EXPERTS)))
+    trainer._load_best_model()
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, expected[name])] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

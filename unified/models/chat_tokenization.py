@@ -152,17 +152,19 @@ class ChatTokenizer:
         self, segments: Sequence[Segment], joined: Sequence[str], contents: Sequence[str | None]
     ) -> list[list[int]]:
         """Ids of the segments' whole texts; of those whose contents are images, the same in many chats, once."""
-        fixed = [all(isinstance(p, str) or contents[p] is None for p in segment.parts) for segment in segments]
-        known = {text: self._fixed_rows.get(text) for text, same in zip(joined, fixed, strict=True) if same}
-        asked = [text for text in joined if known.get(text) is None]
-        found = iter(self.tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else [])
-        rows = [next(found) if known.get(text) is None else known[text] for text in joined]
+        fixed = {
+            text
+            for text, segment in zip(joined, segments, strict=True)
+            if all(isinstance(part, str) or contents[part] is None for part in segment.parts)
+        }
+        rows = {text: row for text in fixed if (row := self._fixed_rows.get(text)) is not None}
+        asked = [text for text in dict.fromkeys(joined) if text not in rows]
+        if asked:
+            rows.update(zip(asked, self.tokenizer(asked, add_special_tokens=False)["input_ids"], strict=True))
         if len(self._fixed_rows) >= MAX_LAYOUTS:
             self._fixed_rows.clear()
-        self._fixed_rows.update(
-            (text, row) for text, row, same in zip(joined, rows, fixed, strict=True) if same and known[text] is None
-        )
-        return rows
+        self._fixed_rows.update((text, rows[text]) for text in fixed)
+        return [rows[text] for text in joined]
 
     def _count_special(self, ids: Sequence[int]) -> int:
         return sum(i in self.special_ids for i in ids)
