@@ -24,10 +24,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def whole_weights(files: Iterable[str | Path], config: UnifiedConfig) -> dict[str, Tensor] | None:
     """Weights in `files` with whole matrices, where they hold rows beside them; None where they do not."""
-    files = [Path(path) for path in files]
-    if not any(name.startswith(ROWS) for path in files for name in _read(path, names_alone=True)):
+    paths = [Path(path) for path in files]
+    if not any(name.startswith(ROWS) for path in paths for name in _read(path, names_alone=True)):
         return None
-    state = {name: value for path in files for name, value in _read(path).items()}
+    state = {name: value for path in paths for name, value in _read(path).items()}
     ids, head = new_row_ids(config), HEAD.removesuffix("weight") + SOURCE
     for name in [name for name in state if name.endswith(SOURCE)]:
         matrix = OUTPUT if name == head else INPUT

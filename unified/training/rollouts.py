@@ -101,7 +101,9 @@ class Rollout:
         """1 at ids that were sampled."""
         alone = self.generation_mode == "image"
         forced: set[int | None] = {processor.eoi_token_id}
-        forced |= {processor.boi_token_id, processor.end_token_id} if alone else set()
+        if alone:
+            forced |= {processor.boi_token_id}
+            forced |= {processor.end_token_id}
         return [int(token not in forced) for token in answer]
 
     def _parts(
