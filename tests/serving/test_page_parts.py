@@ -1,10 +1,13 @@
 """What the page is made of, without a browser: cards, files that say how they were drawn, pictures in words."""
 
+import asyncio
 import base64
 import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,8 +15,11 @@ from PIL import Image
 
 from unified.serving.errors import ApiError
 from unified.serving.gate import has_key
+from unified.serving.jobs import Ticket
 from unified.serving.page_about import Card
+from unified.serving.page_access import PageAccess
 from unified.serving.page_chat import Talk, Turn, check_turn
+from unified.serving.page_create import Drawn
 from unified.serving.page_pictures import (
     Frame,
     figure,
@@ -94,3 +100,51 @@ def test_the_pages_bounds_are_those_of_the_api(tmp_path: Path) -> None:
 def test_previews_are_no_larger_than_the_page_needs() -> None:
     uri = re.search('src="data:image/png;base64,([^"]+)"', preview_of(Image.new("RGB", (2000, 1000)), "a"))
     assert Image.open(io.BytesIO(base64.b64decode(uri[1]))).size == (768, 384)
+
+
+@pytest.mark.parametrize("kind", [Talk, Drawn])
+def test_a_closed_page_gives_its_places_free(kind: type[Talk | Drawn]) -> None:
+    """`stop` is what gradio calls with the state of a page that has gone."""
+    tickets = [Ticket(SimpleNamespace(seconds=1.0), print) for _ in range(2)]
+    state = kind(running=tickets[:1])
+    state.stop()
+    assert [ticket.cancelled.is_set() for ticket in tickets] == [True, False]
+    kind().stop()
+
+
+@pytest.mark.parametrize("ends_itself", [True, False])
+def test_a_stream_ends_once_when_the_server_stops_and_its_session_has_its_answers(ends_itself: bool) -> None:
+    pending: dict[str, set[str]] = {"a": {"event"}}
+    sent: list[dict[str, Any]] = []
+
+    async def beat(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            if ends_itself:
+                await send({"type": "http.response.body", "body": b""})
+            raise
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        stopping, app = asyncio.Event(), MagicMock(side_effect=beat, auth=None)
+        app.get_blocks()._queue.pending_event_ids_session = pending
+        access = PageAccess(app, stopping)
+        scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
+        answer = asyncio.create_task(access(scope, None, send))
+        await asyncio.sleep(0.05)
+        stopping.set()
+        await asyncio.sleep(0.3)
+        assert not answer.done()
+        pending["a"].clear()
+        await asyncio.wait_for(answer, 10)
+
+    asyncio.run(run())
+    assert [message.get("more_body", False) for message in sent[1:]].count(False) == 1 and not sent[-1].get(
+        "more_body"
+    )

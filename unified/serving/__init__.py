@@ -23,7 +23,7 @@ answering      /v1/chat/completions
 responding     /v1/responses
 app         the FastAPI app
 
-The page, of which only `page` and `page_access` import gradio:
+The page, of which only `page` imports gradio:
 
 page           the page at `/`
 page_access    what of gradio is served, and to whom

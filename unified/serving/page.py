@@ -1,4 +1,4 @@
-"""The page at `/`: Chat, Create, Look and About, made with gradio, which only this module and `page_access` import.
+"""The page at `/`: Chat, Create, Look and About, made with gradio, which only this module imports.
 
 Nothing of it is asked for from another host: gradio's own files are served here, its fonts are the system's, its
 telemetry is off, and a Content-Security-Policy says so to the browser.

@@ -5,14 +5,16 @@ Gradio has more routes than its pages need (a proxy, remote files, editors), and
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradio.routes import App
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from unified.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from gradio.routes import App
 
 API = "/gradio_api"
 OPEN = ("/", "/login", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/theme.css")
@@ -54,11 +56,15 @@ def session_of(scope: Scope) -> str | None:
 class PageAccess:
     """ASGI app: gradio's behind the login and a Content-Security-Policy, for pages of this server alone."""
 
-    def __init__(self, app: App, stopping: asyncio.Event) -> None:
+    def __init__(self, app: "App", stopping: asyncio.Event) -> None:
         self.app, self.stopping = app, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_begun = False
+
         async def send_with_policy(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = message.get("more_body", message["type"] == "http.response.start")
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = POLICY
@@ -76,9 +82,11 @@ class PageAccess:
         if session is None:
             await self.app(scope, receive, send_with_policy)
         else:
-            await self.stream(self.app(scope, receive, send_with_policy), session, send)
+            await self.stream(self.app(scope, receive, send_with_policy), session)
+            if is_begun:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def stream(self, answer: Coroutine[Any, Any, None], session: str, send: Send) -> None:
+    async def stream(self, answer: Coroutine[Any, Any, None], session: str) -> None:
         """Events, which have no end of their own, until the server stops and the session's answers are complete."""
         answering, over = asyncio.create_task(answer), asyncio.create_task(self.is_over(session))
         try:
@@ -87,9 +95,7 @@ class PageAccess:
             answering.cancel()
             over.cancel()
             await asyncio.wait([answering, over])
-        if answering.cancelled():
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        else:
+        if not answering.cancelled():
             answering.result()
 
     async def is_over(self, session: str) -> None:
