@@ -95,15 +95,16 @@ class Rollout:
         while len(row) > 1 and row[-1] == trainer.generation_config.pad_token_id:
             row = row[:-1]
         end = processor.end_token_id
-        return [*row, end] if self.generation_mode == "image" and end in trainer.eos_token_ids else row
+        if self.generation_mode != "image" or end is None or end not in trainer.eos_token_ids:
+            return row
+        return [*row, end]
 
     def _chosen(self, answer: list[int], processor: UnifiedProcessor) -> list[int]:
         """1 at ids that were sampled."""
         alone = self.generation_mode == "image"
         forced: set[int | None] = {processor.eoi_token_id}
         if alone:
-            forced |= {processor.boi_token_id}
-            forced |= {processor.end_token_id}
+            forced |= {processor.boi_token_id, processor.end_token_id}
         return [int(token not in forced) for token in answer]
 
     def _parts(
