@@ -33,6 +33,5 @@ def compile_scale_steps(model: UnifiedForCausalLM, backend: str = "inductor", dy
     def step(**inputs: Any) -> Any:
         return backbone(**inputs)
 
-    model.model.compiled_scales = torch.compile(
-        step, fullgraph=True, dynamic=dynamic, backend=backend, recompile_limit=GRAPHS
-    )
+    settings: dict[str, Any] = {"backend": backend, "dynamic": dynamic, "recompile_limit": GRAPHS}
+    model.model.compiled_scales = torch.compile(step, fullgraph=True, **settings)

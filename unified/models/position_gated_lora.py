@@ -16,7 +16,6 @@ updating every position.
 
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -81,7 +80,7 @@ class ImageGate:
 
     def run_backbone(
         self,
-        backbone: Callable[..., Any],
+        backbone: Any,  # a PreTrainedModel, or its compiled scale step, which runs without gradient
         in_image: Tensor,
         documents: Tensor | None,
         image_seen: Tensor | None,

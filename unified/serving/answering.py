@@ -171,8 +171,10 @@ class Answering:
             if was_stopped and not isinstance(event, Finished):
                 continue
             for piece in answer.hear(event):
-                said = isinstance(piece, str)
-                yield number, {"content": answer.say(piece)} if said else {"images": [await answer.show(piece)]}
+                if isinstance(piece, str):
+                    yield number, {"content": answer.say(piece)}
+                else:
+                    yield number, {"images": [await answer.show(piece)]}
             if isinstance(event, PartialImage):
                 url = await asyncio.to_thread(data_uri, event.image)
                 shown = {"index": event.number, "scale": event.scale, "scales": self.service.scales, "url": url}
