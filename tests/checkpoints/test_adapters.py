@@ -35,16 +35,14 @@ Weights = dict[str, torch.Tensor]
 def sft(toy_checkpoint: Path, toy_rows: Callable[[str], Path]) -> Callable[..., None]:
     """`sft(*flags)`: run the recipe on a few rows of which every position is trained."""
     rows = toy_rows("ddat")
-    fixed = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--train_files", rows]
-    fixed += ["--caption_dropout", 0, "--last_scale_fraction", 1, "--tuning", "lora"]
+    fixed = ["sft.py", "--config", ROOT / "recipes/configs/tiny.yaml", "--train_files", rows, "--tuning", "lora"]
+    fixed += ["--caption_dropout", 0, "--last_scale_fraction", 1]
     evaluated = ["--eval_files", rows, "--eval_strategy", "steps"]
 
     def train(*flags: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCELERATE_USE_CPU", "true")
-            patch.setattr(
-                sys, "argv", list(map(str, [*fixed, *([] if "--eval_strategy" in flags else evaluated), *flags]))
-            )
+            patch.setattr(sys, "argv", [*map(str, [*fixed, *(evaluated * ("--eval_strategy" not in flags)), *flags])])
             load_script("recipes/sft.py").main()
 
     return train
@@ -141,9 +139,9 @@ def test_image_tokens_can_become_after_image(sft: Callable[..., None], image_ada
     """Its weights at the start are the adapter's; only where they act is new, also after a stop."""
     out = tmp_path / "out"
     flags = ["--model", image_adapter, "--lora_positions", "after_image", "--learning_rate", 0, "--output_dir", out]
-    flags += ["--new_parts_learning_rate", 0]
-    sft(*flags, "--max_steps", 1, "--eval_strategy", "no", "--save_steps", 1)
-    sft(*flags, "--max_steps", 2, "--eval_strategy", "no", "--resume")
+    flags += ["--new_parts_learning_rate", 0, "--eval_strategy", "no"]
+    sft(*flags, "--max_steps", 1, "--save_steps", 1)
+    sft(*flags, "--max_steps", 2, "--resume")
     before, after = weights_of(image_adapter), weights_of(out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert [kind_of(image_adapter), kind_of(out / "checkpoint-1"), kind_of(out)] == [
