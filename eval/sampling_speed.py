@@ -96,7 +96,11 @@ class SpeedArguments:
             )
         given, none = "a random backbone needs --codes", "--codes draws with random weights"
         check_needs(
-            self, [Needs(RANDOM, lambda s: s.codes, given), Needs("model prompt", lambda s: not s.codes, none)]
+            self,
+            [
+                Needs(RANDOM, lambda s: s.codes, given, "codes"),
+                Needs("model prompt", lambda s: not s.codes, none, "codes"),
+            ],
         )
 
 

@@ -22,7 +22,7 @@ from unified.serving.engine import Engine
 from unified.serving.page_about import Card
 from unified.serving.settings import ServerSettings
 
-STEP_SECONDS = 0.12
+STEP_SECONDS = 0.3
 SAMPLING = ImageSampling(temperature=0.9, guidance_scale=2.0)
 CARD = "---\nwidget:\n- text: draw\n---\n# A toy\n\n![it](https://example.com/toy.png)\n\nIts card."
 

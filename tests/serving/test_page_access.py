@@ -11,8 +11,9 @@ from page_process import STOP_SECONDS, Server, page_server
 KEY = "a key of 16 chars or more"
 API = "/gradio_api"
 LOGGED_IN = [
-    ("GET", "/config"), ("POST", f"{API}/queue/join"), ("GET", f"{API}/queue/data?session_hash=a"),
-    ("POST", f"{API}/upload"), ("GET", f"{API}/upload_progress?upload_id=a"), ("GET", f"{API}/file=/etc/passwd"),
+    ("GET", "/config"), ("POST", f"{API}/queue/join"), ("POST", f"{API}/run/predict"),
+    ("GET", f"{API}/queue/data?session_hash=a"), ("POST", f"{API}/upload"), ("GET", f"{API}/upload_progress?upload_id=a"),
+    ("GET", f"{API}/file=/etc/passwd"),
     ("GET", f"{API}/heartbeat/a"), ("POST", f"{API}/cancel"), ("POST", f"{API}/reset"), ("GET", f"{API}/info"),
     ("GET", f"{API}/app_id"), ("GET", f"{API}/startup-events"), ("HEAD", "/config"),
 ]  # fmt: skip
@@ -23,7 +24,7 @@ NOT_SERVED = [
     ("GET", f"{API}/file=../etc/passwd"), ("GET", f"{API}/file/etc/passwd"), ("GET", f"{API}/token"),
     ("GET", f"{API}/deep_link?session_hash=a"), ("GET", f"{API}/dev/reload"), ("POST", f"{API}/vibe-edit"),
     ("GET", f"{API}/custom_component/a/client/b/c"), ("POST", f"{API}/stream/a"), ("GET", f"{API}/openapi.json"),
-    ("POST", f"{API}/component_server"), ("POST", f"{API}/run/predict"), ("POST", f"{API}/call/predict"),
+    ("POST", f"{API}/component_server"), ("POST", f"{API}/call/predict"),
 ]  # fmt: skip
 
 

@@ -22,8 +22,8 @@ OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/")
 EVENTS, HEARTBEAT = f"{API}/queue/data", f"{API}/heartbeat/"
 WITH_KEY = (
     "/config", "/logout", EVENTS,
-    *(f"{API}/{name}" for name in ("queue/join", "upload", "upload_progress", "cancel", "reset", "info", "app_id")),
-    f"{API}/startup-events",
+    *(f"{API}/{name}" for name in ("queue/join", "run/predict", "upload", "upload_progress", "cancel", "reset")),
+    *(f"{API}/{name}" for name in ("info", "app_id", "startup-events")),
 )  # fmt: skip
 # of files those of this machine, absolute: gradio refuses all but uploads, and would fetch what begins with http
 FOLDERS_WITH_KEY = (HEARTBEAT, f"{API}/file=/")
