@@ -69,7 +69,7 @@ def test_the_table_has_the_best_first_and_the_spread_of_seeds(
 
 def test_a_second_run_trains_only_what_is_new(world: World, compare: Callable[..., int]) -> None:
     assert compare() == 0 and len(world.commands) == 4
-    assert compare(trials=TRIALS | {"later": {"warmup_steps": 3}}) == 0
+    assert compare(trials=TRIALS | {"later": {"learning_rate": 0.003}}) == 0
     assert len(world.commands) == 6 and all("later-" in " ".join(words) for *_, words in world.commands[4:])
 
 

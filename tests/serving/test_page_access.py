@@ -12,8 +12,8 @@ KEY = "a key of 16 chars or more"
 API = "/gradio_api"
 LOGGED_IN = [
     ("GET", "/config"), ("POST", f"{API}/queue/join"), ("POST", f"{API}/run/predict"),
-    ("GET", f"{API}/queue/data?session_hash=a"), ("POST", f"{API}/upload"), ("GET", f"{API}/upload_progress?upload_id=a"),
-    ("GET", f"{API}/file=/etc/passwd"),
+    ("GET", f"{API}/queue/data?session_hash=a"), ("POST", f"{API}/upload"),
+    ("GET", f"{API}/upload_progress?upload_id=a"), ("GET", f"{API}/file=/etc/passwd"),
     ("GET", f"{API}/heartbeat/a"), ("POST", f"{API}/cancel"), ("POST", f"{API}/reset"), ("GET", f"{API}/info"),
     ("GET", f"{API}/app_id"), ("GET", f"{API}/startup-events"), ("HEAD", "/config"),
 ]  # fmt: skip
