@@ -4,7 +4,8 @@ import json
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, DummyOptim, parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils.deepspeed import DummyOptim
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
