@@ -66,7 +66,7 @@ def test_nothing_to_encode(refuse: Refuse, vq_dir: Path, tmp_path: Path) -> None
     assert "hold no rows" in refuse("data_prep/encode_images.py", *given)
     row = {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]}
     rows.write_text(json.dumps({**row, "images": ["gone.png"]}) + "\n")
-    assert "not one of 1 rows has images that can be read" in refuse(
+    assert "not one of 1 rows can be read with its images" in refuse(
         "data_prep/encode_images.py", *given, "--max_bad", 5
     )
     assert "--max_bad -1; give at least 0" in refuse("data_prep/encode_images.py", *given, "--max_bad", -1)
