@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def complete(line: str) -> list:
     return list(ChatCompleter().get_completions(Document(line), CompleteEvent()))
 
 
+def take_terminal() -> None:
+    """In a child: its terminal's Ctrl-C is a signal to it, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A program in a pseudo-terminal."""
 
@@ -95,7 +102,7 @@ class Terminal:
             stderr=inner,
             env=variables,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal to it
+            preexec_fn=take_terminal,
         )
         os.close(inner)
 
