@@ -100,16 +100,8 @@ class Client:
 @contextmanager
 def served(engine: Engine, settings: ServerSettings) -> Iterator[str]:
     """The URL of a server of this process."""
-    server = AppServer(create_app(engine, settings), port=0, log_level="error")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with AppServer(create_app(engine, settings), port=0, log_level="error").in_thread() as url:
+        yield url
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:

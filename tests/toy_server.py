@@ -1,7 +1,5 @@
 """A server in this process, on a free port, as tests ask it."""
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,19 +37,13 @@ def serve(checkpoint: Path, limits: EngineLimits | None = None, **settings: obje
     engine = Engine(model, processor, limits)
     app = create_app(engine, ServerSettings(**settings))
     server = AppServer(app, port=0, log_level="error")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    running = Server(f"http://127.0.0.1:{port}", engine, server)
-    try:
-        yield running
-    finally:
-        for client in running.clients:
-            client.close()
-        server.should_exit = True
-        thread.join()
+    with server.in_thread() as url:
+        running = Server(url, engine, server)
+        try:
+            yield running
+        finally:
+            for client in running.clients:
+                client.close()
     assert not engine.active and not engine.waiting
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from toys import make_tokenizer, save_llm
 
 from unified import ImageSampling, VQConfig, VQModel
@@ -73,10 +72,8 @@ def main(folder: Path, *keys: str) -> None:
     server.run()
 
 
-def stop_with_input(server: uvicorn.Server) -> None:
-    while not server.started:
-        time.sleep(0.02)
-    sys.stdout.write(f"port {server.servers[0].sockets[0].getsockname()[1]}\n")
+def stop_with_input(server: AppServer) -> None:
+    sys.stdout.write(f"port {server.wait_for_address()[1]}\n")
     sys.stdout.flush()
     sys.stdin.read()
     server.should_exit = True

@@ -1,7 +1,6 @@
 """`unified serve`: an OpenAI-compatible server of one model."""
 
 import threading
-import time
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +24,9 @@ from unified.inference.arguments import GuidedSamplingArguments
 from unified.models.image_sampling import ImageSampling
 
 if TYPE_CHECKING:
-    import uvicorn
     from fastapi import FastAPI
+
+    from unified.serving.app import AppServer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EXTRA = "unified serve needs the extra `serve`: pip install 'unified-ar[serve]'"
@@ -125,9 +125,7 @@ def add_page(app: "FastAPI", model: Path) -> None:
     mount_page(app, Card.parse(card.read_text(encoding="utf-8")) if card.is_file() else None)
 
 
-def open_in_browser(server: "uvicorn.Server") -> None:
+def open_in_browser(server: "AppServer") -> None:
     """Open the page once the server listens; a machine without a browser has the address on the terminal."""
-    while not server.started:
-        time.sleep(0.05)
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    host, port = server.wait_for_address()
     webbrowser.open(f"http://{f'[{host}]' if ':' in host else host}:{port}/")

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
@@ -39,6 +41,25 @@ class AppServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.stopping.set()
         await super().shutdown(sockets)
+
+    def wait_for_address(self) -> tuple[str, int]:
+        """Host and port, once it listens: asked from another thread than its own."""
+        while not self.started:
+            time.sleep(0.01)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return str(host), int(port)
+
+    @contextmanager
+    def in_thread(self) -> Iterator[str]:
+        """Serve in a thread of this process as long as the context lasts; yields the URL."""
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        host, port = self.wait_for_address()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            self.should_exit = True
+            thread.join()
 
 
 def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
