@@ -4,7 +4,9 @@ import ast
 import importlib
 import re
 import statistics
+import subprocess
 import tomllib
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -40,6 +42,12 @@ ARROWS = {
     "serving": "files image_tokenizer inference models",
     "reports": "arguments checkpoints data evaluation files hardware image_tokenizer inference models scenes training",
 }
+
+# what lies at the root of the repository
+FOLDERS = {".ci", "data_prep", "docs", "eval", "recipes", "tests", "unified", "weights"}
+FILES = {".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE"}
+FILES |= {"MANIFEST.in", "Makefile", "README.md", "THIRD_PARTY.md", "constraints.txt", "pyproject.toml", "setup.py"}
+FILES |= {"zensical.toml"}
 
 
 def imports(path: Path) -> list[str]:
@@ -115,6 +123,21 @@ def test_script_folders_are_no_packages(folder: str, monkeypatch: pytest.MonkeyP
         "include"
     ]
     assert packaged == ["unified*"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git knows what is tracked, and this is no clone")
+def test_nothing_else_is_tracked_at_the_root() -> None:
+    """Such as what a test wrote into the current folder."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    places = [path.split("/", 1) for path in listed.splitlines()]
+    assert {place[0] for place in places if len(place) == 2} == FOLDERS
+    assert {place[0] for place in places if len(place) == 1} == FILES
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """`pytest -k NAME` and messages name one file, and helpers of tests are imported by these names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [file for file, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
