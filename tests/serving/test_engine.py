@@ -188,13 +188,18 @@ def slow() -> Iterator[Engine]:
 
 def test_the_queue_is_bounded_and_takes_all_or_none(slow: Engine) -> None:
     jobs = [picture([5], seed) for seed in range(5)]
-    with pytest.raises(Busy, match="0 requests wait already; try again in 1 s"):
+    with pytest.raises(ValueError, match="5 answers are more than the 4 that the queue takes"):
         slow.submit(jobs, lambda number, event: None)
-    answers = Answers(slow, jobs[:4])
+    answers = [Answers(slow, jobs[:2])]
+    with pytest.raises(Busy, match="2 requests wait already; try again in 2 s"):
+        slow.submit(jobs[2:], lambda number, event: None)
+    answers.append(Answers(slow, jobs[2:4]))
     with pytest.raises(Busy):
         slow.submit(jobs[:1], lambda number, event: None)
+    with pytest.raises(Busy, match="4 requests wait"):
+        slow.encode([])
     slow.gate.release(100)
-    assert all(isinstance(events[-1], Finished) for events in answers.wait())
+    assert all(isinstance(events[-1], Finished) for both in answers for events in both.wait())
     slow.submit(jobs[:1], lambda number, event: None)
 
 

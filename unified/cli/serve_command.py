@@ -5,6 +5,7 @@ import webbrowser
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -29,28 +30,33 @@ if TYPE_CHECKING:
     from unified.serving.app import AppServer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Host = Annotated[str, typer.Option(help="address to listen on; another than loopback asks for --api-key-file")]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="file of keys, one a line, one of which every request must have")
+]
+AllowUrls = Annotated[
+    bool, typer.Option("--allow-urls", help="fetch images of public http(s) URLs, besides data URIs")
+]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(help="origin of other pages that may ask, as https://chat.example.com; may be repeated"),
+]
+StrictModel = Annotated[bool, typer.Option("--strict-model", help="refuse requests that name another model (404)")]
 EXTRA = "unified serve needs the extra `serve`: pip install 'unified-ar[serve]'"
 
 
 def serve(
     model: ModelDir,
-    host: Annotated[str, typer.Option(help="address to listen on; another than loopback asks for --api-key-file")] = (
-        "127.0.0.1"
-    ),
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 takes a free one")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="file of keys, one a line, one of which every request must have")
-    ] = None,
+    api_key_file: ApiKeyFile = None,
     max_batch: Annotated[int, typer.Option(min=1, help="answers that are worked on together")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="answers that may wait; further ones are refused (429)")] = 64,
     cache_mb: Annotated[int, typer.Option(min=0, help="memory of conversations that may go on, in MB")] = 256,
     request_seconds: Annotated[float, typer.Option(min=1, help="time an answer may take, waiting included")] = 300,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="fetch images of public http(s) URLs, besides data URIs")
-    ] = False,
-    strict_model: Annotated[
-        bool, typer.Option("--strict-model", help="refuse requests that name another model (404)")
-    ] = False,
+    allow_urls: AllowUrls = False,
+    allow_origin: AllowOrigin = None,
+    strict_model: StrictModel = False,
     model_name: Annotated[str | None, typer.Option(help="the model's name in answers; default: its folder's")] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="the page at `/`, which asks for gradio")] = True,
     open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
@@ -69,6 +75,8 @@ def serve(
     server does. Ctrl-C lets begun answers end. Sampling settings are the defaults of requests that give none.
     """
     check_flags(api_key_file, host, page, open_page)
+    origins = tuple(allow_origin or ())
+    check_origins(origins)
     try:
         from unified.serving.app import create_app
         from unified.serving.engine import Engine, EngineLimits
@@ -84,6 +92,7 @@ def serve(
         strict_model=strict_model,
         api_keys=keys,
         allow_urls=allow_urls,
+        allow_origins=origins,
         sampling=ImageSampling(temperature, top_k, top_p, guidance_scale),
         seconds=request_seconds,
     )
@@ -100,6 +109,16 @@ def check_flags(api_key_file: Path | None, host: str, page: bool, open_page: boo
         raise ValueError("--open and --no-page are both given; keep one of them")
     if api_key_file is None and host not in LOOPBACK:
         raise ValueError(f"--host {host} lets others in; give --api-key-file, or --host 127.0.0.1")
+
+
+def check_origins(origins: tuple[str, ...]) -> None:
+    """Raise ValueError for what is no origin, which no browser would send."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError(
+                f"--allow-origin {origin} is no origin; give scheme and host, as https://chat.example.com"
+            )
 
 
 def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:

@@ -9,22 +9,22 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from torch import Tensor
 
 from unified.serving.chat_protocol import AnswerMessage, ChatRequest, ChatResponse, Choice, Parts, Usage
 from unified.serving.conversation import read_messages
-from unified.serving.drawing import ERRORS, STREAM, partial_scales
+from unified.serving.drawing import ERRORS, JSON, STREAM, partial_scales
 from unified.serving.errors import ApiError, unsupported
 from unified.serving.jobs import Event, Finished, Job, PartialImage, TextSampling, TextToken, WholeImage
 from unified.serving.pictures import data_uri
 from unified.serving.protocol import ImageSettings, Unified, without_nulls
-from unified.serving.service import Answers, Service, seeds_from
+from unified.serving.service import Answers, AnswerStream, Service, seeds_from
 from unified.serving.text_stream import InterleavedStream
 
 MAX_STOPS = 16
 # fields of OpenAI's that change nothing here when they are given, and are named in the answer
-UNUSED = {"tools", "tool_choice", "functions", "response_format"}
+UNUSED = {"tools", "tool_choice", "functions", "function_call"}
 NO_TOOLS = 'this model calls no tools; leave it out, or send "auto" or "none"'
 
 
@@ -86,8 +86,11 @@ class Answer:
 class Answering:
     """One request for n answers: checked, as jobs, and answered. Made by `begin`."""
 
-    def __init__(self, service: Service, request: ChatRequest, ids: list[int], codes: list[Tensor]) -> None:
-        self.service, self.request, self.ids = service, request, ids
+    def __init__(
+        self, service: Service, request: ChatRequest, ids: list[int], codes: list[Tensor], owner: str
+    ) -> None:
+        self.service, self.request, self.owner = service, request, owner
+        self.ids = [*ids, service.engine.model.config.boi_token_id] if request.is_picture_alone else ids
         self.codes = torch_stack(codes, service)
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.seeds = seeds_from(request.seed, request.n or 1)
@@ -96,14 +99,14 @@ class Answering:
         self.answers = [Answer(service, self.stops) for _ in self.seeds]
 
     @classmethod
-    async def begin(cls, service: Service, request: ChatRequest) -> "Answering":
+    async def begin(cls, service: Service, request: ChatRequest, owner: str) -> "Answering":
         """Check a request and read its messages."""
         service.check_model(request)
         check(service, request)
         messages, codes = await read_messages(request.messages, service)
         ids = service.prompt_ids(messages, codes)
         inputs = [code for code, drawn in zip(codes, drawn_parts(messages), strict=True) if not drawn]
-        return cls(service, request, ids, inputs)
+        return cls(service, request, ids, inputs, owner)
 
     @property
     def max_images(self) -> int:
@@ -111,26 +114,26 @@ class Answering:
         asked = self.request.modalities
         if asked is not None and "image" not in asked:
             return 0
-        return 1 if self.request.max_images is None else self.request.max_images
+        return 1 if self.request.is_picture_alone or self.request.max_images is None else self.request.max_images
 
     def jobs(self) -> list[Job]:
         """One for each answer."""
         request, service = self.request, self.service
         limits, engine = service.settings, service.engine
-        tokens = request.max_completion_tokens or request.max_tokens or limits.default_new_tokens
+        asked = request.max_completion_tokens or request.max_tokens or limits.default_new_tokens
         sampling = TextSampling(
             0.0 if request.temperature is None else request.temperature,
             request.top_k or 0,
             1.0 if request.top_p is None else request.top_p,
         )
-        room = service.room(self.ids, self.max_images)
+        tokens = max(1, min(asked, limits.max_new_tokens, service.room(self.ids, self.max_images)))
         shown = (request.partial_images or 0) if request.stream else 0
         drawing = service.sampling(request.image_sampling or ImageSettings())
         return [
             Job(
                 self.ids, self.codes, engine.end_ids, seed, drawing,
-                sampling, self.max_images, max(1, min(tokens, limits.max_new_tokens, room)),
-                partial_scales(shown, service.scales), limits.seconds,
+                sampling, self.max_images, 0 if request.is_picture_alone else tokens,
+                partial_scales(shown, service.scales), limits.seconds, self.owner,
             )
             for seed in self.seeds
         ]  # fmt: skip
@@ -213,29 +216,33 @@ class Answering:
             choice["message"] = {k: v for k, v in choice["message"].items() if v is not None or k != "images"}
         return Response(json.dumps(content), media_type="application/json")
 
+    @property
+    def counts_usage(self) -> bool:
+        """Whether a stream ends with the tokens."""
+        options = self.request.stream_options
+        return options is not None and bool(options.include_usage)
+
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> ServerSentEvent:
         """A part of a stream."""
         body = {"id": self.id, "object": "chat.completion.chunk", "created": self.created}
         body["model"] = self.request.model or self.service.settings.model_name
-        return ServerSentEvent(json.dumps({**body, "choices": choices, **more}), sep="\n")
+        counted = {"usage": None} if self.counts_usage else {}  # of all chunks but the last
+        return ServerSentEvent(json.dumps({**body, "choices": choices, **counted, **more}), sep="\n")
 
     async def stream(self, answers: Answers) -> AsyncIterator[ServerSentEvent]:
         """Chunks as OpenAI's, ended by [DONE]; an error is the last before it."""
-        options, ended = self.request.stream_options, set()
-        async with answers:
-            try:
-                for number in range(len(self.answers)):
-                    yield self.chunk([delta(number, {"role": "assistant", "content": ""})])
-                async for number, change in self.follow(answers, None):
-                    yield self.chunk([delta(number, change)])
-                for number, answer in enumerate(self.answers):
-                    ended.add(number)
-                    yield self.chunk([delta(number, {}, answer.reason)], unified=without_nulls(self.note()))
-                if options is not None and options.include_usage:
-                    yield self.chunk([], usage=self.usage().model_dump())
-            except ApiError as error:
-                yield ServerSentEvent(json.dumps(error.content()), sep="\n")
-            yield ServerSentEvent("[DONE]", sep="\n")
+        try:
+            for number in range(len(self.answers)):
+                yield self.chunk([delta(number, {"role": "assistant", "content": ""})])
+            async for number, change in self.follow(answers, None):
+                yield self.chunk([delta(number, change)])
+            for number, answer in enumerate(self.answers):
+                yield self.chunk([delta(number, {}, answer.reason)], unified=without_nulls(self.note()))
+            if self.counts_usage:
+                yield self.chunk([], usage=self.usage().model_dump())
+        except ApiError as error:
+            yield ServerSentEvent(json.dumps(error.content()), sep="\n")
+        yield ServerSentEvent("[DONE]", sep="\n")
 
 
 def delta(number: int, change: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
@@ -245,19 +252,25 @@ def delta(number: int, change: Mapping[str, Any], reason: str | None = None) -> 
 
 def check(service: Service, request: ChatRequest) -> None:
     """Raise ApiError for what this model cannot do, and for more than the server gives."""
-    limits = service.settings
     tool = request.tool_choice
     if request.tools and tool not in (None, "auto", "none"):
         raise unsupported("tool_choice", NO_TOOLS)
+    if request.functions and request.function_call not in (None, "auto", "none"):
+        raise unsupported("function_call", NO_TOOLS)
     if request.logprobs:
         raise unsupported("logprobs", "probabilities are not given here")
     if request.response_format and request.response_format.get("type", "text") != "text":
         raise unsupported("response_format", "answers are plain text here")
     if request.modalities is not None and (not request.modalities or set(request.modalities) - {"text", "image"}):
         raise unsupported("modalities", 'answers are of "text" and "image"')
-    for name, count in (("n", request.n), ("max_images", request.max_images)):
-        if count is not None and count > limits.max_images:
-            raise ApiError(422, f"{name}: {count} are more than {limits.max_images}", name, "too_many")
+    if request.is_picture_alone and request.max_images == 0:
+        raise unsupported("max_images", 'modalities ["image"] asks for one; leave one of them out')
+    for name, count, most in (
+        ("n", request.n, service.most_answers),
+        ("max_images", request.max_images, service.settings.max_images),
+    ):
+        if count is not None and count > most:
+            raise ApiError(422, f"{name}: {count} are more than {most}", name, "too_many")
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > MAX_STOPS or any(len(stop) > 256 for stop in stops):
         raise ApiError(422, f"stop: at most {MAX_STOPS} of at most 256 characters", "stop", "too_many")
@@ -282,12 +295,13 @@ def chat_routes(service: Service) -> APIRouter:
     """Routes under /v1/chat."""
     router = APIRouter(prefix="/v1/chat", tags=["chat"], responses=ERRORS)
 
-    @router.post("/completions", response_model=ChatResponse, responses=STREAM)
+    @router.post("/completions", response_model=ChatResponse, responses=STREAM, dependencies=JSON)
     async def completions(body: ChatRequest, http: Request) -> Response:
         """Go on with a conversation of words and pictures, in words and pictures."""
-        answering = await Answering.begin(service, body)
+        answering = await Answering.begin(service, body, http.state.owner)
         if not body.stream:
             return await answering.whole(http)
-        return EventSourceResponse(answering.stream(answering.submit()), sep="\n")
+        answers = answering.submit()
+        return AnswerStream(answers, answering.stream(answers))
 
     return router

@@ -4,19 +4,20 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from sse_starlette.sse import AppStatus
 
 from unified.serving.answering import chat_routes
 from unified.serving.drawing import ERRORS, image_routes
 from unified.serving.engine import Engine
-from unified.serving.errors import ApiError, ErrorObject, answer_errors
+from unified.serving.errors import REQUEST_ID, ApiError, ErrorObject, answer_errors
 from unified.serving.gate import Gate
 from unified.serving.metrics import CountResponses
 from unified.serving.protocol import Health, Model, ModelList
@@ -86,6 +87,11 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAP
     add_state_routes(app, service)
     app.add_middleware(Gate, settings=service.settings)
     app.add_middleware(CountResponses, metrics=service.metrics)
+    if service.settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=service.settings.allow_origins, allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=[REQUEST_ID, "Retry-After"],
+        )  # fmt: skip
     return app
 
 
@@ -115,3 +121,9 @@ def add_state_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Counts in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    probed: dict[str, Callable[..., Any]] = {
+        "/v1/models": models, "/v1/models/{name:path}": one_model, "/health": health, "/metrics": metrics,
+    }  # fmt: skip
+    for path, route in probed.items():
+        app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)

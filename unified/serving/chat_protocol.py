@@ -40,7 +40,7 @@ class ChatMessage(BaseModel):
     """A message; `images` are those of an answer, as this server gave them."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[Part] | None = None
     images: list[ImagePart] | None = None
 
@@ -56,8 +56,8 @@ class ChatRequest(Request):
     """`POST /v1/chat/completions`.
 
     temperature, top_p, top_k: of text; greedy unless given. image_sampling: of pictures. n answers have the seeds
-    seed, seed + 1, ... max_images: of an answer; 0 or modalities ["text"]: none. partial_images: in a stream, the
-    number of scales at which an unfinished picture is shown.
+    seed, seed + 1, ... max_images: of an answer; 0 or modalities ["text"]: none; modalities ["image"]: one, and no
+    words. partial_images: in a stream, the number of scales at which an unfinished picture is shown.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -78,8 +78,14 @@ class ChatRequest(Request):
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
+    function_call: Any = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
+
+    @property
+    def is_picture_alone(self) -> bool:
+        """Whether the answer is one picture, whatever the model would say."""
+        return bool(self.modalities) and set(self.modalities or ()) == {"image"}
 
 
 class Usage(BaseModel):

@@ -17,7 +17,7 @@ from unified.serving.errors import ApiError
 from unified.serving.pictures import read_url
 from unified.serving.service import Service
 
-ROLES = {"developer": "system"}
+ROLES = {"developer": "system", "function": "tool"}
 
 
 def check_sizes(messages: Sequence[ChatMessage], service: Service) -> None:

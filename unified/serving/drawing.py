@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 
 from unified.serving.errors import ApiError, ErrorObject, unsupported
+from unified.serving.gate import check_json
 from unified.serving.jobs import Job, PartialImage, WholeImage
 from unified.serving.pictures import base64_of
 from unified.serving.protocol import (
@@ -22,10 +23,10 @@ from unified.serving.protocol import (
     Unified,
     without_nulls,
 )
-from unified.serving.service import Answers, Service, seeds_from
+from unified.serving.service import Answers, AnswerStream, Service, seeds_from
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorObject} for status in (400, 401, 404, 408, 413, 422, 429, 499, 500, 503, 504)
+    status: {"model": ErrorObject} for status in (400, 401, 404, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 }
 EVENT = {  # of a stream, as OpenAPI 3.2 has it; `data` is JSON, or [DONE]
     "type": "object",
@@ -33,6 +34,7 @@ EVENT = {  # of a stream, as OpenAPI 3.2 has it; `data` is JSON, or [DONE]
     "required": ["data"],
 }
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}}
+JSON = [Depends(check_json)]
 UNUSED = ("quality", "style", "moderation")  # fields without effect here
 EDITS = "this model draws from words alone; ask POST /v1/images/generations"
 
@@ -47,9 +49,9 @@ def partial_scales(count: int, scales: int) -> frozenset[int]:
 class Drawing:
     """One request for images: checked, as jobs, and answered."""
 
-    def __init__(self, service: Service, request: ImageRequest) -> None:
+    def __init__(self, service: Service, request: ImageRequest, owner: str = "") -> None:
         service.check_model(request)
-        self.service, self.request = service, request
+        self.service, self.request, self.owner = service, request, owner
         self.format, self.count = request.output_format or "png", request.n or 1
         self.ignored = sorted({name for name in UNUSED if getattr(request, name) not in (None, "auto")})
         self.ignored += sorted(request.model_extra or {})
@@ -68,8 +70,9 @@ class Drawing:
         if len(request.prompt) > limits.max_prompt_characters:
             message = f"prompt: {len(request.prompt)} characters are more than {limits.max_prompt_characters}"
             raise ApiError(422, message, "prompt", "string_too_long")
-        if self.count > limits.max_images:
-            raise ApiError(422, f"n: {self.count} images are more than {limits.max_images}", "n", "too_many_images")
+        most = self.service.most_answers
+        if self.count > most:
+            raise ApiError(422, f"n: {self.count} images are more than {most}", "n", "too_many_images")
         if request.background == "transparent":
             raise unsupported("background", "pictures of this model are opaque; leave it out")
 
@@ -81,7 +84,7 @@ class Drawing:
         return [
             Job(
                 self.prompt, codes, frozenset(), seed, sampling, partial_scales=shown,
-                seconds=service.settings.seconds,
+                seconds=service.settings.seconds, owner=self.owner,
             )
             for seed in self.seeds
         ]  # fmt: skip
@@ -143,13 +146,12 @@ class Drawing:
 
     async def stream(self, answers: Answers) -> AsyncIterator[ServerSentEvent]:
         """Partial images, then whole ones, as server-sent events; an error is the last."""
-        async with answers:
-            try:
-                async for number, event in answers.events():
-                    if isinstance(event, PartialImage | WholeImage):
-                        yield sse(await self.image_event(number, event))
-            except ApiError as error:
-                yield sse({"type": "error", **error.content()})
+        try:
+            async for number, event in answers.events():
+                if isinstance(event, PartialImage | WholeImage):
+                    yield sse(await self.image_event(number, event))
+        except ApiError as error:
+            yield sse({"type": "error", **error.content()})
 
     async def image_event(self, number: int, event: PartialImage | WholeImage) -> dict[str, Any]:
         """An image as OpenAI's event."""
@@ -180,13 +182,14 @@ def image_routes(service: Service) -> APIRouter:
     """Routes under /v1/images."""
     router = APIRouter(prefix="/v1/images", tags=["images"], responses=ERRORS)
 
-    @router.post("/generations", response_model=ImageResponse, responses=STREAM)
+    @router.post("/generations", response_model=ImageResponse, responses=STREAM, dependencies=JSON)
     async def generations(body: ImageRequest, http: Request) -> Response:
         """Draw n pictures of a prompt; with `stream`, server-sent events that show them scale by scale."""
-        drawing = Drawing(service, body)
+        drawing = Drawing(service, body, http.state.owner)
         if not body.stream:
             return await drawing.whole(http)
-        return EventSourceResponse(drawing.stream(drawing.submit(body.partial_images or 0)), sep="\n")
+        answers = drawing.submit(body.partial_images or 0)
+        return AnswerStream(answers, drawing.stream(answers))
 
     @router.post("/edits", response_model=ErrorObject, status_code=400)
     async def edits() -> None:

@@ -45,6 +45,11 @@ class EngineLimits:
     max_queue: int = 64
     cache_bytes: int = 256 * 2**20
 
+    @property
+    def most(self) -> int:
+        """Answers that are taken at once where there are no others."""
+        return self.max_batch + self.max_queue
+
 
 class Engine:
     """Batches the answers of many clients on one model; a context manager that stops its thread.
@@ -99,8 +104,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Answers that wait."""
-        return len(self.inbox) + len(self.scheduler.waiting)
+        """Answers that wait, and requests whose pictures wait to be encoded."""
+        return len(self.inbox) + len(self.scheduler.waiting) + len(self.calls)
 
     @property
     def alive(self) -> bool:
@@ -110,21 +115,27 @@ class Engine:
     def submit(self, jobs: Sequence[Job], on_event: Callable[[int, Event], None]) -> list[Ticket]:
         """Let `jobs` be worked on, all or none; `on_event(i, event)` hears of the i-th, in the engine's thread.
 
-        Raises Busy where the queue has no room for them, ValueError for a prompt that fills the model's context.
+        Raises Busy where the queue has no room for them, ValueError for more than it ever has room for, and for a
+        prompt that fills the model's context.
         """
+        if len(jobs) > self.limits.most:
+            raise ValueError(f"{len(jobs)} answers are more than the {self.limits.most} that the queue takes")
         for job in jobs:
             self.check(job)
         tickets = [Ticket(job, partial(on_event, number)) for number, job in enumerate(jobs)]
         with self.changed:
-            waiting = self.waiting
-            free = max(0, self.limits.max_batch - self.active)
-            if waiting + len(jobs) > self.limits.max_queue + free:
-                raise Busy(waiting, self.retry_after())
-            if self.stopping:
-                raise Busy(waiting, 1)
+            self.check_room(len(jobs))
             self.inbox += tickets
             self.changed.notify()
         return tickets
+
+    def check_room(self, count: int) -> None:
+        """Raise Busy unless `count` more may wait or be worked on. To be called with `changed` held."""
+        waiting, free = self.waiting, max(0, self.limits.max_batch - self.active)
+        if waiting + count > self.limits.max_queue + free:
+            raise Busy(waiting, self.retry_after())
+        if self.stopping:
+            raise Busy(waiting, 1)
 
     def check(self, job: Job) -> None:
         """Raise ValueError for a job that the model cannot do."""
@@ -142,13 +153,15 @@ class Engine:
         return max(1, min(60, round(self.seconds_per_answer * (self.waiting + 1) / self.limits.max_batch)))
 
     def encode(self, images: Sequence[Image.Image]) -> "Future[Any]":
-        """Codes (M, L) of input images."""
+        """Codes (M, L) of input images. Raises Busy where the queue has no room."""
 
         def work() -> Tensor:
             pixels = torch.stack([image_to_pixels(image, self.processor.image_size) for image in images])
             return self.model.model.vq_model.encode(pixels.to(self.model.device)).cpu()
 
-        return self.call(work)
+        with self.changed:
+            self.check_room(1)
+            return self.call(work)
 
     def call(self, work: Callable[[], Any]) -> "Future[Any]":
         """Let the engine's thread do something between two steps."""
@@ -202,16 +215,15 @@ class Engine:
             self.place_seconds = 0.0
 
     def take_in(self) -> bool:
-        """Wait for work, and take in what was submitted; False when the engine stops."""
+        """Wait for work, take in what was submitted and answer one call; False when the engine stops."""
         with self.changed:
             while not (self.stopping or self.inbox or self.calls or self.active or self.scheduler.waiting):
                 self.changed.wait()
             self.scheduler.waiting += self.inbox
             self.inbox.clear()
-            calls = list(self.calls)
-            self.calls.clear()
-        for future, work in calls:
-            answer_call(future, work)
+            call = self.calls.popleft() if self.calls else None
+        if call is not None:  # one between two steps, so that many leave the answers in progress their time
+            answer_call(*call)
         return not self.stopping
 
 

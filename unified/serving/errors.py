@@ -14,6 +14,9 @@ from unified.serving.jobs import Failed
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 504: "timeout"}
+REQUEST_ID = "x-request-id"
+NO_PATH = "Not Found: the API is under /v1, and /docs lists its paths"
+LONGEST = 500  # characters of what pydantic says, which may repeat a part's type
 FAILURES = {"timeout": 504, "stopped": 503, "cancelled": 499, "error": 500}  # by `Failed.reason`
 
 
@@ -74,13 +77,27 @@ def of_failure(failed: Failed) -> ApiError:
 
 
 def of_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong in a request's body; its values are not repeated."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
+    """The first thing that is wrong in a request's body; the deepest of a field that may be this or that."""
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON", code="invalid_json")
-    field = ".".join(place) or "body"
-    return ApiError(422, f"{field}: {first['msg']}", field, first["type"])
+    places = [place_of(one, error.body) for one in found]
+    within = [number for number, place in enumerate(places) if place[: len(places[0])] == places[0]]
+    deepest = max(within, key=lambda number: len(places[number]))
+    field = ".".join(places[deepest]) or "body"
+    return ApiError(422, f"{field}: {found[deepest]['msg']}"[:LONGEST], field, found[deepest]["type"])
+
+
+def place_of(found: Mapping[str, Any], body: Any) -> list[str]:
+    """Where in `body` an error is; pydantic's path also names the kinds that were tried, which are left out."""
+    place, last = [], len(found["loc"]) - 1
+    for depth, part in enumerate(found["loc"]):
+        is_there = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if is_there:
+            body = body[part]
+        if is_there or (depth == last and found["type"] == "missing" and part != "body"):
+            place.append(str(part))
+    return place
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -96,9 +113,11 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
-        """A fault of the server's; what it is stands in its log."""
-        return ApiError(500, "the server met an error", code="error").response()
+        """A fault of the server's; what it is stands in its log. Middleware does not see this answer."""
+        headers = {REQUEST_ID: request.state.request_id}
+        return ApiError(500, "the server met an error", code="error", headers=headers).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        detail = NO_PATH if error.status_code == 404 else str(error.detail)
+        return ApiError(error.status_code, detail, headers=error.headers).response()

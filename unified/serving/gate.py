@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 import re
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unified.serving.errors import ApiError
@@ -16,7 +17,10 @@ BODY_SECONDS = 60.0  # in which a body has to be there
 
 
 class Gate:
-    """ASGI middleware: bodies of all requests; keys of those under /v1 and of /metrics. The page has its login."""
+    """ASGI middleware: bodies of all requests; keys of those under /v1 and of /metrics. The page has its login.
+
+    `owner` of a request's state says whose it is, by its key; without keys all are the same one's.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
@@ -25,6 +29,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope.setdefault("state", {})["owner"] = ""
         try:
             self.check_host(scope)
             path = scope["path"].rstrip("/")
@@ -61,12 +66,14 @@ class Gate:
         if not self.settings.api_keys:
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
-        if not has_key(given, self.settings.api_keys):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        number = key_number(given.strip(), self.settings.api_keys) if scheme.lower() == b"bearer" else None
+        if number is None:
             raise ApiError(
                 401, "no valid API key: send the header `Authorization: Bearer KEY`", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+        scope["state"]["owner"] = f"key {number}"
 
     async def read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None where the client has gone. Raises ApiError where it is too large."""
@@ -110,6 +117,15 @@ def is_address(name: str) -> bool:
     return True
 
 
-def has_key(given: bytes, keys: tuple[str, ...]) -> bool:
-    """Whether `given` is one of `keys`; all are compared, each in constant time."""
-    return any([hmac.compare_digest(given, key.encode()) for key in keys])
+def key_number(given: bytes, keys: tuple[str, ...]) -> int | None:
+    """Which of `keys` `given` is; all are compared, each in constant time."""
+    same = [hmac.compare_digest(given, key.encode()) for key in keys]
+    return same.index(True) if any(same) else None
+
+
+async def check_json(request: Request) -> None:
+    """Raise ApiError for a body that is said to be something else than JSON, as FastAPI takes it for text then."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        given = f"Content-Type: {kind[:100]} is not JSON" if kind else "no Content-Type"
+        raise ApiError(415, f"{given}; send application/json", code="unsupported_media_type")

@@ -38,6 +38,7 @@ class Job:
     max_new_tokens: of text; 0 gives a single image. end_ids: ids that end the answer.
     partial_scales: after which scales (from 0) an unfinished image is decoded.
     seconds: time within which it has to be done, waiting included.
+    owner: whose it is. Only the same owner's conversations are gone on with: how fast an answer comes tells of them.
     """
 
     input_ids: list[int]
@@ -50,6 +51,7 @@ class Job:
     max_new_tokens: int = 0
     partial_scales: frozenset[int] = frozenset()
     seconds: float = 300.0
+    owner: str = ""
 
 
 @dataclass(frozen=True)

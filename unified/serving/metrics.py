@@ -1,12 +1,15 @@
-"""Counts for Prometheus, one registry per app."""
+"""Counts for Prometheus, one registry per app, and ids of requests."""
 
 import time
+import uuid
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unified.serving.engine import Engine
+from unified.serving.errors import REQUEST_ID
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 300)
 
@@ -40,19 +43,31 @@ class Metrics:
 
 
 class CountResponses:
-    """ASGI middleware that counts and times responses by route, never by what was asked."""
+    """ASGI middleware that counts and times responses by route, never by what was asked, and gives each its id."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, name = time.perf_counter(), f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = name
+
+        def count(status: int) -> None:
+            path = scope["route"].path if "route" in scope else "other"
+            self.metrics.responses.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = scope["route"].path if "route" in scope else "other"
-                self.metrics.responses.labels(path, message["status"]).inc()
-                self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+                MutableHeaders(scope=message)[REQUEST_ID] = name
+                count(message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:
+            count(500)  # which is answered outside of this
+            raise

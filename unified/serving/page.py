@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from unified.models.image_sampling import ImageSampling
 from unified.serving.errors import ApiError
-from unified.serving.gate import has_key
+from unified.serving.gate import key_number
 from unified.serving.page_about import Card, about
 from unified.serving.page_access import PageAccess, is_of_page
 from unified.serving.page_chat import Shown, Talk, Turn, answer
@@ -60,7 +60,7 @@ def mount_page(app: FastAPI, card: Card | None = None) -> None:
         app,
         build_page(service, card or Card()),
         path="/",
-        auth=(lambda name, key: has_key(key.encode(), keys)) if keys else None,
+        auth=(lambda name, key: key_number(key.encode(), keys) is not None) if keys else None,
         auth_message="Any name, and an API key of this server as the password." if keys else None,
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="md", **FONTS),
         css_paths=[CSS],

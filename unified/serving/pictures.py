@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
+from urllib.parse import unquote
 
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,9 @@ from unified.serving.fetching import fetch
 from unified.serving.settings import ServerSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+DATA = re.compile(r"\s*data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+URL_SAFE = str.maketrans("-_", "+/")  # RFC 4648's other alphabet
+NO_URL = "neither a data URI in base64 (data:image/png;base64,...) nor an http(s) URL"
 REMEMBERED = 1024  # images whose codes are kept
 
 
@@ -30,15 +33,15 @@ def read_url(url: str, where: str, settings: ServerSettings) -> Image.Image:
     head = DATA.match(url)
     if head:
         try:
-            data = base64.b64decode("".join(url[head.end() :].split()), validate=True)
+            data = base64.b64decode("".join(unquote(url[head.end() :]).split()).translate(URL_SAFE), validate=True)
         except ValueError:  # binascii's, and that of other characters than ASCII
             raise ApiError(400, f"{where}: not valid base64", where, "invalid_image_url") from None
-    elif url[:5].lower() in ("http:", "https"):
+    elif url.lstrip()[:5].lower() in ("http:", "https"):
         if not settings.allow_urls:
             raise unsupported(where, "URLs are not fetched here; send a data URI (data:image/png;base64,...)")
-        data = fetch(url, where, settings.max_body_bytes)
+        data = fetch(url.strip(), where, settings.max_body_bytes)
     else:
-        raise ApiError(400, f"{where}: neither a data URI nor an http(s) URL", where, "invalid_image_url")
+        raise ApiError(400, f"{where}: {NO_URL}", where, "invalid_image_url")
     return read_bytes(data, where, settings.max_image_pixels)
 
 

@@ -50,25 +50,27 @@ class PrefixCache:
 
     def __init__(self, config: UnifiedConfig, max_bytes: int) -> None:
         self.config, self.max_bytes = config, max_bytes
-        self.rows: OrderedDict[bytes, tuple[np.ndarray, CachedRow]] = OrderedDict()
+        self.rows: OrderedDict[tuple[str, bytes], tuple[np.ndarray, CachedRow]] = OrderedDict()  # by owner and keys
         self.bytes = 0  # in memory; a number, as other threads read it
 
-    def put(self, keys: np.ndarray, row: CachedRow) -> None:
-        """Keep a row whose positions hold `keys` (T,); the rows it continues are dropped."""
+    def put(self, keys: np.ndarray, row: CachedRow, owner: str = "") -> None:
+        """Keep a row whose positions hold `keys` (T,) for its `owner`, whose rows that it continues are dropped."""
         for name, (shorter, _) in list(self.rows.items()):
-            if len(shorter) <= len(keys) and np.array_equal(shorter, keys[: len(shorter)]):
+            if name[0] == owner and len(shorter) <= len(keys) and np.array_equal(shorter, keys[: len(shorter)]):
                 del self.rows[name]
-        self.rows[keys.tobytes()] = keys, row
+        self.rows[owner, keys.tobytes()] = keys, row
         size = sum(row.bytes for _, row in self.rows.values())
         while size > self.max_bytes:
             _, (_, dropped) = self.rows.popitem(last=False)
             size -= dropped.bytes
         self.bytes = size
 
-    def find(self, keys: np.ndarray) -> Prefix | None:
+    def find(self, keys: np.ndarray, owner: str = "") -> Prefix | None:
         """The longest beginning of a prompt that is cached, ending before its last position and in no image."""
-        best, name = 0, b""
+        best, name = 0, (owner, b"")
         for candidate, (stored, _) in self.rows.items():
+            if candidate[0] != owner:
+                continue
             shared = min(len(stored), len(keys) - 1)
             differing = np.flatnonzero(stored[:shared] != keys[:shared])
             length = self.before_image(keys, int(differing[0]) if len(differing) else shared)

@@ -5,12 +5,13 @@ Numbers have the bounds in which they mean something; what clients send and this
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 64  # of a request, whatever a server allows
 Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+LEAST = 1e-9  # a share that the most probable alone reaches, as 0 of OpenAI's means
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda share: max(share, LEAST))]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 Size = Annotated[str, Field(max_length=32)]
 Word = Annotated[str, Field(max_length=64)]

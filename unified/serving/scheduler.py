@@ -65,7 +65,7 @@ class Scheduler:
         self.begun.append(ticket)
         try:
             sequence = Sequence(ticket, self.model)
-            prefix = self.prefixes.find(sequence.prompt_keys())
+            prefix = self.prefixes.find(sequence.prompt_keys(), ticket.job.owner)
             if prefix is not None:
                 sequence.reuse(prefix)
         except Exception as error:  # as `run`: of this job alone
@@ -156,7 +156,7 @@ class Scheduler:
         """Keep what is cached of conversations that may go on."""
         for sequence in sequences:
             if sequence.ticket.ended.is_set() and sequence.cached is not None and sequence.job.max_new_tokens:
-                self.prefixes.put(sequence.keys, sequence.cached)
+                self.prefixes.put(sequence.keys, sequence.cached, sequence.job.owner)
             if sequence.ticket.ended.is_set():
                 sequence.cached = None
 

@@ -3,11 +3,13 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastapi import Request as HttpRequest
 from PIL import Image
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from unified.models.image_sampling import ImageSampling
@@ -43,6 +45,11 @@ class Service:
     def scales(self) -> int:
         """Number of an image's scales."""
         return len(self.engine.model.config.patch_nums)
+
+    @property
+    def most_answers(self) -> int:
+        """Of a request: more would be refused whenever they were asked for."""
+        return min(self.settings.max_images, self.engine.limits.most)
 
     def check_model(self, request: Request) -> None:
         """Raise ApiError where only the served model's name is taken, and another is asked for."""
@@ -86,20 +93,28 @@ class Service:
         try:
             answers.tickets = self.engine.submit(jobs, answers.hear)
         except Busy as busy:
-            self.metrics.refused.inc()
-            raise of_busy(busy) from None
+            raise self.refused(busy) from None
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}", param, "context_length_exceeded") from None
         self.metrics.answers.inc(len(jobs))
         return answers
 
     async def encode(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        """Codes (L,) of input images."""
+        """Codes (L,) of input images. Raises ApiError where the queue is full."""
         if not images:
             return []
         self.check_alive()
-        codes: Tensor = await asyncio.wrap_future(self.engine.encode(images))
+        try:
+            encoding = self.engine.encode(images)
+        except Busy as busy:
+            raise self.refused(busy) from None
+        codes: Tensor = await asyncio.wrap_future(encoding)
         return list(codes)
+
+    def refused(self, busy: Busy) -> ApiError:
+        """What is said of a full queue, counted."""
+        self.metrics.refused.inc()
+        return of_busy(busy)
 
 
 class Answers:
@@ -146,6 +161,18 @@ class Answers:
                 raise of_failure(event)
             self.running -= isinstance(event, Finished | Failed)
             yield number, event
+
+
+class AnswerStream(EventSourceResponse):
+    """Server-sent events of `answers`, which are cancelled however it ends, be it before the first event."""
+
+    def __init__(self, answers: Answers, events: AsyncIterator[ServerSentEvent]) -> None:
+        super().__init__(events, sep="\n")
+        self.answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.answers:
+            await super().__call__(scope, receive, send)
 
 
 def seeds_from(seed: int | None, count: int) -> list[int]:

@@ -14,13 +14,14 @@ class ServerSettings:
 
     model_name: as answers and /v1/models have it. strict_model: refuse requests that name another model.
     api_keys: any of them is asked for; empty: none. allow_urls: fetch http(s) images, of public addresses only.
-    log_requests: log prompts and answers.
+    allow_origins: of other sites' pages that may ask from a browser (CORS).
     """
 
     model_name: str = "unified"
     strict_model: bool = False
     api_keys: tuple[str, ...] = ()
     allow_urls: bool = False
+    allow_origins: tuple[str, ...] = ()
     sampling: ImageSampling = field(default_factory=ImageSampling)
     max_body_bytes: int = 20 * 2**20
     max_prompt_characters: int = 32_000
