@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT
+from families import tiny_llm
 from filelock import FileLock
 from pairs import toy_pairs
 from recipe_jobs import main as run_jobs
@@ -30,6 +31,7 @@ TUNINGS = {
     "lora_image": ["--tuning", "lora", "--lora_positions", "image_tokens"],
     "lora_more": ["--tuning", "lora"],
     "noise": ["--tuning", "full", "--code_noise", "0.5"],
+    "experts": ["--tuning", "full"],
     "dpo_full": ["--tuning", "full"],
     "dpo_lora": ["--tuning", "lora"],
 }
@@ -45,10 +47,12 @@ ENGINES = {
 STEPS, HALF = 4, 2
 AUTO = dict.fromkeys(["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"], "auto")
 ADAMW = dict.fromkeys(["lr", "betas", "eps", "weight_decay"], "auto")
+SCHEDULE = dict.fromkeys(["warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps"], "auto")
 DEEPSPEED = {  # configurations in files of DeepSpeed's own form
-    "zero2_json": {  # with an optimizer, as many have
+    "zero2_json": {  # with an optimizer and a scheduler, as many have
         "zero_optimization": {"stage": 2},
         "optimizer": {"type": "AdamW", "params": ADAMW | {"torch_adam": True}},
+        "scheduler": {"type": "WarmupDecayLR", "params": SCHEDULE},
     },
     "zero3": {  # all parameters are parted, however small
         "zero_optimization": {
@@ -75,7 +79,7 @@ class World:
                 done.touch()
 
     def make_data(self) -> None:
-        """Two models, one with a matrix for both ends and one with two, their rows and their pairs."""
+        """Models with a matrix for both ends, with two, and with a mixture of experts; their rows and their pairs."""
         folder = self.folder
         make_vq().save_pretrained(folder / "vq")
         llm = save_llm(folder / "llm", make_tokenizer())
@@ -85,13 +89,17 @@ class World:
         LlamaForCausalLM(config).save_pretrained(folder / "other")
         make_tokenizer().save_pretrained(folder / "other")
         extend(folder / "other", folder / "vq", folder / "untied")
+        # files hold each expert by itself, the model all in one tensor; a balance loss is of a process's own batch
+        tiny_llm("mixtral", config.vocab_size, router_aux_loss_coef=0.0).save_pretrained(folder / "mixture")
+        make_tokenizer().save_pretrained(folder / "mixture")
+        extend(folder / "mixture", folder / "vq", folder / "experts")
         stored = UnifiedConfig.from_pretrained(folder / "tied")
         write_toy_rows(folder / "rows.parquet", "dattttdatttt", stored.vq_fingerprint)
         pairs = toy_pairs("iitttuuimmtt")
         write_pairs(folder / "pairs.parquet", pairs, stored.vq_fingerprint, stored.patch_nums)
 
     def base(self, tuning: str) -> Path:
-        return self.folder / ("tied" if tuning in TIED else "untied")
+        return self.folder / ("experts" if tuning == "experts" else "tied" if tuning in TIED else "untied")
 
     def model(self, tuning: str) -> Path:
         """What is trained: a base, or an adapter that goes on."""
@@ -104,7 +112,8 @@ class World:
         command = [f"recipes/{recipe}.py", "--config", f"recipes/configs/tiny{'_dpo' if recipe == 'dpo' else ''}.yaml"]
         command += ["--model", str(self.model(tuning)), "--train_files", str(data), "--output_dir", str(out)]
         command += ["--per_device_train_batch_size", batch, "--max_steps", str(STEPS), "--save_steps", str(HALF)]
-        command += ["--train_sampling_strategy", "sequential", "--report_to", "none", "--disable_tqdm", "True"]
+        command += ["--train_sampling_strategy", "sequential", "--lr_scheduler_type", "linear"]
+        command += ["--report_to", "none", "--disable_tqdm", "True"]
         return [*command, *TUNINGS[tuning]]
 
     def one(self, tuning: str, decay: bool) -> Path:

@@ -29,18 +29,14 @@ def vq(tmp_path_factory) -> Path:
     return folder
 
 
-def train(vq: Path, out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the recipe in one process, on one thread, which gives the same sums every time."""
-    command = [sys.executable, "recipes/train_detector.py", *CONFIG, *TOY.split(), *SCENES]
-    command += ["--vq", str(vq), "--output_dir", str(out), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def trained(vq, tmp_path_factory) -> Path:
+    """The recipe's whole run in a process of its own, on one thread, which gives the same sums every time."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    result = train(vq, out)
+    command = [sys.executable, "recipes/train_detector.py", *CONFIG, *TOY.split(), *SCENES]
+    command += ["--vq", str(vq), "--output_dir", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["metric"] == "detector_ceilings"
     check_ending(result.stderr, out, "GenEval's score of rendered scenes")
@@ -61,12 +57,16 @@ def test_two_steps_leave_a_detector_a_log_a_checkpoint_and_ceilings(trained: Pat
     check_plot(trained, panels=2)
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(vq: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_run(
+    run_script, capfd, monkeypatch, vq: Path, trained: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     out = tmp_path / "halves"
+    given = [*CONFIG, *TOY.split(), *SCENES, "--vq", vq, "--output_dir", out]
     for arguments in (["--max_minutes", 1e-9], ["--resume"]):
-        result = train(vq, out, *arguments)
-        assert result.returncode == 0, result.stderr
-    assert "resumed from" in result.stdout and "checkpoint-0000001" in result.stdout
+        assert run_script("recipes/train_detector.py", *given, *arguments) == 0
+    printed = capfd.readouterr().out
+    assert "resumed from" in printed and "checkpoint-0000001" in printed
     whole, halves = (load_file(folder / "model.safetensors") for folder in (trained, out))
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 

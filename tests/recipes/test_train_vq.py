@@ -26,23 +26,25 @@ def images(tmp_path_factory):
     return folder
 
 
-def train(images, out, *arguments):
-    """Run the recipe in one process, on one thread, which gives the same sums every time."""
-    command = [sys.executable, "recipes/train_vq.py", "--config", "recipes/configs/tiny_vq.yaml"]
-    command += ["--data_dir", str(images), "--output_dir", str(out), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def train(run_script, monkeypatch):
+    """Run the recipe in this process, which saves the imports; returns its exit status."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = ROOT / "recipes/configs/tiny_vq.yaml"
+
+    def run(images, out, *arguments):
+        common = ["--config", config, "--data_dir", images, "--output_dir", out]
+        return run_script("recipes/train_vq.py", *common, *arguments)
+
+    return run
 
 
 @pytest.fixture
-def refuse(run_script, capfd, monkeypatch):
-    """Run the recipe in this process, which must end it with status 2 and one line that has all `words`."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def refuse(train, capfd):
+    """Run the recipe, which must end with status 2 and one line that has all `words`."""
 
     def run(images, out, *arguments, words):
-        config = ROOT / "recipes/configs/tiny_vq.yaml"
-        common = ["--config", config, "--data_dir", images, "--output_dir", out]
-        assert run_script("recipes/train_vq.py", *common, *arguments) == 2
+        assert train(images, out, *arguments) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert line.startswith("error: ") and all(word in line for word in words), line
 
@@ -55,8 +57,12 @@ def records(out):
 
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
+    """The recipe's whole run in a process of its own, on one thread, which gives the same sums every time."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    result = train(images, out)
+    command = [sys.executable, "recipes/train_vq.py", "--config", "recipes/configs/tiny_vq.yaml"]
+    command += ["--data_dir", str(images), "--output_dir", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     check_ending(result.stderr, out, "PSNR in dB")
     assert "PSNR in dB=" in result.stderr  # on the bar
@@ -78,23 +84,20 @@ def test_two_steps_leave_a_tokenizer_logs_a_grid_and_a_checkpoint(trained):
     check_plot(trained, panels=3)
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(images, trained, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_run(images, trained, train, tmp_path):
     out = tmp_path / "halves"
-    result = train(images, out, "--max_minutes", 1e-9)
-    assert result.returncode == 0, result.stderr
+    assert train(images, out, "--max_minutes", 1e-9) == 0
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-0000001"]
-    result = train(images, out, "--resume")
-    assert result.returncode == 0, result.stderr
+    assert train(images, out, "--resume") == 0
     whole, halves = load_file(trained / "model.safetensors"), load_file(out / "model.safetensors")
     assert whole.keys() == halves.keys()
     for name, value in whole.items():
         torch.testing.assert_close(halves[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_the_discriminator_joins_and_the_average_can_be_off(images, tmp_path):
+def test_the_discriminator_joins_and_the_average_can_be_off(images, train, tmp_path):
     arguments = ["--gan_weight", 0.5, "--gan_start_step", 1, "--gan_base_channels", 8, "--ema_decay", 0]
-    result = train(images, tmp_path / "gan", *arguments)
-    assert result.returncode == 0, result.stderr
+    assert train(images, tmp_path / "gan", *arguments) == 0
     first, second = (record for record in records(tmp_path / "gan") if "train/loss" in record)
     assert "train/critic" not in first and second["train/critic"] > 0 and second["train/gan_balance"] > 0
 

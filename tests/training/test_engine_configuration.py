@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.engines import check_deepspeed, engine_of, recorded
-from unified.training.run_record import RunRecord
+from unified.training.run_record import RunRecord, finished_after
 from unified.training.tokenizer_arguments import TokenizerArguments
 
 ADAM = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.1, "torch_adam": True}}
@@ -44,10 +44,36 @@ def test_cpus_that_would_turn_deepspeed_off_are_refused(
     assert engine_of(args) == "DeepSpeed"
 
 
-def test_a_scheduler_that_would_overrule_the_runs_own_is_refused(tmp_path: Path) -> None:
-    configuration = launched(scheduler={"type": "WarmupDecayLR", "params": {}})
-    with pytest.raises(ValueError, match="has a scheduler, WarmupDecayLR, .* remove it, and set lr_scheduler_type"):
-        check_deepspeed(configuration, arguments(tmp_path))
+AUTO = dict.fromkeys(["warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps"], "auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "text"),
+    [
+        ("WarmupLR", AUTO, "WarmupLR, which is lr_scheduler_type constant_with_warmup, and the run .* linear"),
+        ("OneCycle", {}, "a scheduler, OneCycle and the run lr_scheduler_type linear; remove it, and set lr_sched"),
+        ("WarmupDecayLR", AUTO | {"warmup_num_steps": 7}, "warmup_num_steps 7, where only auto counts; remove it"),
+        ("WarmupDecayLR", AUTO | {"warmup_max_lr": 2e-3}, "warmup_max_lr 0.002, where only auto counts"),
+        ("WarmupDecayLR", AUTO | {"warmup_type": "log"}, "warmup_type log, where only auto counts"),
+    ],
+)
+def test_a_scheduler_that_would_overrule_the_runs_own_is_refused(
+    kind: str, params: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        check_deepspeed(launched(scheduler={"type": kind, "params": params}), arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"), [("WarmupDecayLR", "linear"), ("WarmupLR", "constant_with_warmup"), ("WarmupCosineLR", "cosine")]
+)
+def test_a_scheduler_that_says_auto_gives_way_to_the_runs_own(kind: str, own: str, tmp_path: Path) -> None:
+    """HF fills in the rates before; a record is that of a run without it."""
+    args = arguments(tmp_path, lr_scheduler_type=own)
+    for params in (AUTO, AUTO | {"warmup_min_lr": 0, "warmup_max_lr": args.learning_rate}, {"warmup_type": "linear"}):
+        configuration = launched(scheduler={"type": kind, "params": params})
+        check_deepspeed(configuration, args)
+        assert recorded(configuration) == recorded(launched())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +120,17 @@ def test_a_record_from_before_configurations_were_compared_goes_on(tmp_path: Pat
     before = RunRecord.of([Settings()], "rows", "base", {"engine": "ZeRO-2"})
     now = RunRecord.of([Settings()], "rows", "base", recorded(launched(optimizer=ADAM)))
     assert now.go_on(before, [], tmp_path / "checkpoint-2") == []
+
+
+def test_a_run_that_an_earlier_version_has_finished_has_finished(tmp_path: Path) -> None:
+    before = RunRecord.of([Settings()], "rows", "base", {"engine": "none or DDP"})
+    now = RunRecord.of([Settings()], "rows", "base", recorded(SimpleNamespace(distributed_type=DistributedType.NO)))
+    assert now.made_of.keys() > before.made_of.keys()
+    for finished, found in ((None, None), (4, 4)):
+        before.write(tmp_path, finished)
+        assert finished_after(tmp_path, now) == found
+    other = RunRecord.of([Settings(learning_rate=1.0)], "rows", "base", {})
+    assert finished_after(tmp_path, other) is None and finished_after(tmp_path / "no", now) is None
 
 
 def test_a_tokenizer_of_the_earlier_decoder_goes_on_with_it_alone(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def run_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     made_of, named = run["made_of"], run.get("named", {})
     settings = {key: made_of[key] for key in SHOWN if key == "seed" or made_of.get(key)}  # what is off is left out
     files = {key: shown(named.get(key, [])) for key in ("train_files", "eval_files")}
-    steps = run.get("finished") or run.get("length", {}).get("max_steps")
+    steps = run.get("finished") or run.get("steps") or run.get("length", {}).get("max_steps")
     return {
         "steps": steps,
         "settings": settings,

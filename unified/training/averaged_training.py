@@ -202,6 +202,7 @@ class AveragedRun(ABC):
         if self.accelerator.is_main_process:
             write_modules(partial, self.kept)
             if self.record is not None:
+                self.record.steps = done
                 self.record.write(partial)
             write_record(partial)
             write_text(partial / PLAN, json.dumps(self.plan.state()))

@@ -1,6 +1,7 @@
 """The engine, besides DDP, that a run is launched with: which it is, what of its configuration counts."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from accelerate import Accelerator
@@ -20,6 +21,9 @@ FREE = {
     gradient_clipping fp16 bf16 torch_autocast data_types communication_data_type
     """.split(),
 }
+
+# DeepSpeed's schedules, and what HF calls them; of their parameters "auto" is the run's own, and so is linear warm-up
+SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
 def engine_of(args: TrainingArguments) -> Literal["DeepSpeed", "FSDP"] | None:
@@ -56,16 +60,16 @@ def recorded(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def check_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> None:
-    """Raise ValueError for a DeepSpeed configuration that would take no notice of the run's own settings."""
+    """Raise ValueError for a DeepSpeed configuration that would take no notice of the run's own settings.
+
+    A scheduler that says "auto" gives way to the run's own, of the same name: see `check_schedule`.
+    """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     if "scheduler" in config:
-        raise ValueError(
-            f"the DeepSpeed configuration has a scheduler, {config['scheduler'].get('type')}, which knows one rate "
-            "for all weights and not the run's lr_scheduler_type; remove it, and set lr_scheduler_type and "
-            "warmup_steps"
-        )
+        check_schedule(config["scheduler"], args)
+        del config["scheduler"]  # DeepSpeed's knows one rate for all weights, and no max_minutes
     own = args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not args.optim_args
     if "optimizer" in config and not own:
         given = f"optim_args {args.optim_args}" if args.optim_args else f"optim {OptimizerNames(args.optim).value}"
@@ -73,6 +77,26 @@ def check_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> None:
             f"the DeepSpeed configuration has an optimizer, {config['optimizer'].get('type')}, and the run {given}; "
             "keep one"
         )
+
+
+def check_schedule(scheduler: Mapping[str, Any], args: TrainingArguments) -> None:
+    """Raise ValueError where DeepSpeed's `scheduler` is not the run's own: another one, or with numbers of its own.
+
+    HF has filled in what is "auto" and known before the training: a warm-up from 0 to the run's rate.
+    """
+    kind, own = scheduler.get("type"), args.lr_scheduler_type.value
+    remedy = "remove it, and set lr_scheduler_type and warmup_steps"
+    if SCHEDULES.get(str(kind)) != own:
+        named = f", which is lr_scheduler_type {SCHEDULES[str(kind)]}," if kind in SCHEDULES else ""
+        raise ValueError(
+            f"the DeepSpeed configuration has a scheduler, {kind}{named} and the run lr_scheduler_type {own}; {remedy}"
+        )
+    known = {"warmup_min_lr": 0, "warmup_max_lr": args.learning_rate, "warmup_type": "linear"}
+    for name, value in scheduler.get("params", {}).items():
+        if value not in ("auto", known.get(name)):
+            raise ValueError(
+                f"the DeepSpeed configuration's scheduler has {name} {value}, where only auto counts; {remedy}"
+            )
 
 
 def decay_groups(trainer: Trainer) -> list[dict[str, Any]]:

@@ -68,13 +68,14 @@ Changes = list[dict[str, Any]]
 class RunRecord:
     """What a run is made of, by name; `length` is how long it was to be, `changes` what was allowed to change.
 
-    `named` is what it was told of files and prompts, which may be anywhere and is not compared.
+    `named` is what it was told of files and prompts, which may be anywhere and is not compared; `steps` how far it is.
     """
 
     made_of: dict[str, Any]
     length: dict[str, Any]
     changes: Changes = field(default_factory=list)
     named: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
 
     @classmethod
     def of(cls, settings: Iterable[Any], rows: str, base: str, launch: Mapping[str, Any]) -> "RunRecord":
@@ -97,10 +98,14 @@ class RunRecord:
                         "all of them the same settings, rows and base"
                     )
 
+    def differs(self, before: Mapping[str, Any]) -> list[str]:
+        """What is another than `before`; what an earlier version did not record is not compared."""
+        return [name for name in self.made_of if name in before and before[name] != self.made_of[name]]
+
     def go_on(self, kept: "RunRecord", allowed: Sequence[str], checkpoint: Path) -> Changes:
         """Take up the checkpoint's record; returns what has changed, as allowed. ValueError for any other change."""
         before = upgrade_record(kept.made_of)
-        changed = [name for name in self.made_of if name in before and before[name] != self.made_of[name]]
+        changed = self.differs(before)
         for name in changed:
             if name not in allowed:
                 may = f", allow it by --allow_changed {name}," if name in CHANGEABLE else ""
@@ -158,7 +163,7 @@ def finished_after(folder: Path, record: RunRecord) -> int | None:
     if not path.is_file():
         return None
     kept = read_object(path)
-    same = kept["finished"] is not None and kept["length"] == record.length and kept["made_of"] == record.made_of
+    same = kept["length"] == record.length and not record.differs(upgrade_record(kept["made_of"]))
     return kept["finished"] if same else None
 
 
@@ -197,8 +202,15 @@ class Recorder(TrainerCallback, ExportableState):
         """A place for it in the state of a checkpoint that had none; and the folder is this run's."""
         kept: Any = state.stateful_callbacks  # HF makes its list a dict
         kept[type(self).__name__] = self.state()
+        self.record.steps = state.global_step
         if state.is_world_process_zero:
             self.record.write(Path(str(args.output_dir)))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """One more step."""
+        self.record.steps = state.global_step
 
 
 def digest(rows: Any) -> str:
