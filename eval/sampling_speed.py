@@ -7,7 +7,8 @@ The second line draws with random weights of a small backbone (--layers, --hidde
 --key_heads), whose images have so many codes; on two cores it takes some minutes. All ways in one run, in turns,
 medians of --repeats. The raster twin is the same backbone with the same union vocabulary and weights, run by Hugging
 Face's own `generate` with its sampling restricted to image ids; its codes are no picture (it was not trained so), but
-cost what such a model's cost. Decoding to pixels is counted on neither side.
+cost what such a model's cost, less an adapter's updates, which are left out. Decoding to pixels is counted on neither
+side.
 
 Printed, and written to --out, is one JSON with, for each number of codes and each of --batch_sizes:
 
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LogitsProcessorList
 
@@ -152,25 +154,30 @@ class Drawn:
         """A function that writes `length` codes a row of a `batch`, one by one."""
         twin = raster_twin(self.model)
         only_images = LogitsProcessorList([AllowedIds(self.model.config.vocabulary.image_ids)])
-        return lambda batch, length: twin.generate(
-            self.prompt.expand(batch, -1),
-            attention_mask=torch.ones_like(self.prompt).expand(batch, -1),
-            max_new_tokens=length,
-            min_new_tokens=length,
-            do_sample=True,
-            top_k=0,
-            logits_processor=only_images,
-        )
+        adapters = [layer for layer in twin.modules() if isinstance(layer, BaseTunerLayer)]
+
+        def draw(batch: int, length: int) -> object:
+            for layer in adapters:  # image positions are unknown to the twin
+                layer.enable_adapters(False)
+            try:
+                return twin.generate(
+                    self.prompt.expand(batch, -1), attention_mask=torch.ones_like(self.prompt).expand(batch, -1),
+                    max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0,
+                    logits_processor=only_images,
+                )  # fmt: skip
+            finally:
+                for layer in adapters:
+                    layer.enable_adapters(True)
+
+        return draw
 
 
 def raster_twin(model: UnifiedForCausalLM) -> torch.nn.Module:
     """The backbone with the union's matrix as an ordinary causal LM."""
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(model.config.text_config)
-    twin.base_model.load_state_dict(model.model.language_model.state_dict(), assign=True)
-    twin.lm_head = model.lm_head
-    # buffers that are not saved (RoPE's frequencies) have to come from the backbone itself
-    twin.model = model.model.language_model
+    setattr(twin, twin.base_model_prefix, model.model.language_model)  # an adapter's layers and all
+    twin.set_output_embeddings(model.lm_head)
     twin.generation_config = GenerationConfig(pad_token_id=0)
     return twin.eval()
 

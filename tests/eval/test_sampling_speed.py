@@ -39,6 +39,13 @@ def test_every_way_is_timed(
     assert "layers" not in result["config"]
 
 
+def test_an_adapter_has_a_twin_of_its_base(
+    run_script: Callable[..., int], image_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script(SCRIPT, "--model", image_adapter, "--batch_sizes", 1, "--repeats", 2, "--raster_repeats", 2) == 0
+    check(json.loads(capsys.readouterr().out)["codes_5"]["batch_1"])
+
+
 def test_random_weights_of_a_number_of_codes(
     run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
