@@ -3,6 +3,8 @@
     python data_prep/convert_captions.py --images my_pictures --out data/mine/rows.jsonl
     python data_prep/convert_captions.py --images my_pictures --out data/mine/rows.jsonl --repeat 4 \\
         --kinds draw:0.8,describe:0.2 --wordings "{}" "Draw {}." "a picture of {}" --caption_column caption
+    python data_prep/convert_captions.py --images my_pictures --out data/mine/rows.jsonl --eval_images 16 \\
+        --eval_out data/mine/rows_eval.jsonl --prompts data/mine/prompts.jsonl
 
 The folder is in one of the forms people have:
 
@@ -16,6 +18,10 @@ Every picture gives --repeat conversations. A `draw` is a request, answered with
 conversation depend on --seed and its place alone. The rows name the pictures relative to --out, which is written whole
 or not at all; the next step is data_prep/encode_images.py. A picture without a caption, a caption without a picture,
 and whatever else does not fit, is refused with its file and line.
+
+--eval_images holds pictures out, the same ones as recipes/train_vq.py does with that number and seed. --eval_out are
+their rows, to measure losses on; --prompts their captions, and behind them as many that are trained on, for
+eval/generate_images.py.
 """
 
 import json

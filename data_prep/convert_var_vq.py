@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unified.arguments.parser import run_main
+from unified.files.images import SIDE_RULE
 from unified.image_tokenizer.configuration import VQConfig
 from unified.image_tokenizer.model import VQModel
 from unified.reports.endings import say_end
@@ -45,8 +46,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--patch-nums", type=int, nargs="+", required=True, help="sides of the scales, coarse to fine")
     parser.add_argument("--znorm", action="store_true", help="the tokenizer was trained with using_znorm=True")
-    parser.add_argument("--image-size", type=int, help="default: last of --patch-nums times the downsampling")
+    parser.add_argument("--image-size", type=side, help="default: last of --patch-nums times the downsampling")
     return parser
+
+
+def side(text: str) -> int:
+    """A number of pixels, from the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {SIDE_RULE}") from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

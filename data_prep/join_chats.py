@@ -18,14 +18,8 @@ import numpy as np
 
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.data.chat_dataset import list_data_files
-from unified.data.rows import (
-    init_output_folder,
-    read_encoded_rows,
-    read_rows,
-    shared_metadata,
-    shared_opener,
-    write_encoded_shard,
-)
+from unified.data.rows import init_output_folder, read_encoded_rows, read_rows, write_encoded_shard
+from unified.data.shard_metadata import shared_fit, shared_metadata, shared_opener
 from unified.models.messages import continue_conversation
 
 Stamp = tuple[str, tuple[tuple[int, int], ...]]  # a tokenizer's fingerprint and its scales
@@ -96,7 +90,7 @@ def main() -> None:
     firsts, thens = in_order(len(rows), args.count, rng), in_order(len(chats), args.count, rng)
     out = init_output_folder(args.out, {name: vars(args)[name] for name in ("first", "then", "count", "seed")})
     joined = [join(rows[i], chats[k]) for i, k in zip(firsts, thens, strict=True)]
-    write_encoded_shard(out / "00000.parquet", joined, *stamp, opener=opener)
+    write_encoded_shard(out / "00000.parquet", joined, *stamp, opener=opener, fit=shared_fit(files))
     print(json.dumps({"out": str(out), "rows": len(joined), "first": len(rows), "then": len(chats)}))
 
 

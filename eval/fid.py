@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unified.arguments.fields import RULE
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_settings
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import frechet_distance
 from unified.files.image_sets import leave_out
-from unified.files.images import inspect_image, read_image, to_square
+from unified.files.images import SIDE_RULE, inspect_image, read_image, to_square
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
@@ -47,7 +48,9 @@ class FidArguments:
     b: str = field(metadata={"help": "folder of pictures, the reference"})
     inception: str | None = field(default=None, metadata={"help": "its weights; needed where no cache has them"})
     n: int = field(default=0, metadata={"help": "pictures of each folder, the first by name; 0 is all"})
-    image_size: int = field(default=0, metadata={"help": "scale and crop to this square; 0: as they are"})
+    image_size: int = field(
+        default=0, metadata={"help": "scale and crop to this square; 0: as they are", RULE: SIDE_RULE}
+    )
     batch_size: int = field(default=32, metadata={"help": "pictures at once"})
     out: str | None = field(default=None, metadata={"help": "JSON to write, beside printing it"})
 

@@ -12,6 +12,9 @@ sampling, seed: a run with others into the same folder is refused) and `OUT/prom
 scorer sees what is missing). A prompt's folder appears when it is whole. A run
 that was stopped goes on with the prompts that are missing; delete a folder, or one picture of it, to draw it again.
 
+--sheet sheet.png puts the first picture of every prompt onto one contact sheet. Prompts that name an `image`, as those
+of data_prep/convert_captions.py do, have it above theirs.
+
 Every picture has a seed of its own, derived from --seed, the prompt's number and the picture's, and is drawn from that
 alone: neither processes nor interruptions change a picture, since the prompts of a batch are the same either way.
 --batch_size can change it by rounding: sums in another order differ in their last bits, and a code that comes out
@@ -28,7 +31,14 @@ import json
 
 from unified import load
 from unified.arguments.parser import parse, run_main
-from unified.evaluation.image_folder import GenerateArguments, generate_folder, read_prompts, write_speed
+from unified.evaluation.image_folder import (
+    GenerateArguments,
+    check_originals,
+    generate_folder,
+    read_prompts,
+    write_sheet,
+    write_speed,
+)
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up_processes
 from unified.reports.endings import say_end
@@ -37,10 +47,15 @@ from unified.reports.endings import say_end
 def main() -> None:
     hardware, args = parse((HardwareArguments, GenerateArguments))
     read_prompts(args)  # a mistake in them is found before the model is loaded
+    check_originals(args)
     state = set_up_processes(hardware)
     model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
     with products():
         made = generate_folder(args, state, model, processor)
+    if args.sheet is not None:
+        state.wait_for_everyone()
+        if state.is_main_process:
+            write_sheet(args, args.sheet, processor)
     if state.is_main_process and made.images == 0:
         print(f"{args.out}: nothing left to draw, {made.prompts} prompts with {args.samples} pictures each")
     elif state.is_main_process:  # its own speed: processes never wait for each other

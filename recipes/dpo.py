@@ -49,7 +49,8 @@ from trl.trainer.utils import use_adapter
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.adapters import is_adapter, trained_chats
-from unified.data.chat_dataset import name_rows
+from unified.checkpoints.loading import load_processor
+from unified.data.chat_dataset import list_data_files, name_rows
 from unified.data.preferences import (
     PAIR_FEATURES,
     PairCollator,
@@ -59,6 +60,7 @@ from unified.data.preferences import (
     load_pairs,
     split_held_out,
 )
+from unified.data.shard_metadata import adopt_fit
 from unified.hardware.arguments import HardwareArguments
 from unified.models.attention import prefer_grouped
 from unified.models.chat_fingerprint import adopt_chats
@@ -269,7 +271,8 @@ def main() -> None:
     check_folder(folder, args.resume, newest)
     set_seed(args.seed)
     checkpoint = check(args)
-    processor = UnifiedProcessor.from_pretrained(checkpoint)
+    processor = load_processor(args.model, checkpoint)
+    adopt_fit(processor, [file for path in args.train_files for file in list_data_files(path, "pairs")])
     collator = PairCollator(processor, args.max_length, args.num_scales)
     train, held_out = load_data(args, checkpoint, collator)
     data = {

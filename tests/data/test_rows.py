@@ -9,11 +9,11 @@ from unified.data.rows import (
     ROW_SCHEMA,
     count_rows,
     init_output_folder,
-    read_encoded_metadata,
     read_encoded_rows,
     read_rows,
     write_encoded_shard,
 )
+from unified.data.shard_metadata import read_encoded_metadata
 
 IMAGE = {"type": "image"}
 SAY = {"type": "text", "text": "hello"}

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unified.data.rows import read_rows
+from unified.image_tokenizer.image_dataset import held_out_split, open_images
 
 SCRIPT = "data_prep/convert_captions.py"
 Run = Callable[..., list]
@@ -96,6 +97,25 @@ def test_folders_of_classes_are_named_by_a_template(tmp_path: Path, convert: Run
     assert [Path(row.images[0].name).name for row in rows] == ["1.jpg", "1.jpg", "2.jpg"]
 
 
+def test_held_out_pictures_are_the_tokenizers_and_nowhere_else(tmp_path: Path, convert: Run) -> None:
+    names = [f"{letter}/{number}.png" for letter in "ba" for number in (2, 1, 3)]
+    images = add_pictures(tmp_path / "mine", *names)
+    write_jsonl(images, *({"file_name": name, "text": [f"{name[0]} {name[2]}", "again"]} for name in names))
+    flags = ("--eval_images", 2, "--eval_out", tmp_path / "deep/eval.jsonl", "--prompts", tmp_path / "prompts.jsonl")
+    rows = convert(images, "--repeat", 3, "--wordings", "Draw {}.", "{}", *flags)
+    source = open_images(str(images))
+    wanted = [Path(source.name(index)) for index in held_out_split(6, 2, 0)[1].tolist()]
+    shown = list(read_rows(tmp_path / "deep/eval.jsonl"))
+    assert [(tmp_path / "deep" / row.images[0].name).resolve() for row in shown[::2]] == wanted
+    assert [json.loads(row.metadata)["kind"] for row in shown] == ["draw", "describe"] * 2
+    assert len(rows) == 12 and not {tmp_path / row.images[0].name for row in rows} & {*wanted}
+    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [record["held_out"] for record in prompts] == [True, True, False, False]
+    pictures = [tmp_path / record["image"] for record in prompts]
+    assert pictures[:2] == wanted and not {*pictures[2:]} & {*wanted} and pictures[2] != pictures[3]
+    assert [record["prompt"] for record in prompts] == [f"Draw {p.parent.name} {p.stem}." for p in pictures]
+
+
 A, B = {"file_name": "a.png", "text": "ant"}, {"file_name": "b.jpg", "text": "bee"}
 
 
@@ -134,6 +154,9 @@ A, B = {"file_name": "a.png", "text": "ant"}, {"file_name": "b.jpg", "text": "be
         ({"metadata.jsonl": [A, B]}, ("--wordings", "Draw it"), "has not one {} for the caption"),
         ({"metadata.jsonl": [A, B]}, ("--repeat", 0), "give at least 1"),
         ({"metadata.jsonl": [A, B]}, ("--out", "rows.json"), "no .jsonl"),
+        ({"metadata.jsonl": [A, B]}, ("--eval_out", "eval.jsonl"), "--eval_out would be empty without --eval_images"),
+        ({"metadata.jsonl": [A, B]}, ("--eval_images", 1), "--eval_images 1 would be lost"),
+        ({"metadata.jsonl": [A, B]}, ("--eval_images", 2, "--prompts", "p.jsonl"), "eval_images 2 of 2 images"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

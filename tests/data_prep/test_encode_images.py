@@ -21,7 +21,8 @@ from toys import make_config, make_tokenizer
 from unified import VQModel
 from unified.data.chat_dataset import load_encoded_rows
 from unified.data.encoding import EncodeArguments, Shard, count_bad, write_bad
-from unified.data.rows import ROW_SCHEMA, read_encoded_metadata, read_encoded_rows, write_encoded_shard
+from unified.data.rows import ROW_SCHEMA, read_encoded_rows, write_encoded_shard
+from unified.data.shard_metadata import read_encoded_metadata
 from unified.files.images import OPENER_VERSION, image_to_pixels, to_square
 
 ROOT = Path(__file__).parents[2]

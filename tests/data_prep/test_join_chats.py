@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unified.data.rows import read_encoded_metadata, read_encoded_rows, write_encoded_shard
+from unified.data.rows import read_encoded_rows, write_encoded_shard
+from unified.data.shard_metadata import read_encoded_metadata
 
 SCRIPT = "data_prep/join_chats.py"
 

@@ -5,7 +5,8 @@ import torch
 from conftest import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unified.data.rows import read_encoded_metadata, read_encoded_rows, read_rows
+from unified.data.rows import read_encoded_rows, read_rows
+from unified.data.shard_metadata import read_encoded_metadata
 from unified.models.messages import SYSTEM_PROMPT
 
 SCRIPT = "data_prep/replay_text.py"

@@ -115,6 +115,28 @@ def test_a_stopped_run_goes_on(
     assert "nothing left to draw" in capsys.readouterr().out
 
 
+def test_a_sheet_shows_the_first_pictures_below_the_originals(draw: Draw, prompts: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jpg"
+    draw("out", "--sheet", plain)
+    cell, row = 96 + 8, 96 + 36 + 12
+    assert np.asarray(Image.open(plain)).shape == (row + 8, 5 * cell + 8, 3)
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (30, 20), (200, 0, 0)).save(tmp_path / "mine/red.png")
+    records = [METADATA[0] | {"image": "mine/red.png"}, *METADATA[1:], *METADATA]
+    prompts.write_text("".join(json.dumps(metadata) + "\n" for metadata in records))
+    out = draw("originals", "--sheet", tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (4 * row + 8, 8 * cell + 8, 3)  # 8 and 2 of them, in two rows each
+    assert sheet[56, 56].tolist() == [200, 0, 0] and sheet[56, 56 + cell].tolist() == [255] * 3
+    for number in (0, 9):
+        drawn = Image.open(out / f"{number:05d}/samples/0000.png").resize((96, 96), Image.Resampling.NEAREST)
+        x, y = 8 + number % 8 * cell, 8 + (2 * (number // 8) + 1) * row
+        assert (sheet[y : y + 96, x : x + 96] == np.asarray(drawn)).all()
+    prompts.write_text(json.dumps(METADATA[0] | {"image": "mine/gone.png"}) + "\n")
+    assert not draw("gone", "--sheet", tmp_path / "gone.png", status=2).exists()
+    assert not draw("never", "--sheet", tmp_path / "sheet.xyz", status=2).exists()
+
+
 def test_what_is_taken_out_is_drawn_again(draw: Draw) -> None:
     whole, mended = draw("whole"), draw("mended")
     shutil.rmtree(mended / "00004")

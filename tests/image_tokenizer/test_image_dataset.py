@@ -67,12 +67,12 @@ def test_every_format_is_read_and_the_rest_is_counted_on_the_screen(tmp_path, ca
         Image.new("RGB", (8, 8), "red").save(tmp_path / name, form)
     (tmp_path / "folder.png").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "folder.png" / "inner.png")
-    for name in ("._a.gif", "a.txt", "b.txt", "film.mp4", "note"):
+    for name in ("._a.gif", "a.txt", "metadata.jsonl", "other.txt", "film.mp4", "note"):  # two of them hold captions
         (tmp_path / name).write_bytes(b"x")
     assert len(open_images(str(tmp_path))) == 7
     said = capsys.readouterr().err
-    assert "5 files are passed over (" in said
-    assert all(part in said for part in ("2 .txt", "1 .mp4", "1 hidden", "1 no suffix"))
+    assert "4 files are passed over (" in said
+    assert all(part in said for part in ("1 .txt", "1 .mp4", "1 hidden", "1 no suffix"))
 
 
 def test_shards_beside_files_hide_no_image(tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_shards_beside_files_hide_no_image(tmp_path, capsys):
     pq.write_table(pa.table({"codes": [[[1]]]}), tmp_path / "other.parquet")
     images = open_images(str(tmp_path))
     assert len(images) == 2 and images.read(0) == images.read(1) and images.name(0) != images.name(1)
-    assert "1 files are passed over (1 .parquet)" in capsys.readouterr().err
+    assert "1 file is passed over (1 .parquet)" in capsys.readouterr().err
     assert PixelDataset(images, image_size=8, cache_gb=1)[1][0, 0].tolist() == [1, 2, 3]
 
 

@@ -167,6 +167,32 @@ def test_an_unknown_flag_names_its_neighbours():
         toy(["--bach-size", "3"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--image_size", "64x48"], "argument --image_size.*'64x48': give one side in pixels, as pictures are square"),
+        (
+            ["--image_size", "48", "64", "48"],
+            "image_size takes one value, and '64' is one more; give one side in pixel",
+        ),
+        (["--image-size=64", "48", "--cosine"], "--image-size takes one value, and '48' is one more; give one side"),
+        (["--beta", "0.5", "0.5"], "--beta takes one value, and '0.5' is one more; see --help"),
+        (["48"], "unknown argument '48'; "),
+    ],
+)
+def test_a_second_value_and_a_side_that_is_no_number_say_so(argv, words):
+    with pytest.raises(ValueError, match=words):
+        parse((TokenizerArguments,), argv)
+
+
+@pytest.mark.parametrize("value", ["[64, 48]", "64x48"])
+def test_a_side_that_is_no_number_in_a_file_says_so(value, config):
+    with pytest.raises(
+        ValueError, match=r"image_size: .* in .*run\.yaml: expected one side in pixels, as pictures are"
+    ):
+        parse((TokenizerArguments,), config(f"image_size: {value}\n"))
+
+
 def test_several_dataclasses_share_one_command_line():
     model, loss, run = parse(
         (TokenizerArguments, TokenizerLossArguments, TokenizerTrainingArguments),

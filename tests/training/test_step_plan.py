@@ -138,3 +138,10 @@ def test_a_last_step_that_did_not_fit_is_no_cut() -> None:
     early = StepPlan(300, 231)
     early.replan(200, 200)
     assert early.ending(200) == "cut"
+
+
+def test_a_plan_that_wavers_is_said_once() -> None:
+    plan, said = StepPlan(4000, 4000), []
+    for step, rate in enumerate((1.0, 1.08, 0.95, 2.0, 1.95, 2.05), start=10):
+        said += [plan.end] * (plan.measured(step, rate, 1000.0) and plan.is_news())
+    assert said == [1010, 513]

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-BOUNDS, LABEL = "bounds", "label"  # in a field's metadata; a label is a name for a result, and nothing to open
+# in a field's metadata; a label is a name for a result, and nothing to open; a rule says what to give in place of
+# what is no value
+BOUNDS, LABEL, RULE = "bounds", "label", "rule"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,18 @@ FINITE = Bounds()
 SHARE = Bounds(at_least=0, at_most=1)
 
 
-def arg(default: Any, help: str, bounds: Bounds | None = None) -> Any:  # noqa: A002 - argparse's word
-    """A field with its help and bounds; a default that is a list or a dict is copied for every instance."""
-    metadata = {"help": help} | ({} if bounds is None else {BOUNDS: bounds})
+def arg(
+    default: Any,
+    help: str,  # noqa: A002 - argparse's word
+    bounds: Bounds | None = None,
+    rule: str | None = None,
+) -> Any:
+    """A field with its help, its bounds, and what to give (`rule`) in place of a value that cannot be read.
+
+    A default that is a list or a dict is copied for every instance.
+    """
+    metadata: dict[str, Any] = {"help": help} | ({} if bounds is None else {BOUNDS: bounds})
+    metadata |= {} if rule is None else {RULE: rule}
     if isinstance(default, list | dict):
         return field(metadata=metadata, default_factory=lambda: copy.copy(default))
     return field(metadata=metadata, default=default)

@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import sys
-from argparse import Action, ArgumentTypeError
+from argparse import Action, ArgumentError, ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from trl import TrlParser
 
-from unified.arguments.fields import BOUNDS, LABEL, check_fields
+from unified.arguments.fields import BOUNDS, LABEL, RULE, check_fields
 from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
 from unified.arguments.needs import Needs, WithNeeds, switched_off
@@ -37,11 +37,28 @@ class OneLineParser(TrlParser):
     flags: Sequence[str] = ()
     needs: Sequence[Needs] = ()
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self.rules: dict[str, str] = {}  # by setting; of `arg`
+        super().__init__(*given, **options)
+
     def add_argument(self, *names: Any, **options: Any) -> Any:
         """argparse's; transformers hands it all of a field's metadata, of which bounds are checked elsewhere."""
         options.pop(BOUNDS, None)
         options.pop(LABEL, None)
-        return super().add_argument(*names, **options)
+        rule = options.pop(RULE, None)
+        action = super().add_argument(*names, **options)
+        if rule is not None:
+            self.rules[action.dest] = rule
+        return action
+
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        """argparse's; a flag with a rule of its own says that."""
+        try:
+            return super()._get_value(action, arg_string)
+        except ArgumentError:
+            if action.dest in self.rules:
+                raise ArgumentError(action, f"{arg_string!r}: give {self.rules[action.dest]}") from None
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError where argparse would print its usage and exit."""
@@ -59,7 +76,7 @@ class OneLineParser(TrlParser):
             if key not in actions:
                 raise ValueError(f"unknown key {key!r} in {path}; {nearest(str(key), actions)}")
         defaults = {key: actions[key].default for key in values}
-        checked = {key: _checked(actions[key], values[key], path) for key in values}
+        checked = {key: _checked(actions[key], values[key], path, self.rules.get(key)) for key in values}
         rest: list[str] = super().set_defaults_with_config(**checked)
         self._switch_off({key: default for key, default in defaults.items() if checked[key] != default})
         return rest
@@ -101,8 +118,7 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
         flags = ["--config", found.config, *flags]
     *parsed, rest = parser.parse_args_and_config(flags, return_remaining_strings=True)
     if rest:
-        name = rest[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise ValueError(f"unknown argument {rest[0]!r}; {nearest(name, parser.settings())}")
+        raise ValueError(_unknown(rest[0], flags, parser))
     filled = tuple(parsed[: len(dataclass_types)])
     for settings in filled:
         check_fields(settings)
@@ -153,27 +169,42 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values or {}
 
 
-def _checked(action: Action, value: Any, path: str) -> Any:
+def _unknown(word: str, flags: Sequence[str], parser: OneLineParser) -> str:
+    """What is wrong with a word of the command line that no flag takes."""
+    for place, other in enumerate(flags[1:], start=1):
+        before = flags[place - 1]
+        if other != word or word.startswith("-") or before.startswith("--") and "=" not in before:
+            continue
+        name = next((flag for flag in reversed(flags[:place]) if flag.startswith("--")), "").split("=")[0]
+        dest = name.lstrip("-").replace("-", "_")
+        if dest in parser.settings():
+            rule = f"give {parser.rules[dest]}" if dest in parser.rules else "see --help"
+            return f"{name} takes one value, and {word!r} is one more; {rule}"
+    name = word.lstrip("-").split("=")[0].replace("-", "_")
+    return f"unknown argument {word!r}; {nearest(name, parser.settings())}"
+
+
+def _checked(action: Action, value: Any, path: str, rule: str | None = None) -> Any:
     # YAML reads 1e-3 (no dot) as a string, and would let `batch_size: many` through to the training loop.
     if value is None or (isinstance(value, dict) and action.type in (json_value, str)):
         return value
     if isinstance(value, str) and action.nargs == "+" and action.type is str:
         value = [value]  # as TRL takes `loss_type: sigmoid`
     if isinstance(value, list) != (action.nargs == "+"):
-        kind = "a list" if action.nargs == "+" else "one value"
+        kind = "a list" if action.nargs == "+" else rule or "one value"
         raise ValueError(f"{action.dest}: {value!r} in {path}: expected {kind}")
     if isinstance(value, list):
         return [item if isinstance(item, list) else _converted(action, item, path) for item in value]
-    return _converted(action, value, path)
+    return _converted(action, value, path, rule)
 
 
-def _converted(action: Action, value: Any, path: str) -> Any:
+def _converted(action: Action, value: Any, path: str, rule: str | None = None) -> Any:
     convert = cast(Callable[[Any], Any], action.type or str)
     whole = isinstance(value, float) and value.is_integer() and convert.__name__ == "int"  # 1.0e+3 is one
     try:
         result = convert(str(int(value) if whole else value))
     except (ValueError, ArgumentTypeError):
-        kind = {"string_to_bool": "true or false"}.get(convert.__name__, convert.__name__)
+        kind = rule or {"string_to_bool": "true or false"}.get(convert.__name__, convert.__name__)
         raise ValueError(f"{action.dest}: {value!r} in {path}: expected {kind}") from None
     if action.choices is not None and result not in action.choices:
         raise ValueError(f"{action.dest}: {value!r} in {path}: choose from {', '.join(map(str, action.choices))}")

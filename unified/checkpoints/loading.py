@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -19,6 +20,7 @@ from unified.checkpoints.adapters import (
     trained_chats,
 )
 from unified.files.hub import model_folder
+from unified.files.images import Fit
 from unified.files.jsonl import read_object
 from unified.files.weights import check_weights
 from unified.hardware.device import best_device
@@ -28,6 +30,8 @@ from unified.models.engine_files import weight_files
 from unified.models.messages import SYSTEM_PROMPT
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
+
+PROCESSOR_CONFIG = "processor_config.json"
 
 
 def load(
@@ -54,12 +58,31 @@ def load(
     if is_adapter(folder):
         adapted = attach(model, folder)
         model = adapted.merge_and_unload() if adapter_positions(folder) == "all" else merge_new_modules(adapted)
-    processor = UnifiedProcessor.from_pretrained(checkpoint)
+    processor = load_processor(folder, checkpoint)
     try:
         check_chats(processor, model.config, trained_chats(folder, model.config))
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from None
     return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
+
+
+def load_processor(model_dir: str | os.PathLike, checkpoint: str | os.PathLike) -> UnifiedProcessor:
+    """The processor of the checkpoint `model_dir`, or of the adapter `model_dir` of the base `checkpoint`.
+
+    An adapter's is its base's, but for `fit`, which belongs to what it was trained on.
+    """
+    processor = UnifiedProcessor.from_pretrained(checkpoint)
+    processor.set_fit(fit_of(Path(model_dir), Path(checkpoint)))
+    return processor
+
+
+def fit_of(folder: Path, checkpoint: Path) -> Fit:
+    """The `fit` of the processor in a folder, else of its base `checkpoint`, else what all had before it was kept."""
+    for place in (folder, checkpoint):
+        path = place / PROCESSOR_CONFIG
+        if path.is_file() and (stored := read_object(path).get("fit")) is not None:
+            return cast(Fit, stored)
+    return "crop"
 
 
 def resolve_base_checkpoint(model_dir: str | os.PathLike, base: str | os.PathLike | None = None) -> Path:
@@ -92,9 +115,9 @@ def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
 
 
 def weights_digest(model_dir: str | os.PathLike) -> str:
-    """SHA-256 of safetensors files, a checkpoint's or an adapter's and its base's, and of an unusual system prompt.
+    """SHA-256 of safetensors files, a checkpoint's or an adapter's with its base's; of an unusual system prompt, fit.
 
-    The usual one leaves the digest as it was in earlier versions.
+    The usual ones leave the digest as it was in earlier versions.
     """
     folder, digest = model_folder(model_dir), hashlib.sha256()
     folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
@@ -103,9 +126,11 @@ def weights_digest(model_dir: str | os.PathLike) -> str:
     ):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    system_prompt = read_object(folders[-1] / "processor_config.json").get("system_prompt")
+    system_prompt = read_object(folders[-1] / PROCESSOR_CONFIG).get("system_prompt")
     if system_prompt != SYSTEM_PROMPT:
         digest.update(json.dumps(system_prompt).encode())
+    if (fit := fit_of(folder, folders[-1])) != "crop":
+        digest.update(f"fit {fit}".encode())
     return digest.hexdigest()
 
 
@@ -121,6 +146,6 @@ def check_checkpoint(folder: Path) -> None:
         raise ValueError(f"{folder} holds a model of type {kind!r}, not {UnifiedConfig.model_type!r}; {remedy}")
     if not weight_files(folder):
         raise ValueError(f"{folder} has no *.safetensors; {remedy}")
-    if not (folder / "processor_config.json").is_file():
-        raise ValueError(f"{folder} has no processor_config.json; {remedy}")
+    if not (folder / PROCESSOR_CONFIG).is_file():
+        raise ValueError(f"{folder} has no {PROCESSOR_CONFIG}; {remedy}")
     check_weights(folder)

@@ -23,7 +23,7 @@ from unified.checkpoints.adapters import (
     make_base_record,
     read_adapter_config,
 )
-from unified.checkpoints.loading import load, resolve_base_checkpoint
+from unified.checkpoints.loading import load, load_processor, resolve_base_checkpoint
 from unified.checkpoints.model_card import RESULTS, SAMPLES, run_of, write_card
 from unified.files.atomic import check_not_exists, new_folder
 from unified.files.hub import hub_name
@@ -113,7 +113,7 @@ def publish_adapter(
     if repository is not None and record["base"] == repository[0]:
         config["revision"] = repository[1]
     weights = {name: value.to(dtype) for name, value in trained.items()}
-    UnifiedProcessor.from_pretrained(source).save_pretrained(folder)
+    load_processor(adapter, source).save_pretrained(folder)
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     for name, content in ((ADAPTER_CONFIG, config), (BASE_RECORD, record)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 rows                 chat rows on disk, before and after encoding
 forms                forms in which people publish rows
+shard_metadata       what encoded shards say of their codes
 parquet              parquet files in bounded memory
 chat_dataset         encoded rows -> ids and labels; the collator
 chat_collator        rows -> the batches of TRL's SFTTrainer
@@ -29,4 +30,5 @@ __all__ = [
     "preference_collator",
     "preferences",
     "rows",
+    "shard_metadata",
 ]

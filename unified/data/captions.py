@@ -15,12 +15,13 @@ from unified.arguments.parser import check_minimum, nearest
 from unified.data.mixtures import read_weights
 from unified.files.atomic import write_text
 from unified.files.image_sets import KINDS as IMAGE_KINDS
+from unified.files.image_sets import METADATA
 from unified.files.images import image_suffixes
 from unified.files.jsonl import read_lines
+from unified.image_tokenizer.image_dataset import held_out_split
 
 KINDS = ("draw", "describe")
 REQUESTS = ("Describe the picture.", "What is in the picture?", "What do you see?", "Please write a caption.")
-METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = "file_name"
 
 
@@ -43,12 +44,37 @@ class CaptionArguments:
         metadata={"help": "how a picture is asked for; the caption takes the place of {}"},
     )
     repeat: int = field(default=1, metadata={"help": "conversations for each picture"})
-    seed: int = field(default=0, metadata={"help": "what kinds, captions and wordings are chosen by"})
+    eval_images: int = field(
+        default=0,
+        metadata={
+            "help": "pictures held out of --out: those that recipes/train_vq.py holds out of the folder with this "
+            "number and seed"
+        },
+    )
+    eval_out: str | None = field(
+        default=None, metadata={"help": "JSONL for the rows of those, one of every kind a picture, overwritten"}
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "JSONL for eval/generate_images.py: their captions, and as many that are trained on"},
+    )
+    seed: int = field(
+        default=0, metadata={"help": "what kinds, captions, wordings and held-out pictures are chosen by"}
+    )
 
     def __post_init__(self) -> None:
-        check_minimum(self, repeat=1, seed=0)
-        if not self.out.endswith(".jsonl"):
-            raise ValueError(f"--out {self.out} is no .jsonl, which data_prep/encode_images.py reads; let it end so")
+        check_minimum(self, repeat=1, eval_images=0, seed=0)
+        for name in ("out", "eval_out"):
+            path = getattr(self, name)
+            if path is not None and not path.endswith(".jsonl"):
+                raise ValueError(
+                    f"--{name} {path} is no .jsonl, which data_prep/encode_images.py reads; let it end so"
+                )
+        given = [name for name in ("eval_out", "prompts") if getattr(self, name) is not None]
+        if given and not self.eval_images:
+            raise ValueError(f"--{given[0]} would be empty without --eval_images, the number of pictures held out")
+        if self.eval_images and not given:
+            raise ValueError(f"--eval_images {self.eval_images} would be lost; give --eval_out, --prompts or both")
         if self.caption_template is not None and self.caption_template.count("{}") != 1:
             raise ValueError(
                 f"--caption_template {self.caption_template!r} has not one {{}} for the class; write 'a {{}}'"
@@ -74,11 +100,32 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     """
     weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
     pictures = read_folder(Path(args.images), args.caption_column, args.caption_template)
+    held_out: list[Captioned] = []
+    if args.eval_images:
+        shuffled, held_out = split(pictures, args.eval_images, args.seed)
+        pictures = [item for item in pictures if item not in held_out]
     rows = list(conversations(pictures, weights, args))
-    write_text(Path(args.out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_lines(args.out, rows)
+    if args.eval_out is not None:
+        asked = [kind for kind, weight in weights.items() if weight]
+        write_lines(args.eval_out, [first_row(kind, item, args) for item in held_out for kind in asked])
+    if args.prompts is not None:
+        trained = shuffled[: len(held_out)]
+        write_lines(args.prompts, [prompt(item, args, item in held_out) for item in [*held_out, *trained]])
     made = [row["metadata"]["kind"] for row in rows]
     counts = {kind: made.count(kind) for kind in KINDS}
-    return {"out": args.out, "pictures": len(pictures), "rows": len(rows)} | counts
+    more = {"held_out": len(held_out)} if held_out else {}
+    return {"out": args.out, "pictures": len(pictures), **more, "rows": len(rows)} | counts
+
+
+def split(pictures: list[Captioned], count: int, seed: int) -> tuple[list[Captioned], list[Captioned]]:
+    """Images to train on, shuffled, and `count` held out, as recipes/train_vq.py chooses them: by their names' order.
+
+    Raises ValueError as `held_out_split`.
+    """
+    by_name = sorted(pictures, key=lambda item: item.path)
+    trained, held_out = held_out_split(len(by_name), count, seed)
+    return [by_name[index] for index in trained.tolist()], [by_name[index] for index in held_out.tolist()]
 
 
 # --- reading
@@ -242,6 +289,31 @@ def conversations(
             caption, wording, request = (str(rng.choice(words)) for words in (item.captions, args.wordings, REQUESTS))
             text = wording.replace("{}", caption) if kind == "draw" else request
             yield row(kind, relative(item.path, args.out), text, caption)
+
+
+def first_row(kind: str, item: Captioned, args: CaptionArguments) -> dict[str, Any]:
+    """The conversation of an image with the first of its captions, of the wordings and of the requests."""
+    caption, text = item.captions[0], asked_for(item, args) if kind == "draw" else REQUESTS[0]
+    return row(kind, relative(item.path, str(args.eval_out)), text, caption)
+
+
+def prompt(item: Captioned, args: CaptionArguments, held_out: bool) -> dict[str, Any]:
+    """A prompt to draw, with the picture that it is the caption of."""
+    return {
+        "prompt": asked_for(item, args),
+        "image": relative(item.path, str(args.prompts)),
+        "held_out": held_out,
+    }
+
+
+def asked_for(item: Captioned, args: CaptionArguments) -> str:
+    """The first caption in the first wording."""
+    return args.wordings[0].replace("{}", item.captions[0])
+
+
+def write_lines(path: str, records: list[dict[str, Any]]) -> None:
+    """Write a JSONL, atomically."""
+    write_text(Path(path), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def row(kind: str, picture: str, text: str, caption: str) -> dict[str, Any]:

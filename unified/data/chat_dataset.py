@@ -25,13 +25,12 @@ from unified.data.rows import (
     ENCODED_FEATURES,
     BadRow,
     features_of,
-    has_codes,
     has_extras,
     iter_rows,
     leave_out,
     name_errors,
-    shared_opener,
 )
+from unified.data.shard_metadata import has_codes, shared_opener
 from unified.files.jsonl import numbered_lines
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import Message, content_parts, draws_once, is_output, is_trained, shorten

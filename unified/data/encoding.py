@@ -19,7 +19,7 @@ from unified.data.preferences import write_pairs
 from unified.data.rows import BadRow, ImageRef, Row, count_rows, init_output_folder, iter_rows, write_encoded_shard
 from unified.files.atomic import write_text
 from unified.files.image_sets import CropCount
-from unified.files.images import OPENER_VERSION, Fit, to_pixel_values
+from unified.files.images import OPENER_VERSION, Fit, cropped_share, to_pixel_values
 from unified.image_tokenizer.loading import load_vq
 from unified.image_tokenizer.model import VQModel
 from unified.image_tokenizer.scales import image_length
@@ -98,6 +98,8 @@ class ImageEncoder:
         self.vq, self.arguments, self.decoder = vq, arguments, decoder
         self.done = Encoded()
         self._known: dict[str | bytes, np.ndarray | str] = {}
+        self._made_square: set[str | bytes] = set()
+        self._some_made_square = False
         self._most = KEPT_BYTES // (4 * image_length(vq.config.patch_nums))
 
     @property
@@ -114,7 +116,13 @@ class ImageEncoder:
         for key in list(found)[: max(0, self._most - len(self._known))]:
             self._known[key] = found[key]
         self.done.images += len(images)
+        self._some_made_square |= not self._made_square.isdisjoint(keys)
         return [codes if isinstance(codes, str) else codes.tolist() for codes in results]
+
+    def fit_of_shard(self) -> Fit | None:
+        """How images became square since the last call; None where all of them were."""
+        found, self._some_made_square = self._some_made_square, False
+        return self.arguments.fit if found else None
 
     def _open(self, images: list[ImageRef]) -> Iterator[np.ndarray | str]:
         size = self.arguments.images_per_step(self.vq.config.image_size)
@@ -127,6 +135,8 @@ class ImageEncoder:
                 if isinstance(size_or_reason, str):
                     yield size_or_reason
                     continue
+                if cropped_share(size_or_reason):
+                    self._made_square.add(image_key(image))
                 if self.arguments.fit == "crop":
                     self.done.crops.add(image.name, size_or_reason)
                 yield next(codes)
@@ -256,7 +266,8 @@ def encode_shards(shards: list[Shard], state: PartialState, encoder: ImageEncode
         write_bad(shard, bad)
         left_out += len(bad)
         check_bad(left_out, arguments)
-        (write_pairs if shard.pairs else write_encoded_shard)(shard.path, encoded, fingerprint, vq.config.patch_nums)
+        write = write_pairs if shard.pairs else write_encoded_shard
+        write(shard.path, encoded, fingerprint, vq.config.patch_nums, fit=encoder.fit_of_shard())
         bar.set_postfix_str(f"{encoder.done.images / (perf_counter() - started):.0f} image/s")
 
 

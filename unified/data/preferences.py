@@ -34,6 +34,7 @@ from unified.data.rows import (
     leave_out,
     name_errors,
 )
+from unified.files.images import Fit
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, count_images
@@ -75,13 +76,14 @@ def write_pairs(
     fingerprint: str,
     patch_nums: PatchNums,
     counts: Mapping[str, float] | None = None,
+    fit: Fit | None = None,
 ) -> None:
     """Write pairs to one parquet file, atomically, with the tokenizer's fingerprint and scales.
 
-    `counts` are stored in its metadata, for `read_counts`.
+    `counts` are stored in its metadata, for `read_counts`; `fit` as of `write_encoded_shard`.
     """
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
-    metadata["counts"] = json.dumps(dict(counts or {}))
+    metadata |= {"counts": json.dumps(dict(counts or {}))} | ({} if fit is None else {"fit": fit})
     pairs = list(pairs)
     write_parquet(path, pa.Table.from_pylist(pairs, schema=_features(pairs).arrow_schema.with_metadata(metadata)))
 

@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from unified.data.forms import as_row
 from unified.data.parquet import (
-    arrow_errors,
     count_parquet_rows,
     parquet_rows,
     read_parquet,
@@ -31,7 +28,7 @@ from unified.data.parquet import (
     write_parquet,
 )
 from unified.files.atomic import write_text
-from unified.files.images import OPENER_VERSION
+from unified.files.images import OPENER_VERSION, Fit
 from unified.files.jsonl import numbered_lines, parse_object
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 from unified.models.format_version import upgrade_settings
@@ -182,11 +179,13 @@ def write_encoded_shard(
     fingerprint: str,
     patch_nums: PatchNums,
     opener: int = OPENER_VERSION,
+    fit: Fit | None = None,
 ) -> None:
     """Write encoded rows (`ENCODED_SCHEMA`'s columns) to one parquet file, atomically.
 
     `fingerprint` and `patch_nums` are the tokenizer's; "" and () for rows without codes, valid for every tokenizer.
-    `opener` is the version of the opener that the images went through.
+    `opener` is the version of the opener that the images went through, `fit` what made them square, None where all
+    of them were.
     Raises ValueError when a list of codes does not have L entries.
     """
     rows, length = list(rows), image_length(patch_nums) if patch_nums else 0
@@ -197,6 +196,8 @@ def write_encoded_shard(
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(scales)}
     if fingerprint:
         metadata["opener"] = str(opener)
+    if fit is not None:
+        metadata["fit"] = fit
     schema = ALL_SCHEMA if any(map(has_extras, rows)) else ENCODED_SCHEMA
     write_parquet(path, pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)))
 
@@ -211,55 +212,6 @@ def has_extras(row: Mapping[str, Any]) -> bool:
 def features_of(path: str | Path) -> Features:
     """Columns of an encoded file."""
     return ALL_FEATURES if "tools" in read_schema(path).names else ENCODED_FEATURES
-
-
-def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """`(vq_fingerprint, patch_nums)` an encoded shard was written with.
-
-    Raises ValueError when the file is not an encoded shard.
-    """
-    metadata = read_schema(path).metadata or {}
-    if b"vq_fingerprint" not in metadata or b"patch_nums" not in metadata:
-        raise ValueError(f"{path} has no tokenizer fingerprint, so no codes; write it with data_prep/encode_images.py")
-    scales = tuple((h, w) for h, w in json.loads(metadata[b"patch_nums"]))
-    return metadata[b"vq_fingerprint"].decode(), scales
-
-
-def shared_opener(paths: Iterable[str | Path]) -> int:
-    """The version of the opener that the images of encoded shards went through; shards without codes do not count.
-
-    Raises ValueError for shards of several: the same picture has other codes in each.
-    """
-    found: dict[int, list[str | Path]] = {}
-    for path in paths:
-        metadata = read_schema(path).metadata or {}
-        if metadata.get(b"vq_fingerprint"):
-            found.setdefault(int(metadata.get(b"opener", b"1")), []).append(path)
-    if len(found) > 1:
-        with_codes = {opener: [path for path in own if has_codes(path)] for opener, own in found.items()}
-        found = {opener: own for opener, own in with_codes.items() if own}
-    if len(found) > 1:
-        (old, first), (new, second) = sorted(found.items())[:2]
-        raise ValueError(
-            f"{first[0]} was encoded by opener {old} of images, {second[0]} by {new}, which gives some pictures other "
-            "codes; encode the first again with data_prep/encode_images.py, or use it alone"
-        )
-    return next(iter(found), OPENER_VERSION)
-
-
-def has_codes(path: str | Path) -> bool:
-    """Whether a row of an encoded shard has an image."""
-    with arrow_errors(path):
-        images = pc.list_value_length(pq.read_table(path, columns=["codes"])["codes"])
-    return bool(pc.any(pc.greater(images, 0)).as_py())
-
-
-def shared_metadata(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The common `read_encoded_metadata` of shards given as `flag`; raises ValueError if they differ."""
-    found = {read_encoded_metadata(path) for path in paths}
-    if len(found) != 1:
-        raise ValueError(f"{flag} are of {len(found)} image tokenizers; give files of one")
-    return found.pop()
 
 
 def read_encoded_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -17,13 +17,16 @@ from unified.checkpoints.loading import weights_digest
 from unified.data.rows import init_output_folder
 from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
+from unified.files.images import image_format, inspect_image, read_image, write_image
 from unified.files.results import write_result
 from unified.inference.arguments import SamplingArguments
 from unified.inference.chat import remaining_text_tokens
 from unified.inference.samples_per_prompt import image_seed
-from unified.inference.text_to_image import codes_to_images, generate_codes
+from unified.inference.text_to_image import codes_to_images, contact_sheet, generate_codes
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
+
+SHEET_COLUMNS, SHEET_SIDE = 8, 96  # of a contact sheet
 
 
 @dataclass
@@ -38,10 +41,16 @@ class GenerateArguments(SamplingArguments):
     seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
     dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
+    sheet: str | None = field(
+        default=None,
+        metadata={"help": "contact sheet of every prompt's first picture, below the `image` of prompts that have one"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_minimum(self, samples=1, batch_size=1, seed=0)
+        if self.sheet is not None:
+            image_format(Path(self.sheet))
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,41 @@ def generate_folder(
     config = {"batch_size": args.batch_size, "guidance_scale": args.guidance_scale, "device": str(model.device)}
     config |= {"processes": state.num_processes, "threads": torch.get_num_threads(), "dtype": str(model.dtype)}
     return Generated(drawn, perf_counter() - started, len(prompts), config, model.config.vq_fingerprint)
+
+
+def write_sheet(args: GenerateArguments, out: str, processor: UnifiedProcessor) -> None:
+    """Write the first picture of every prompt in `args.out` onto the contact sheet `out`.
+
+    Where a prompt names an `image`, by its path from the file of prompts, that picture stands above, as the model
+    would see it.
+    """
+    prompts = read_prompts(args)
+    drawn = [read_image(prompt.folder / "samples" / "0000.png", str(prompt.folder)) for prompt in prompts]
+    texts, columns = [prompt.metadata["prompt"] for prompt in prompts], min(SHEET_COLUMNS, len(prompts))
+    named = [prompt.metadata.get("image") for prompt in prompts]
+    if any(named):
+        blank, rest = Image.new("RGB", drawn[0].size, "white"), -len(prompts) % columns
+        originals = [original_of(name, args.prompts, processor) if name else blank for name in named]
+        originals, drawn = originals + [blank] * rest, drawn + [blank] * rest
+        texts += [""] * rest
+        starts = range(0, len(drawn), columns)
+        drawn = [image for at in starts for image in (originals[at : at + columns] + drawn[at : at + columns])]
+        texts = [text for at in starts for text in ([""] * columns + texts[at : at + columns])]
+    write_image(contact_sheet(drawn, texts, columns, SHEET_SIDE), Path(out))
+
+
+def check_originals(args: GenerateArguments) -> None:
+    """Raise ValueError for a picture of the sheet that cannot be read, before anything is drawn."""
+    for prompt in read_prompts(args) if args.sheet is not None else ():
+        if name := prompt.metadata.get("image"):
+            inspect_image(Path(args.prompts).parent / str(name), f"{args.prompts}: image {name}")
+
+
+def original_of(name: Any, prompts: str, processor: UnifiedProcessor) -> Image.Image:
+    """The picture that a prompt names, as a square."""
+    path = Path(prompts).parent / str(name)
+    image = read_image(path, f"{prompts}: image {name}", processor.image_size)
+    return processor.image_processor.to_square(image)
 
 
 def write_speed(args: GenerateArguments, made: Generated) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from unified.files.images import cropped_share, image_suffixes
 
 KINDS = "png, jpg, webp and whatever else Pillow reads"
 NAMED = 3  # images named on the screen
+METADATA = ("metadata.jsonl", "metadata.csv")  # captions of a folder of images; others have a .txt beside each
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -23,17 +24,23 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def say_passed_over(folder: Path, read: Iterable[Path]) -> None:
-    """Count the files of a folder that are not among those `read` on the screen."""
+    """Count the files of a folder that are not among those `read`, nor captions of them, on the screen."""
     known = set(read)
-    rest = [path for path in _files(folder) if path not in known]
+    stems = {path.with_suffix("") for path in known}
+    rest = [path for path in _files(folder) if path not in known and not _holds_captions(path, stems)]
     kinds = Counter("hidden" if _hidden(path, folder) else path.suffix.lower() or "no suffix" for path in rest)
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        say(f"{folder}: {len(rest)} files are passed over ({listed}); images are {KINDS}")
+        files = "1 file is" if len(rest) == 1 else f"{len(rest)} files are"
+        say(f"{folder}: {files} passed over ({listed}); images are {KINDS}")
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _holds_captions(path: Path, stems: set[Path]) -> bool:
+    return path.name in METADATA or path.suffix.lower() == ".txt" and path.with_suffix("") in stems
 
 
 def _hidden(path: Path, folder: Path) -> bool:

@@ -26,6 +26,7 @@ MAX_PIXELS = 2**26  # of an image in memory: 256 MiB as RGB, at Pillow's 4 bytes
 MAX_JPEG_PIXELS = 2**29  # of a baseline JPEG, which is decoded at 1/2, 1/4 or 1/8 of its sides
 DRAFT_PIXELS = 2**21  # JPEGs up to here are decoded whole, larger ones at a fraction that leaves
 DRAFT_RATIO = 3  # times the side that is wanted
+SIDE_RULE = "one side in pixels, as pictures are square"  # of settings
 # what Pillow only names, hands to Ghostscript, or draws on Windows alone
 _NOT_READ = frozenset(["EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"])
 

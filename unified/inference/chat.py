@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, TextStreamer
 
-from unified.files.images import image_to_pixels
 from unified.inference.text_to_image import codes_to_images
 from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
@@ -80,7 +79,7 @@ class Chat:
 
     def show(self, image: Image.Image) -> None:
         """Add `image` to the next question."""
-        pixels = image_to_pixels(image, self.processor.image_size)[None].to(self.model.device)
+        pixels = self.processor.image_processor(image)["pixel_values"].to(self.model.device)
         with torch.no_grad():
             self.pending_images.append(self.model.model.vq_model.encode(pixels)[0].cpu())
 

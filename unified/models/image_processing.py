@@ -17,11 +17,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from unified.files.images import image_to_pixels, read_image, to_rgb
+from unified.files.images import Fit, image_to_pixels, read_image, to_rgb, to_square
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import Message, shorten
 
 SOURCES = ("image", "path", "url", "base64", "image_url")  # keys of a part that hold its picture
+FITS = ("crop", "pad")  # of a processor: what a model is shown is not refused
 FORMS = "a PIL image, an array (H, W, 3) or (3, H, W) of 0 to 255, a path, a data: or file: URL, base64, or bytes"
 
 
@@ -121,19 +122,22 @@ def _plain_part(part: Any, is_output_part: bool, found: list[Any]) -> Any:
 
 
 class UnifiedImageProcessor(BaseImageProcessor):
-    """Pictures to pixel values (N, 3, S, S) in [-1, 1]: upright, RGB, cropped to a square, resized to `size`.
+    """Pictures to pixel values (N, 3, S, S) in [-1, 1]: upright, RGB, made square by `fit`, resized to `size`.
 
-    Raises ValueError for a `size` that is not square.
+    `fit` is how the pictures became square that the model was trained on: "crop" to the centre, or "pad" with white.
+    Raises ValueError for a `size` that is not square, and for another `fit`.
     """
 
     model_input_names = ["pixel_values"]
 
-    def __init__(self, size: Mapping[str, int] | int = 256, **kwargs: Any) -> None:
+    def __init__(self, size: Mapping[str, int] | int = 256, fit: Fit = "crop", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         sides = {size} if isinstance(size, int) else set(size.values())
         if len(sides) != 1:
             raise ValueError(f"size {size} is not square; give the image tokenizer's side twice, or as one number")
-        (self.side,) = sides
+        if fit not in FITS:
+            raise ValueError(f"fit {fit!r} of a processor; choose from {', '.join(FITS)}")
+        (self.side,), self.fit = sides, fit
         self.size = {"height": self.side, "width": self.side}
 
     def preprocess(self, images: Any, return_tensors: Any = "pt", **kwargs: Any) -> BatchFeature:
@@ -144,8 +148,12 @@ class UnifiedImageProcessor(BaseImageProcessor):
             )
         sources = picture_list(images)
         pictures = [open_picture(one, f"image {number}", self.side) for number, one in enumerate(sources, start=1)]
-        pixels = torch.stack([image_to_pixels(picture, self.side) for picture in pictures])
+        pixels = torch.stack([image_to_pixels(picture, self.side, self.fit) for picture in pictures])
         return BatchFeature({"pixel_values": pixels.numpy() if return_tensors == "np" else pixels})
+
+    def to_square(self, image: Image.Image) -> Image.Image:
+        """The square (S x S) of a PIL image that `preprocess` makes pixel values of."""
+        return to_square(image, self.side, self.fit)
 
     def to_dict(self) -> dict[str, Any]:
         """As HF's, without what follows from `size`."""

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
+from unified.files.images import Fit
 from unified.image_tokenizer.scales import normalize_patch_nums
 from unified.models.chat_inputs import ChatInputs, Codes, EncodedChat, with_tools
 from unified.models.chat_templates import default_template, text_runs
@@ -38,6 +39,7 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
         patch_nums, image_size: see `VQConfig`. image_order: see `UnifiedConfig`.
         system_prompt: prepended to conversations without one; None if the chat template does not support it (Gemma's).
         chat_template: jinja template; the tokenizer's by default.
+        fit: how pictures become square, see `UnifiedImageProcessor`; `set_fit` changes it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
         image_order: str = "scales",
         system_prompt: str | None = SYSTEM_PROMPT,
         chat_template: str | None = None,
+        fit: Fit = "crop",
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template or default_template(tokenizer))
         self.boi_token_id, self.eoi_token_id, self.image_pad_token_id = boi_token_id, eoi_token_id, image_pad_token_id
@@ -61,12 +64,17 @@ class UnifiedProcessor(GeneratedOutputs, ChatInputs):
             image_token_offset, codebook_size, boi_token_id, eoi_token_id, image_pad_token_id
         )
         self.patch_nums = normalize_patch_nums(patch_nums)
-        self.image_processor = UnifiedImageProcessor(image_size)
         self.image_size, self.image_order, self.system_prompt = image_size, image_order, system_prompt
+        self.set_fit(fit)
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._forced_ids = {eoi_token_id} if image_order == "scales" else set()  # no state is left to predict it
         self._chat_tokenizer = ChatTokenizer(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # HF saves it
+
+    def set_fit(self, fit: Fit) -> None:
+        """Have pictures become square as those that the model was trained on; ValueError for a `fit` that is none."""
+        self.image_processor = UnifiedImageProcessor(self.image_size, fit)
+        self.fit = fit
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """As HF's, with the files by which `AutoProcessor` and `AutoImageProcessor` find this package."""

@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from unified.files.images import to_square
 from unified.models.messages import Message
 from unified.serving.chat_protocol import ChatMessage, ImagePart, TextPart
 from unified.serving.errors import ApiError
@@ -73,7 +72,7 @@ async def read_messages(messages: Sequence[ChatMessage], service: Service) -> tu
 
 def read_square(url: str, where: str, service: Service) -> Image.Image:
     """An image as the model reads it, small at once: many of a conversation's large ones would fill the memory."""
-    return to_square(read_url(url, where, service.settings), service.engine.processor.image_size)
+    return service.engine.processor.image_processor.to_square(read_url(url, where, service.settings))
 
 
 def merge_system(messages: list[Message]) -> list[Message]:

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unified.files.images import image_to_pixels
 from unified.models.backbones import ATTENTION, layer_kinds
 from unified.models.modeling import UnifiedForCausalLM
 from unified.models.processing import UnifiedProcessor
@@ -156,7 +155,7 @@ class Engine:
         """Codes (M, L) of input images. Raises Busy where the queue has no room."""
 
         def work() -> Tensor:
-            pixels = torch.stack([image_to_pixels(image, self.processor.image_size) for image in images])
+            pixels = self.processor.image_processor([*images])["pixel_values"]
             return self.model.model.vq_model.encode(pixels.to(self.model.device)).cpu()
 
         with self.changed:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified.files.images import to_square
 from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
 from unified.serving.errors import ApiError
@@ -116,7 +115,7 @@ async def answer(service: Service, talk: Talk, turn: Turn) -> AsyncIterator[Show
     for file, name in zip(turn.files, names, strict=True):
         picture = await asyncio.to_thread(read_file, file, service.settings)
         previews += [preview_of(picture, name)] if turn.previews else []
-        squares.append(await asyncio.to_thread(to_square, picture, service.engine.processor.image_size))
+        squares.append(await asyncio.to_thread(service.engine.processor.image_processor.to_square, picture))
     codes = await service.encode(squares)
     question = [*({"type": "image"} for _ in codes), {"type": "text", "text": turn.text}]
     asked: list[Message] = [*talk.messages, {"role": "user", "content": question}]

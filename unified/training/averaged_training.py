@@ -113,8 +113,9 @@ class AveragedRun(ABC):
             return
         seconds = torch.tensor([self.speed.seconds_per_step(), seconds_left], device=self.accelerator.device)
         rate, left = broadcast(seconds).tolist()
-        if (self.speed.known() or left <= rate) and self.plan.measured(done, rate, left):
-            self.accelerator.print(f"planned: {self.plan.end} of {self.plan.max_steps} steps", file=sys.stderr)
+        planned = (self.speed.known() or left <= rate) and self.plan.measured(done, rate, left)
+        if planned and self.plan.is_news() and self.accelerator.is_main_process:
+            tqdm.write(f"planned: {self.plan.end} of {self.plan.max_steps} steps", sys.stderr)
 
     def lighter(self) -> tuple[str, str]:
         """Settings that would take less memory."""

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, TrainerCallback, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from unified.checkpoints.adapters import is_adapter, trained_chats
 from unified.checkpoints.averaging import mix_in
-from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.checkpoints.loading import load_processor
+from unified.data.chat_dataset import ChatDataset, SFTCollator, list_data_files, load_encoded_rows
+from unified.data.shard_metadata import adopt_fit
 from unified.files.records import TRAINER_STATE
 from unified.files.weights import fingerprint
 from unified.hardware.arguments import HardwareArguments
@@ -93,7 +95,8 @@ def build_trainer(
     checkpoint = resolve_checkpoint(model_args.model, args)
     check_quantized(model_args.quantize, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = load_processor(model_args.model, checkpoint)
+    adopt_fit(processor, [file for path in data_args.train_files for file in list_data_files(path)])
     adopt_chats(processor, model.config, trained_chats(Path(model_args.model), model.config), model_args.model)
     data_args, fraction = suit(model, data_args), data_args.last_scale_fraction
     datasets = []

@@ -81,7 +81,7 @@ class PlannedEnd(TrainerCallback, ExportableState):
         if (self.speed.known() or left <= rate) and plan.measured(step, rate, left):
             state.max_steps = plan.end
             told = f"{plan.end} of {plan.max_steps} steps, {rate:.3g} s each, {max(0.0, left) / 60:.3g} minutes left"
-            if state.is_world_process_zero:
+            if plan.is_news() and state.is_world_process_zero:
                 tqdm.write(f"planned: {told}", sys.stderr)
         if step >= plan.end and step < plan.max_steps:
             control.should_save = control.should_training_stop = True

@@ -11,6 +11,7 @@ from typing import Any, Literal
 WARM_UP = 2  # steps that are not measured: buffers grow, layers compile
 RECENT = 15  # steps whose median is the speed
 SLACK = 0.03  # share of the steps to come by which a plan may be wrong before it is made anew
+NEWS = 0.1  # share of a plan by which it has to change to be said again: on a shared machine it wavers all the time
 ENDED = 0.99  # share of a schedule behind which nothing is left to learn: time may end a run a step before its plan
 
 
@@ -59,6 +60,7 @@ class StepPlan:
     seconds: float = 0.0  # trained so far, over all runs of the training
     seconds_per_step: float | None = None  # None: not measured
     seconds_given: float | None = None  # None: no limit
+    told: int = 0  # the end that was last said
 
     def at(self, step: int) -> float:
         """Position in the schedule, in [0, max_steps], after `step` steps."""
@@ -82,6 +84,13 @@ class StepPlan:
         if off == 0 or (step < self.end and end > step and off <= max(1.0, SLACK * (self.end - step))):
             return False
         self.replan(step, end)
+        return True
+
+    def is_news(self) -> bool:
+        """Whether the planned end is so far from the one that was last said that it is said now."""
+        if abs(self.end - self.told) <= NEWS * self.end:
+            return False
+        self.told = self.end
         return True
 
     def ending(self, step: int) -> Literal["whole", "shortened", "cut"]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from unified.arguments.fields import SHARE, Bounds, CheckedArguments, above, arg, at_least
 from unified.arguments.needs import Needs, WithNeeds, check_needs
-from unified.files.images import Fit
+from unified.files.images import SIDE_RULE, Fit
 from unified.image_tokenizer.configuration import VQConfig
 
 
@@ -16,7 +16,7 @@ class TokenizerArguments(CheckedArguments):
     architecture: Literal["small", "var"] = arg(
         VQConfig.architecture, "small: stride-4 stem, for CPUs; var: VAR's own network"
     )
-    image_size: int = arg(VQConfig.image_size, "side of the square images in pixels", at_least(1))
+    image_size: int = arg(VQConfig.image_size, "side of the square images in pixels", at_least(1), SIDE_RULE)
     channels: list[int] = arg(
         list(VQConfig.channels), "width of every resolution, fine to coarse; each step halves the sides", at_least(1)
     )
