@@ -143,5 +143,6 @@ def test_a_last_step_that_did_not_fit_is_no_cut() -> None:
 def test_a_plan_that_wavers_is_said_once() -> None:
     plan, said = StepPlan(4000, 4000), []
     for step, rate in enumerate((1.0, 1.08, 0.95, 2.0, 1.95, 2.05), start=10):
-        said += [plan.end] * (plan.measured(step, rate, 1000.0) and plan.is_news())
+        if plan.measured(step, rate, 1000.0) and plan.is_news():
+            said.append(plan.end)
     assert said == [1010, 513]
