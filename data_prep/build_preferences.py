@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.checkpoints.loading import load, weights_digest
+from unified.checkpoints.load_options import LoadOptions
 from unified.data.parquet import write_parquet
 from unified.data.preferences import Pair, read_counts, write_pairs
 from unified.data.rows import CODES, init_output_folder, read_encoded_rows
@@ -75,7 +75,7 @@ SAMPLES = Features({"metadata": Value("string"), "seeds": List(Value("int64")), 
 
 
 @dataclass
-class BuildArguments(SamplingArguments):
+class BuildArguments(SamplingArguments, LoadOptions):
     """What is generated, how, and which scorer ranks it."""
 
     out: str = field(metadata={"help": "folder for the pairs"})
@@ -92,7 +92,6 @@ class BuildArguments(SamplingArguments):
     batch_size: int = field(default=64, metadata={"help": "pictures drawn at once; memory grows with it"})
     shard_size: int = field(default=32, metadata={"help": "prompts per shard; what a stopped run loses at most"})
     seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,16 +140,20 @@ def digest(*paths: str) -> str:
 
 def sample_settings(args: BuildArguments, model: UnifiedForCausalLM) -> dict[str, Any]:
     """What the samples depend on."""
-    return args.sampling_settings() | {
-        "samples": args.samples,
-        "seed": args.seed,
-        "shard_size": args.shard_size,
-        "model": str(Path(args.model).resolve()),
-        "weights": weights_digest(args.model),
-        "vq_fingerprint": model.config.vq_fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "prompts_sha256": digest(args.prompts),
-    }
+    return (
+        args.sampling_settings()
+        | args.quantized()
+        | {
+            "samples": args.samples,
+            "seed": args.seed,
+            "shard_size": args.shard_size,
+            "model": str(Path(args.model).resolve()),
+            "weights": args.digest(args.model),
+            "vq_fingerprint": model.config.vq_fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "prompts_sha256": digest(args.prompts),
+        }
+    )
 
 
 def scorer_settings(args: BuildArguments, detection: DetectionArguments) -> dict[str, Any]:
@@ -242,7 +245,7 @@ def build_from_prompts(args: BuildArguments, detection: DetectionArguments, stat
     """Draw, score, pair; what is done is not done again."""
     prompts, scorer = read_captions(args.prompts), make_scorer(args, detection)
     check_prompts(prompts, scorer, args.prompts)
-    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
+    model, processor = args.load(args.model)
     shards, drawing = plan_shards(prompts, args), sample_settings(args, model)
     init_output_folder(shards[0].drawn.parent, drawing)
     if scorer:

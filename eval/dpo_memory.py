@@ -30,7 +30,9 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import resolve_base_checkpoint
 from unified.data.preferences import PairCollator
 from unified.files.results import write_result
@@ -49,6 +51,7 @@ class MemoryArguments:
     """Whose step is measured, and on how much."""
 
     model: str = field(default="out/scenes-base", metadata={"help": "checkpoint, or an adapter, whose base is taken"})
+    base: str | None = arg_of(LoadOptions, "base")
     pairs: int = field(default=8, metadata={"help": "pairs of a step, twice as many rows"})
     prompt: str = field(default="a photo of a red apple", metadata={"help": "of all pairs"})
     bf16: bool | None = field(default=None, metadata={"help": "autocast; None: where training on this machine does"})
@@ -106,7 +109,7 @@ def measure(args: MemoryArguments, way: str) -> dict[str, float]:
     device = torch.device(best_device())
     if device.type != "cuda" and sys.platform != "linux":
         raise ValueError(f"memory of {device.type} on {sys.platform} is not known here; run it on Linux or with CUDA")
-    source = resolve_base_checkpoint(args.model)
+    source = resolve_base_checkpoint(args.model, args.base)
     model = UnifiedForCausalLM.from_pretrained(source, dtype="float32").to(device).train()
     processor = UnifiedProcessor.from_pretrained(source)
     model.requires_grad_(True).model.vq_model.requires_grad_(False)
@@ -129,6 +132,7 @@ def measure(args: MemoryArguments, way: str) -> dict[str, float]:
 def measure_in_subprocess(args: MemoryArguments, way: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     flags = {"model": args.model, "pairs": args.pairs, "prompt": args.prompt, "bf16": args.bf16, "way": way}
+    flags |= {} if args.base is None else {"base": args.base}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:

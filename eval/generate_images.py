@@ -29,7 +29,6 @@ set_wait_policy()  # before torch loads
 
 import json
 
-from unified import load
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.image_folder import (
     GenerateArguments,
@@ -49,7 +48,7 @@ def main() -> None:
     read_prompts(args)  # a mistake in them is found before the model is loaded
     check_originals(args)
     state = set_up_processes(hardware)
-    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
+    model, processor = args.load(args.model)
     with products():
         made = generate_folder(args, state, model, processor)
     if args.sheet is not None:

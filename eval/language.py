@@ -1,7 +1,7 @@
 """Language drift of a tuned model from its base: mean KL per token and greedy agreement on held-out chats.
 
-    python eval/language.py --base out/smollm2 --model weights/scenes-smollm2 --out results/language.json
-    python eval/language.py --base MY_LLM --model out/mine --chats my_heldout.jsonl --limit 200
+    python eval/language.py --llm out/smollm2 --model weights/scenes-smollm2 --out results/language.json
+    python eval/language.py --llm MY_LLM --model out/mine --chats my_heldout.jsonl --limit 200
     python eval/language.py --behind out/scenes-heldout/00000.parquet --out results/language_behind.json
 
 Chats are JSONL rows of messages that end with an assistant's answer (data_prep/replay_text.py --split heldout makes
@@ -38,8 +38,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import parse, run_main
 from unified.checkpoints.extension import check_llm
+from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load
 from unified.data.chat_dataset import load_encoded_rows
 from unified.data.rows import read_rows
@@ -59,10 +61,11 @@ from unified.reports.endings import end_evaluation
 class LanguageArguments:
     """What is compared."""
 
-    base: str = field(default="out/smollm2", metadata={"help": "text model before it was extended"})
+    llm: str = field(default="out/smollm2", metadata={"help": "text model before it was extended"})
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "tuned checkpoint or adapter"})
     chats: str = field(default="data_prep/replay/smollm2_heldout.jsonl", metadata={"help": "JSONL of held-out chats"})
     limit: int = field(default=50, metadata={"help": "chats that are compared, the file's first"})
+    base: str | None = arg_of(LoadOptions, "base")
     behind: str | None = field(
         default=None, metadata={"help": "encoded rows; chat i of the tuned model goes on from row i"}
     )
@@ -71,7 +74,7 @@ class LanguageArguments:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ValueError(f"--limit {self.limit}; give at least 1")
-        check_llm(self.base, "--base")
+        check_llm(self.llm, "--llm")
 
 
 @torch.no_grad()
@@ -157,10 +160,10 @@ def main() -> None:
     set_up(hardware)
     start = time.time()
     chats = read_chats(args.chats, args.limit)
-    tuned, processor = load(args.model, dtype="float32")
-    base = load_strict(AutoModelForCausalLM, args.base, dtype="float32").to(tuned.device).eval()
+    tuned, processor = load(args.model, dtype="float32", base=args.base)
+    base = load_strict(AutoModelForCausalLM, args.llm, dtype="float32").to(tuned.device).eval()
     begun = read_begun(args.behind, len(chats), tuned.config)
-    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    tokenizer = AutoTokenizer.from_pretrained(args.llm)
     pairs = tqdm(zip(chats, begun, strict=True), total=len(chats), unit="chat")
     results = [compare(base, tuned, processor, *pair, tokenizer) for pair in pairs]
     found = report(results, args)
@@ -178,7 +181,7 @@ def report(results: list[tuple[Tensor, Tensor]], args: LanguageArguments) -> dic
         "value": divergence,
         "n": len(results),
         "stderr": stderr,
-        "config": {"base": args.base, "chats": args.chats, "limit": args.limit, "behind": args.behind},
+        "config": {"base": args.llm, "chats": args.chats, "limit": args.limit, "behind": args.behind},
         "prompts_sha256": hashlib.sha256(Path(args.chats).read_bytes()).hexdigest(),
         "greedy_agreement": agreement,
         "greedy_agreement_stderr": agreement_stderr,

@@ -37,7 +37,9 @@ from typing import Any
 
 import torch
 
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load
 from unified.files.results import write_result
 from unified.hardware.arguments import HardwareArguments
@@ -71,6 +73,7 @@ class MachineArguments:
     model: str | None = field(
         default=None, metadata={"help": "checkpoint or adapter that works; None: products alone"}
     )
+    base: str | None = arg_of(LoadOptions, "base")
     variables: list[str] = field(default_factory=lambda: list(LOWERED), metadata={"help": "that lower instructions"})
     busy: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "busy processes beside"})
     tasks: list[str] = field(
@@ -115,8 +118,8 @@ def emulated(args: MachineArguments, full: dict[str, Any]) -> dict[str, dict[str
 class Work:
     """One model's tasks, done in this process."""
 
-    def __init__(self, folder: str) -> None:
-        self.model, self.processor = load(folder)
+    def __init__(self, folder: str, base: str | None) -> None:
+        self.model, self.processor = load(folder, base=base)
         self.generator = torch.Generator().manual_seed(0)
 
     def drawing(self) -> None:
@@ -148,7 +151,7 @@ class Work:
 
 def serve(args: MachineArguments) -> None:
     """Do every task that a line of standard input names; print its seconds."""
-    work = Work(str(args.model))
+    work = Work(str(args.model), args.base)
     for line in sys.stdin:
         start = time.perf_counter()
         getattr(work, line.strip())()
@@ -160,6 +163,7 @@ class Worker:
 
     def __init__(self, args: MachineArguments, policy: str) -> None:
         command = [sys.executable, __file__, "--serve", "True", "--model", str(args.model)]
+        command += [] if args.base is None else ["--base", args.base]
         self.process = subprocess.Popen(
             [*command, "--threads", str(usable_cores()), "--wait_policy", policy, "--device", "cpu"],
             stdin=subprocess.PIPE,

@@ -41,7 +41,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Lo
 from unified import UnifiedConfig, UnifiedForCausalLM, VQConfig
 from unified.arguments.needs import Needs, check_needs
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.checkpoints.loading import load
+from unified.checkpoints.load_options import LoadOptions
 from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.device import best_device
@@ -63,7 +63,7 @@ RANDOM = "layers hidden_size intermediate_size heads key_heads"
 
 
 @dataclass
-class SpeedArguments:
+class SpeedArguments(LoadOptions):
     """What is timed."""
 
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
@@ -117,7 +117,7 @@ class Drawn:
     @classmethod
     def of_checkpoint(cls, args: SpeedArguments) -> "Drawn":
         """The model of --model and its --prompt."""
-        model, processor = load(args.model)
+        model, processor = args.load(args.model)
         prompt, _ = image_prompts(model, processor, [args.prompt])
         return cls(model, prompt, torch.tensor([processor.unconditional_ids()]))
 

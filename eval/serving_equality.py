@@ -31,7 +31,7 @@ from torch import Tensor
 
 from unified import ImageSampling, UnifiedForCausalLM, UnifiedProcessor
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.checkpoints.loading import load
+from unified.checkpoints.load_options import LoadOptions
 from unified.files.jsonl import read_lines
 from unified.files.results import prompts_digest, share_stderr, write_result
 from unified.hardware.arguments import HardwareArguments
@@ -55,7 +55,7 @@ SETTINGS = (
 
 
 @dataclass
-class EqualityArguments:
+class EqualityArguments(LoadOptions):
     """What is compared."""
 
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
@@ -213,7 +213,7 @@ def main() -> None:
     hardware, args = parse((HardwareArguments, EqualityArguments))
     set_up(hardware)
     started = time.perf_counter()
-    model, processor = load(args.model)
+    model, processor = args.load(args.model)
     records = compare_all(args, model, processor)
     margins = [margin for line in records for margin in line["margins"]]
     equal = sum(line["scale"] is None for line in records) / len(records)

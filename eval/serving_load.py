@@ -29,7 +29,7 @@ import psutil
 import torch
 
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.checkpoints.loading import load
+from unified.checkpoints.load_options import LoadOptions
 from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up
@@ -41,7 +41,7 @@ from unified.serving.settings import ServerSettings
 
 
 @dataclass
-class LoadArguments(GuidedSamplingArguments):
+class LoadArguments(GuidedSamplingArguments, LoadOptions):
     """What is asked, and how often."""
 
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
@@ -136,7 +136,7 @@ def main() -> None:
     hardware, args = parse((HardwareArguments, LoadArguments))
     set_up(hardware)
     started = time.perf_counter()
-    model, processor = load(args.model)
+    model, processor = args.load(args.model)
     settings = ServerSettings(sampling=args.sampling(), seconds=600.0)
     found: dict[str, Any] = {}
     limits = EngineLimits(args.max_batch, args.max_queue)

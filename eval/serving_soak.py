@@ -35,7 +35,10 @@ from typing import Any
 import httpx
 import psutil
 
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.load_options import LoadOptions
+from unified.checkpoints.quantization import Bits
 from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.reports.endings import end_evaluation
@@ -48,6 +51,8 @@ class SoakArguments:
     """What the server goes through."""
 
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
+    base: str | None = arg_of(LoadOptions, "base")
+    quantize: Bits | None = arg_of(LoadOptions, "quantize")
     prompt: str = field(default="a photo of a red apple", metadata={"help": "of every picture"})
     killed_clients: int = field(default=200, metadata={"help": "clients that hang up"})
     overload_seconds: float = field(default=300.0, metadata={"help": "at twice the capacity"})
@@ -204,6 +209,7 @@ class Soak:
 def main() -> None:
     hardware, args = parse((HardwareArguments, SoakArguments))
     given = {name: value for name, value in asdict(hardware).items() if value is not None}
+    given |= {name: vars(args)[name] for name in ("base", "quantize") if vars(args)[name] is not None}
     soak = Soak(args, [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))])
     try:
         soak.check_free("at first")

@@ -38,7 +38,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from unified.arguments.parser import check_minimum, parse, run_main
-from unified.checkpoints.loading import load, weights_digest
+from unified.checkpoints.load_options import LoadOptions
 from unified.files.results import prompts_digest, write_result
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.setup import products, set_up
@@ -60,7 +60,7 @@ from unified.scenes.understanding import (
 
 
 @dataclass
-class UnderstandingArguments:
+class UnderstandingArguments(LoadOptions):
     """Which model is asked, and what."""
 
     model: str = field(metadata={"help": "checkpoint, or adapter"})
@@ -78,7 +78,6 @@ class UnderstandingArguments:
     colours: list[str] = field(default_factory=list, metadata={"help": "colours; empty: all ten"})
     batch_size: int = field(default=16, metadata={"help": "questions at once"})
     max_new_tokens: int = field(default=48, metadata={"help": "an answer is cut here; training's longest have 20"})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
 
     def __post_init__(self) -> None:
         check_minimum(self, n=1, seed=0, batch_size=1, max_new_tokens=1)
@@ -98,7 +97,7 @@ def main() -> None:
     set_up(hardware)
     start = time.time()
     asked = [question for part in PARTS for question in questions(part, args.n, args.seed, args.domain, args.wordings)]
-    model, processor = load(args.model, dtype=None if args.dtype == "auto" else args.dtype)
+    model, processor = args.load(args.model)
     config = settings(args)
     log = AnswerLog(Path(args.out).with_suffix(".answers.jsonl"), config, args.batch_size)
     with products():
@@ -110,8 +109,8 @@ def main() -> None:
 
 def settings(args: UnderstandingArguments) -> dict[str, Any]:
     """Everything the answers depend on."""
-    config = {name: value for name, value in asdict(args).items() if name != "out"}
-    return config | {"weights_sha256": weights_digest(args.model)}
+    config = {name: value for name, value in asdict(args).items() if name not in ("out", "base", "quantize")}
+    return config | args.quantized() | {"weights_sha256": args.digest(args.model)}
 
 
 def ask(

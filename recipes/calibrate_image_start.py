@@ -26,9 +26,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS, read_adapter_config
 from unified.checkpoints.averaging import describe_copy
+from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
@@ -56,6 +58,7 @@ class CalibrateArguments:
     limit: int = field(default=400, metadata={"help": "rows of each file or folder, the first"})
     strength: float = field(default=1e-2, metadata={"help": "of the regularisation towards the rows as they are"})
     batch_size: int = field(default=8, metadata={"help": "rows run at once"})
+    base: str | None = arg_of(LoadOptions, "base")
 
     def __post_init__(self) -> None:
         check_minimum(self, limit=HELD_BACK, strength=0, batch_size=1)
@@ -63,7 +66,7 @@ class CalibrateArguments:
 
 def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
     """The first rows of both files by flag; ValueError where one is missing or does not hold rows of its kind."""
-    config, opened = UnifiedConfig.from_pretrained(resolve_base_checkpoint(args.model)), {}
+    config, opened = UnifiedConfig.from_pretrained(resolve_base_checkpoint(args.model, args.base)), {}
     for flag, paths in (("--texts", [args.texts]), ("--images", args.images)):
         parts = []
         for path in paths:
@@ -115,7 +118,7 @@ def main() -> None:
     check_adapter(args.model)
     check_not_exists(args.out)
     opened = open_rows(args)
-    model, processor = load(args.model, dtype="float32")
+    model, processor = load(args.model, dtype="float32", base=args.base)
     both = [
         read(ChatDataset(rows, processor), flag, args.batch_size, model, processor) for flag, rows in opened.items()
     ]

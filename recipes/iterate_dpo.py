@@ -22,6 +22,7 @@ error; the best model's folder is printed at the end.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 from unified.arguments.fields import arg_of
 from unified.arguments.parser import check_minimum, parse, run_main
+from unified.checkpoints.adapters import BASE_VARIABLE
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
 from unified.inference.arguments import GuidedSamplingArguments, sampling_of
@@ -183,6 +185,8 @@ def main() -> None:
     (args,) = parse((IterateArguments,))
     (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
     check_room(resolve_checkpoint(args.model, run), run.max_length)
+    if run.base is not None:
+        os.environ[BASE_VARIABLE] = run.base  # of the adapter that the first round draws with
     settings = {name: value for name, value in vars(args).items() if name not in ("rounds", "launch")}
     out, model = init_output_folder(args.out, settings), args.model
     start = out / "round_0"

@@ -33,7 +33,7 @@ ARROWS = {
     "arguments": "files hardware",
     "image_tokenizer": "files hardware",
     "models": "files hardware image_tokenizer",
-    "checkpoints": "files hardware image_tokenizer models",
+    "checkpoints": "arguments files hardware image_tokenizer models",
     "data": "arguments files image_tokenizer models",
     "inference": "arguments files models",
     "training": "arguments checkpoints data files hardware image_tokenizer inference models",

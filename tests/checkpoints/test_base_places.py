@@ -1,9 +1,11 @@
 """An adapter finds its base from any working folder: where it says, as the hub names it, or where it is told."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ from commands import logits, run
 from conftest import ROOT, load_script
 
 from unified.checkpoints.adapters import base_checkpoint, read_base_record
-from unified.checkpoints.loading import load
+from unified.checkpoints.load_options import LoadOptions
+from unified.checkpoints.loading import load, weights_digest
 from unified.checkpoints.publishing import publish
+
+SCRIPTS = [path for folder in ("eval", "data_prep", "recipes") for path in sorted((ROOT / folder).glob("[a-z]*.py"))]
 
 
 @pytest.fixture
@@ -94,9 +99,21 @@ def test_the_nearest_counts_and_another_is_refused(
         load(tmp_path / "shared", "cpu")
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_that_loads_a_model_takes_its_base(path: Path) -> None:
+    """A script that loads adapters has the flag of their base."""
+    script, source = vars(load_script(str(path.relative_to(ROOT)))), path.read_text(encoding="utf-8")
+    call = re.search(r"parse\(\s*\(([\w, ]+)\)", source)
+    known = [field.name for word in re.findall(r"\w+", call[1] if call else "") for field in fields(script[word])]
+    if re.search(r"\b(load|resolve_base_checkpoint)\(args\.model|args\.load\(", source):
+        assert "base" in known
+
+
 @pytest.mark.parametrize("how", ["flag", "variable", "python"])
-def test_a_base_that_is_told(how: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = drawn(world / "out/mine")
+def test_a_base_that_is_told(
+    how: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_script: Callable[..., int]
+) -> None:
+    expected, digest = drawn(world / "out/mine"), weights_digest("out/mine")
     moved = (world / "out/base").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="which is not a folder here"):
         load("out/mine")
@@ -105,6 +122,12 @@ def test_a_base_that_is_told(how: str, world: Path, tmp_path: Path, monkeypatch:
         assert run("merge", "--model", "out/mine", "--out", "merged", "--base", moved).exit_code == 0
         assert run("publish", "--model", "out/mine", "--out", "shared", "--base", moved).exit_code == 0
         assert (read_base_record(Path("shared")) or {})["base"] == str(moved)
+        told = LoadOptions(base=str(moved))
+        assert torch.equal(logits(*told.load("out/mine")), expected) and told.digest("out/mine") == digest
+        Path("prompts.jsonl").write_text('{"prompt": "a cat"}\n')
+        flags = ["--model", "out/mine", "--prompts", "prompts.jsonl", "--samples", 1, "--base", moved]
+        assert run_script("eval/generate_images.py", *flags, "--out", "pictures") == 0
+        assert json.loads(Path("pictures/settings.json").read_text())["model_sha256"] == digest
     elif how == "variable":
         monkeypatch.setenv("UNIFIED_BASE", str(moved))
         assert torch.equal(drawn(Path("out/mine")), expected)

@@ -64,7 +64,7 @@ def test_the_result_says_what_was_compared(
     run_script: Callable[..., int], toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chats = write_chats(tmp_path / "chats.jsonl", CHAT, [*CHAT, *CHAT], CHAT)
-    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats, "--limit", 2]
+    told = ["--llm", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats, "--limit", 2]
     assert run_script("eval/language.py", *told, "--out", tmp_path / "out" / "language.json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "out" / "language.json").read_text())
@@ -87,7 +87,7 @@ def test_behind_an_image_the_same_tokens_are_compared(
 ) -> None:
     """An image that is drawn, and one that is read; the base hears neither."""
     chats = write_chats(tmp_path / "chats.jsonl", CHAT, [{"role": "system", "content": "Sing."}, *CHAT])
-    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats]
+    told = ["--llm", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", chats]
     found = []
     for flags in ([], ["--behind", toy_rows("da")]):
         assert run_script("eval/language.py", *told, *flags) == 0
@@ -110,8 +110,8 @@ def test_behind_an_image_the_same_tokens_are_compared(
         ([], [], "is empty; give at least one chat"),
         ([CHAT[:1]], [], "chats.jsonl:1 has pictures or tools, or does not end"),
         ([CHAT], ["--limit", 0], "--limit 0; give at least 1"),
-        ([CHAT], ["--base", "nowhere"], "--base nowhere holds no causal LM of transformers (no config.json)"),
-        ([CHAT], ["--base", "weights/scenes-vq"], "(a model of type 'unified_vq'); give the folder of a text model"),
+        ([CHAT], ["--llm", "nowhere"], "--llm nowhere holds no causal LM of transformers (no config.json)"),
+        ([CHAT], ["--llm", "weights/scenes-vq"], "(a model of type 'unified_vq'); give the folder of a text model"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -124,6 +124,6 @@ def test_bad_input_is_one_line(
     said: str,
 ) -> None:
     path = write_chats(tmp_path / "chats.jsonl", *chats)
-    told = ["--base", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", path, *flags]
+    told = ["--llm", toy_checkpoint.parent / "llm", "--model", toy_checkpoint, "--chats", path, *flags]
     assert run_script("eval/language.py", *told) == 2
     assert said in capsys.readouterr().err

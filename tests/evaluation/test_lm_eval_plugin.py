@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from shell_blocks import read_page
 
 from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
-
-TASKS = ROOT / "eval" / "lm_eval_tasks"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def run(
     """Results by task of the module's command."""
     monkeypatch.chdir(ROOT)  # the tasks name their data from there
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
-    command = [*command, "--include_path", str(TASKS), "--output_path", str(folder / "out")]
+    command = [*command, "--output_path", str(folder / "out")]
     monkeypatch.setattr(sys, "argv", ["lm_eval_plugin", *command])
     plugin.cli_evaluate()
     (path,) = (folder / "out").rglob("results_*.json")
@@ -67,12 +66,16 @@ def test_an_adapter_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = ["--model", "unified", "--model_args", f"pretrained={image_adapter}", "--device", "cpu"]
-    command += ["--tasks", "unified_answers,unified_facts", "--batch_size", "8"]
+    """The README's own line, on another adapter and two questions of each task."""
+    (line,) = [line for line in read_page(ROOT / "README.md").lines if plugin.__name__ in line.words]
+    words = line.words[line.words.index(plugin.__name__) + 1 :]
+    command = [word.replace("weights/scenes-smollm2", str(image_adapter)) for word in words]
+    assert command != words and command[command.index("--include_path") + 1] == "eval/lm_eval_tasks"
+    command += ["--device", "cpu", "--batch_size", "8", "--limit", "2"]
     results = run(command, plugin, tmp_path, monkeypatch)
     assert {"unified_answers", "unified_facts"} <= results.keys()
     assert 0 <= results["unified_answers"]["exact_match,answer"] <= 1
-    assert len(lengths) == 24 and {len(row) for row in lengths} == {12}
+    assert len(lengths) == 2 and {len(row) for row in lengths} == {12}
 
 
 @pytest.mark.parametrize("most", [1, 12, 300])

@@ -99,7 +99,7 @@ def test_a_base_that_language_is_compared_with(
     drop(tiny_llm_dir, "layers.1")
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
-    flags = ["--model", toy_checkpoint, "--base", tiny_llm_dir, "--chats", chats]
+    flags = ["--model", toy_checkpoint, "--llm", tiny_llm_dir, "--chats", chats]
     assert run_script("eval/language.py", *flags) == 2
     assert "lacks 9 of the model's weights" in capsys.readouterr().err
 

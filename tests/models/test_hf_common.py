@@ -56,6 +56,25 @@ def test_a_configuration_without_arguments() -> None:
 # --- models
 
 
+@pytest.mark.parametrize("kind", [UnifiedForCausalLM, UnifiedModel])
+def test_a_model_made_of_a_configuration_alone_is_saved_and_opened(
+    kind: type[UnifiedForCausalLM], tmp_path: Path
+) -> None:
+    """Its tokenizer's fingerprint is recorded as it is saved; another tokenizer is refused by both classes."""
+    config = toy_model().config
+    config.vq_fingerprint = ""
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    assert torch.equal(again(TEXT)[0], model(TEXT)[0]) and again.config.vq_fingerprint == config.vq_fingerprint != ""
+    config.vq_fingerprint = "beef"
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the image tokenizer's fingerprint is .* but the checkpoint was made with"):
+        kind.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tp_plan: tensor parallelism is not supported, as images need whole"):
+        kind.from_pretrained(tmp_path, tp_plan="auto")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_and_loaded_it_is_the_same(tied: bool, tmp_path: Path) -> None:
     model = toy_model(tied=tied)

@@ -29,6 +29,12 @@ try:
     AutoConfig.from_pretrained(folder)
 except ValueError as error:
     assert "trust_remote_code=True" in str(error)
+try:
+    AutoProcessor.from_pretrained(sys.argv[2])
+    raise SystemExit("a processor without trust_remote_code")
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error)
+assert type(AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)).__name__ == "UnifiedProcessor"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 from unified import UnifiedForCausalLM, UnifiedProcessor
 assert type(model) is UnifiedForCausalLM and len(AutoTokenizer.from_pretrained(folder))
@@ -36,12 +42,12 @@ assert type(AutoProcessor.from_pretrained(folder, trust_remote_code=True)) is Un
 """
 
 
-def test_auto_classes_find_the_model_of_a_checkpoint(
+def test_auto_classes_find_the_model_of_a_checkpoint_and_the_shipped_processor(
     toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    command = [sys.executable, "-c", AUTO_CLASSES_SCRIPT, str(toy_checkpoint)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", AUTO_CLASSES_SCRIPT, str(toy_checkpoint), str(ROOT / "weights/scenes-smollm2")]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
 
 

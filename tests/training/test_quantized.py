@@ -13,11 +13,12 @@ from toy_models import input_image, output_image, random_codes, toy_model
 from toys import make_tokenizer, make_vq, write_toy_rows
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from unified import UnifiedConfig, UnifiedForCausalLM
+from unified import ImageSampling, UnifiedConfig, UnifiedForCausalLM, draw
 from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load
+from unified.checkpoints.quantization import quantization
 from unified.training.arguments import UnifiedTrainingArguments
-from unified.training.quantized import check_quantized, quantization
+from unified.training.quantized import check_quantized
 from unified.training.tuning import prepare
 
 pytest.importorskip("bitsandbytes", reason="the extra quantized is not installed")
@@ -80,6 +81,14 @@ def test_two_steps_of_the_recipe(
     assert len(list((out / "samples").glob("*.png"))) == 2 and "| quantize | 4bit |" in (out / "README.md").read_text()
     model, _ = load(out, "cpu")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    small, processor = load(out, "cpu", quantize="4bit")  # and in use, too: layers in 4 bit, LoRA beside them
+    kept = {name for name, layer in small.named_modules() if type(layer).__module__.startswith("bitsandbytes")}
+    assert kept and all("language_model.layers" in name for name in kept)
+    loras = [value for name, value in small.named_parameters() if "lora_" in name]
+    assert loras and {value.dtype for value in loras} == {torch.float32}
+    assert draw(small, processor, ["a cat"], ImageSampling(), seed=0)[0].size == (16, 16)
+    with pytest.raises(ValueError, match="quantize '2bit'; choose from 4bit, 8bit"):
+        load(out, "cpu", quantize="2bit")
 
 
 @pytest.fixture
@@ -107,7 +116,8 @@ def test_what_cannot_be_quantized_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="ZeRO-3 and FSDP part the layers"):
         check_quantized("4bit", arguments(tmp_path, "all"))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    monkeypatch.setattr("unified.training.quantized.find_spec", lambda name: None)
+    monkeypatch.setattr("unified.checkpoints.quantization.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'unified-ar\[quantized\]'"):
         check_quantized("8bit", arguments(tmp_path, "all"))
+    monkeypatch.undo()
     assert isinstance(quantization("8bit", torch.device("cpu"))["quantization_config"], BitsAndBytesConfig)

@@ -19,6 +19,7 @@ from unified.checkpoints.adapters import (
     is_adapter,
     trained_chats,
 )
+from unified.checkpoints.quantization import Bits, quantization
 from unified.files.hub import model_folder
 from unified.files.images import Fit
 from unified.files.jsonl import read_object
@@ -39,6 +40,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     base: str | os.PathLike | None = None,
+    quantize: Bits | None = None,
 ) -> tuple[UnifiedForCausalLM, UnifiedProcessor]:
     """Model in eval mode and processor of a checkpoint or of an adapter, merged into its base as far as possible.
 
@@ -48,22 +50,27 @@ def load(
         device: the best available by default: CUDA, then Apple's MPS, then the CPU.
         dtype: of the weights; as stored by default.
         base: folder or hub name of an adapter's base; by default the one that it names.
+        quantize: "4bit" or "8bit" of bitsandbytes for the backbone's layers, beside which an adapter's stay whole.
 
     Raises ValueError as `resolve_base_checkpoint`, and for a processor that was changed since the model was made or
     trained: its geometry, chat template or tokenizer.
     """
     folder = model_folder(model_dir)
-    checkpoint = resolve_base_checkpoint(folder, base)
-    model = UnifiedForCausalLM.from_pretrained(checkpoint, dtype=dtype or "auto")
+    checkpoint, place = resolve_base_checkpoint(folder, base), torch.device(device or best_device())
+    options = quantization(quantize, place)
+    model = UnifiedForCausalLM.from_pretrained(checkpoint, dtype=dtype or "auto", **options)
     if is_adapter(folder):
         adapted = attach(model, folder)
-        model = adapted.merge_and_unload() if adapter_positions(folder) == "all" else merge_new_modules(adapted)
+        whole = adapter_positions(folder) == "all" and quantize is None
+        model = adapted.merge_and_unload() if whole else merge_new_modules(adapted)
     processor = load_processor(folder, checkpoint)
     try:
         check_chats(processor, model.config, trained_chats(folder, model.config))
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from None
-    return model.to(device or best_device()).eval(), processor  # type: ignore[arg-type]  # HF wraps nn.Module.to
+    if quantize is None:  # else it is there already, and bitsandbytes refuses to be moved
+        model.to(place)  # type: ignore[arg-type]  # HF wraps nn.Module.to
+    return model.eval(), processor
 
 
 def load_processor(model_dir: str | os.PathLike, checkpoint: str | os.PathLike) -> UnifiedProcessor:
@@ -114,13 +121,13 @@ def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
     return model  # type: ignore[return-value]  # PEFT types it as a Module
 
 
-def weights_digest(model_dir: str | os.PathLike) -> str:
-    """SHA-256 of safetensors files, a checkpoint's or an adapter's with its base's; of an unusual system prompt, fit.
+def weights_digest(model_dir: str | os.PathLike, base: str | os.PathLike | None = None) -> str:
+    """SHA-256 of safetensors files, a checkpoint's or an adapter's with its `base`'s; of an unusual system prompt, fit.
 
     The usual ones leave the digest as it was in earlier versions.
     """
     folder, digest = model_folder(model_dir), hashlib.sha256()
-    folders = [folder, base_checkpoint(folder)] if is_adapter(folder) else [folder]
+    folders = [folder, base_checkpoint(folder, base)] if is_adapter(folder) else [folder]
     for path in (
         path for folder in folders for path in sorted({*folder.glob("*.safetensors"), *weight_files(folder)})
     ):

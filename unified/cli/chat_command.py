@@ -13,6 +13,7 @@ from unified.cli.options import (
     GuidanceScale,
     ModelDir,
     Precision,
+    Quantize,
     Seed,
     Temperature,
     Threads,
@@ -43,6 +44,7 @@ def chat(
     top_k: TopK = SamplingArguments.top_k,
     top_p: TopP = SamplingArguments.top_p,
     base: BaseDir = None,
+    quantize: Quantize = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -64,7 +66,11 @@ def chat(
     products = choose_hardware(device, precision, threads, wait_policy)
     sampling = ImageSampling(temperature, top_k, top_p, guidance_scale)
     conversation = Conversation(
-        Chat(*load(model, base=base), sampling, seed, max_images, max_new_tokens), out_dir, first, protocol, products
+        Chat(*load(model, base=base, quantize=quantize), sampling, seed, max_images, max_new_tokens),
+        out_dir,
+        first,
+        protocol,
+        products,
     )
     for path, input_image in zip(image or [], images, strict=True):
         conversation.show(input_image, path)

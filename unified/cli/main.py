@@ -18,6 +18,7 @@ from unified.cli.options import (
     GuidanceScale,
     ModelDir,
     Precision,
+    Quantize,
     Seed,
     Temperature,
     Threads,
@@ -148,6 +149,7 @@ def draw(
         bool, typer.Option("--strip", help="also write OUT_scales.png, the image after each scale")
     ] = False,
     base: BaseDir = None,
+    quantize: Quantize = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -161,7 +163,7 @@ def draw(
     from unified.checkpoints.loading import load
 
     products = choose_hardware(device, precision, threads, wait_policy)
-    unified_model, processor = load(model, base=base)
+    unified_model, processor = load(model, base=base, quantize=quantize)
     if strip and unified_model.config.image_order == "raster":
         raise ValueError(f"{model} has image_order raster; --strip needs image_order scales")
     check_prompts(unified_model, processor, wanted)

@@ -36,6 +36,10 @@ AdapterDir = Annotated[Path, typer.Option("--model", help="folder or hub name of
 BaseDir = Annotated[
     Path | None, typer.Option("--base", help="where an adapter's base is, if not where it says; or UNIFIED_BASE")
 ]
+Quantize = Annotated[
+    Literal["4bit", "8bit"] | None,
+    typer.Option(help="the LLM's layers in 4 or 8 bit of bitsandbytes; default: as the weights are stored"),
+]
 Seed = Annotated[int, typer.Option(help="seed of the generated images")]
 GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]

@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 import typer
 
 from unified.cli.options import (
+    BaseDir,
     Device,
     GuidanceScale,
     ModelDir,
     Precision,
+    Quantize,
     Temperature,
     Threads,
     TopK,
@@ -64,6 +66,8 @@ def serve(
     temperature: Temperature = GuidedSamplingArguments.temperature,
     top_k: TopK = GuidedSamplingArguments.top_k,
     top_p: TopP = GuidedSamplingArguments.top_p,
+    base: BaseDir = None,
+    quantize: Quantize = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -77,13 +81,11 @@ def serve(
     check_flags(api_key_file, host, page, open_page)
     origins = tuple(allow_origin or ())
     check_origins(origins)
-    try:
-        from unified.serving.app import create_app
-        from unified.serving.engine import Engine, EngineLimits
-        from unified.serving.settings import ServerSettings, read_keys
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+    check_extra()
     from unified.checkpoints.loading import load
+    from unified.serving.app import create_app
+    from unified.serving.engine import Engine, EngineLimits
+    from unified.serving.settings import ServerSettings, read_keys
 
     keys = () if api_key_file is None else read_keys(api_key_file)
     products = choose_hardware(device, precision, threads, wait_policy)
@@ -96,11 +98,11 @@ def serve(
         sampling=ImageSampling(temperature, top_k, top_p, guidance_scale),
         seconds=request_seconds,
     )
-    engine = Engine(*load(model), EngineLimits(max_batch, max_queue, cache_mb * 2**20), products)
+    engine = Engine(
+        *load(model, base=base, quantize=quantize), EngineLimits(max_batch, max_queue, cache_mb * 2**20), products
+    )
     app = create_app(engine, settings)
-    if page:
-        add_page(app, model)
-    run(app, host, port, open_page)
+    run(with_page(app, model) if page else app, host, port, open_page)
 
 
 def check_flags(api_key_file: Path | None, host: str, page: bool, open_page: bool) -> None:
@@ -121,6 +123,14 @@ def check_origins(origins: tuple[str, ...]) -> None:
             )
 
 
+def check_extra() -> None:
+    """Raise ValueError where a package of the extra is missing."""
+    try:
+        import unified.serving.app  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+
+
 def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:
     """Serve until Ctrl-C."""
     from unified.serving.app import AppServer
@@ -132,8 +142,8 @@ def run(app: "FastAPI", host: str, port: int, open_page: bool) -> None:
         server.run()
 
 
-def add_page(app: "FastAPI", model: Path) -> None:
-    """The page, with the model card of the model's folder."""
+def with_page(app: "FastAPI", model: Path) -> "FastAPI":
+    """`app` with the page, which has the model card of the model's folder."""
     try:
         from unified.serving.page import mount_page
     except ModuleNotFoundError as error:
@@ -142,6 +152,7 @@ def add_page(app: "FastAPI", model: Path) -> None:
 
     card = model / "README.md"
     mount_page(app, Card.parse(card.read_text(encoding="utf-8")) if card.is_file() else None)
+    return app
 
 
 def open_in_browser(server: "AppServer") -> None:

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified.arguments.parser import check_minimum
-from unified.checkpoints.loading import weights_digest
+from unified.checkpoints.load_options import LoadOptions
 from unified.data.rows import init_output_folder
 from unified.evaluation.geneval_files import PROMPT_SET, read_captions
 from unified.files.atomic import new_folder, write_text
@@ -30,7 +30,7 @@ SHEET_COLUMNS, SHEET_SIDE = 8, 96  # of a contact sheet
 
 
 @dataclass
-class GenerateArguments(SamplingArguments):
+class GenerateArguments(SamplingArguments, LoadOptions):
     """What is drawn, and how."""
 
     model: str = field(metadata={"help": "checkpoint or adapter"})
@@ -39,7 +39,6 @@ class GenerateArguments(SamplingArguments):
     samples: int = field(default=4, metadata={"help": "pictures for each prompt"})
     batch_size: int = field(default=16, metadata={"help": "pictures drawn at once; memory grows with it"})
     seed: int = field(default=0, metadata={"help": "the seeds of the pictures are derived from it"})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata={"help": "auto: as stored"})
     result: str | None = field(default=None, metadata={"help": "JSON for the speed, beside printing it"})
     sheet: str | None = field(
         default=None,
@@ -97,7 +96,7 @@ def claim(args: GenerateArguments, model: UnifiedForCausalLM, prompts: int, firs
     """Make --out the folder of this run, or check that it is; the `first` process writes its prompts there."""
     settings: dict[str, Any] = {"samples": args.samples, "batch_size": args.batch_size, "seed": args.seed}
     settings |= args.sampling_settings()
-    settings |= {"model": str(Path(args.model)), "model_sha256": weights_digest(args.model)}
+    settings |= {"model": str(Path(args.model)), "model_sha256": args.digest(args.model)} | args.quantized()
     settings |= {"vq_fingerprint": model.config.vq_fingerprint, "dtype": str(model.dtype).removeprefix("torch.")}
     settings |= {"prompts": prompts, "prompts_sha256": prompts_sha256(args)}
     out = Path(args.out)

@@ -80,7 +80,7 @@ class UnifiedChat(lmms):
     """A checkpoint for all tasks that ask for text.
 
     Args:
-        pretrained: checkpoint, or adapter.
+        pretrained: checkpoint, or adapter. base: of an adapter's base, where it is not found.
         batch_size: questions at once. dtype: of the weights. device: the best there is by default.
         max_new_tokens: most an answer has where the task does not say.
     """
@@ -95,6 +95,7 @@ class UnifiedChat(lmms):
         dtype: str | None = None,
         max_new_tokens: int = 128,
         max_batch_size: int | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or max_batch_size is not None:
@@ -103,7 +104,7 @@ class UnifiedChat(lmms):
         self.accelerator = Accelerator()  # lmms-eval shares the questions out by these and gathers with it
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         place = device if self._world_size == 1 else self.accelerator.device
-        self.model, self.processor = load(pretrained, place, None if dtype == "auto" else dtype)
+        self.model, self.processor = load(pretrained, place, None if dtype == "auto" else dtype, base)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests; those with equal settings share batches.

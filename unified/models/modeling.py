@@ -228,9 +228,7 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if self.model.new_rows is None:
             super().tie_weights(*args, **kwargs)
 
-    def save_pretrained(  # type: ignore[override]  # HF's other arguments are left out in kwargs
-        self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any) -> None:
         """As HF's; files hold whole matrices, whatever of them learns."""
         if self.model.new_rows is not None:
             state_dict = dict(self.state_dict() if state_dict is None else state_dict)
@@ -242,17 +240,6 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if self.model.new_rows is not None:
             from_files(state_dict, self.embedding_name, self.model.new_rows, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "UnifiedForCausalLM":
-        """Load a checkpoint; ValueError where its tokenizer is not the one its codes were made with."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if is_deepspeed_zero3_enabled():
-            model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
-        model.model.vq_model.check_fingerprint(model.config.vq_fingerprint)
-        model.model.image_gate.bind(model.model.language_model)  # quantizers replace layers
-        return loaded
 
     @can_return_tuple
     def forward(

@@ -5,9 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_torchvision_available
 
 from unified.files.weights import StrictPreTrainedModel
+from unified.image_tokenizer.model import VQModel
 from unified.models.configuration import UnifiedConfig
 from unified.models.engine_files import whole_weights
 from unified.models.frozen_tokenizer import PEFT_PREFIX, frozen_names
@@ -15,6 +17,7 @@ from unified.models.trainable_token_rows import matrix_names
 
 # patterns of module names: quantized features are other codes, quantized rows other probabilities of them
 NEVER_QUANTIZED = (r".*\bvq_model", r".*\bimage_embedding", r".*\bembed_tokens", r".*\blm_head")
+TENSOR_PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")  # arguments of `from_pretrained`
 
 
 class UnifiedPreTrainedModel(StrictPreTrainedModel):
@@ -42,6 +45,38 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     def input_modalities(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant in HF's models
         """What it reads. Without torchvision no images, so that HF's pipelines do not ask for it: PIL will do."""
         return ("image", "text") if is_torchvision_available() else ("text",)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint.
+
+        Raises ValueError where its tokenizer is not the one its codes were made with, and for tensor parallelism.
+        """
+        for name in TENSOR_PARALLEL:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name}: tensor parallelism is not supported, as images need whole matrices; use device_map, or "
+                    "ZeRO-3 or FSDP in training"
+                )
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if is_deepspeed_zero3_enabled():
+            model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
+        model.record_fingerprint()
+        base = model.base_model
+        base.vq_model.check_fingerprint(model.config.vq_fingerprint)
+        base.image_gate.bind(base.language_model)  # quantizers replace layers
+        return loaded
+
+    def record_fingerprint(self) -> None:
+        """Have a configuration that knows no tokenizer, of a model made of it alone, know the one that is there."""
+        if not self.config.vq_fingerprint:
+            self.config.vq_fingerprint = cast(VQModel, self.base_model.get_submodule("vq_model")).fingerprint()
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]  # HF's others: kwargs
+        """As HF's, with the image tokenizer's fingerprint, without which it could not be opened."""
+        self.record_fingerprint()
+        super().save_pretrained(save_directory, **kwargs)
 
     @staticmethod
     def _load_pretrained_model(

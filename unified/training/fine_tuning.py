@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from unified.checkpoints.adapters import is_adapter, trained_chats
 from unified.checkpoints.averaging import mix_in
 from unified.checkpoints.loading import load_processor
+from unified.checkpoints.quantization import quantization
 from unified.data.chat_dataset import ChatDataset, SFTCollator, list_data_files, load_encoded_rows
 from unified.data.shard_metadata import adopt_fit
 from unified.files.records import TRAINER_STATE
@@ -32,7 +33,7 @@ from unified.training.loss_plots import OF_TRAINER, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
 from unified.training.planned_end import cut_off, know_the_end
-from unified.training.quantized import check_quantized, keep_trainable, quantization
+from unified.training.quantized import check_quantized, keep_trainable
 from unified.training.run_folder import check_folder, locked
 from unified.training.run_record import OPTIMIZER, Recorder, RunRecord, begin, digest
 from unified.training.self_correction import check_code_noise
