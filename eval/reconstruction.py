@@ -4,7 +4,7 @@
     python eval/reconstruction.py --vq out/vq --images /data/imagenet_val --n 50000 --rfid --lpips vgg.pth \\
         --out results/vq_reconstruction.json
 
-Images are a folder of png/jpg/webp files (searched through) or of *.parquet shards with an `images` column; the first
+Images are a folder of png/jpg/webp files (searched through) or of *.parquet shards with `images` or `image`; the first
 --n by name, scaled and cropped to the tokenizer's square. Printed, and written to --out, is one JSON:
 
     value, stderr          PSNR in dB, mean over images, of decoded values clipped to [-1, 1] and not rounded

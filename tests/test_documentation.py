@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # what a command leaves, beside the values of these flags
 HELP = {"help", "help_all"}
-OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules", "records"}
+OUTPUTS = {"out", "output_dir", "out_dir", "jsonl", "grid", "rules", "records", "eval_out", "sheet"}
 MADE_BY_MAKE = {
     "chat": ("out/smollm2", "out/scenes-base"),
     "demo": ("out/demo", "out/smollm2", "out/scenes-base"),
@@ -112,7 +112,7 @@ def check_line(line: Line, page: Page, made: set[str]) -> list[str]:
     used = {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
     wrong += [f"{program} has no --{flag}" for flag in used - flags_of(program) - HELP]
     outputs = {value for flag, value in given if flag in OUTPUTS}
-    if program == "data_prep/render_objects.py":
+    if program in ("data_prep/render_objects.py", "data_prep/convert_captions.py"):
         outputs |= {value for flag, value in given if flag == "prompts"}
     if program in ("data_prep/convert_var_vq.py", "unified cp"):
         outputs.add(arguments[1])

@@ -36,16 +36,21 @@ class FolderImages:
         return str(self.paths[index])
 
 
-class ParquetImages:
-    """Every image of the `images` column (list of {bytes, path}) of a folder's parquet shards, memory-mapped."""
+COLUMNS = ("images", "image")  # of parquet: rows' lists of images; data sets of images and captions
 
-    def __init__(self, folder: Path, shards: Sequence[Path]) -> None:
+
+class ParquetImages:
+    """Every image of a column (`images`: lists of {bytes, path}; `image`: one) of parquet shards, memory-mapped."""
+
+    def __init__(self, folder: Path, shards: Sequence[Path], column: str) -> None:
         from datasets import Image, List, load_dataset  # slow to import, and not needed for image files
 
-        self.folder = folder
-        rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=["images"])
-        self.rows = rows.cast_column("images", List(Image(decode=False)))
-        counts = pc.list_value_length(self.rows.data.column("images"))  # null where a row is of words alone
+        self.folder, self.column = folder, column
+        rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=[column])
+        kind = Image(decode=False)
+        self.rows = rows.cast_column(column, List(kind) if column == "images" else kind)
+        stored = self.rows.data.column(column)  # null where a row is of words alone
+        counts = pc.list_value_length(stored) if column == "images" else pc.cast(pc.is_valid(stored), "int64")
         lengths = torch.tensor(pc.fill_null(counts, 0).to_pylist(), dtype=torch.long)
         self.row_of = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         self.first_of = lengths.cumsum(0) - lengths
@@ -56,7 +61,8 @@ class ParquetImages:
     def read(self, index: int) -> bytes:
         """Bytes of one image file."""
         row = int(self.row_of[index])
-        record = self.rows[row]["images"][index - int(self.first_of[row])]
+        record = self.rows[row][self.column]
+        record = record[index - int(self.first_of[row])] if self.column == "images" else record
         return record["bytes"] or Path(record["path"]).read_bytes()
 
     def name(self, index: int) -> str:
@@ -88,7 +94,7 @@ Images = FolderImages | ParquetImages | JoinedImages
 
 
 def open_images(data_dir: str) -> Images:
-    """Images of a folder: its image files, searched recursively, and those in *.parquet shards with `images`.
+    """Images of a folder: its image files, searched recursively, and those in *.parquet shards of `COLUMNS`.
 
     Files that are passed over are counted on the screen. Raises ValueError when there are no images.
     """
@@ -96,14 +102,18 @@ def open_images(data_dir: str) -> Images:
     if not folder.is_dir():
         raise ValueError(f"data_dir {data_dir} is not a folder; write one with data_prep/render_scenes.py")
     files = FolderImages(folder)
-    shards = [path for path in sorted(folder.glob("*.parquet")) if "images" in pq.read_schema(path).names]
     sources: list[FolderImages | ParquetImages] = [files] if len(files) else []
-    if shards:
-        sources.append(ParquetImages(folder, shards))
-    say_passed_over(folder, [*files.paths, *shards])
+    read, names = [*files.paths], {path: pq.read_schema(path).names for path in sorted(folder.glob("*.parquet"))}
+    for column in COLUMNS:
+        shards = [path for path in names if column in names[path] and path not in read]
+        sources += [ParquetImages(folder, shards, column)] if shards else []
+        read += shards
+    say_passed_over(folder, read)
     images = sources[0] if len(sources) == 1 else JoinedImages(sources)
     if len(images) == 0:
-        raise ValueError(f"data_dir {data_dir} holds no images; expected *.parquet with `images`, or {KINDS}")
+        raise ValueError(
+            f"data_dir {data_dir} holds no images; expected *.parquet with `images` or `image`, or {KINDS}"
+        )
     return images
 
 

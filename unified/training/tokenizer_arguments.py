@@ -115,7 +115,7 @@ class AveragedTrainingArguments(CheckedArguments):
 class TokenizerTrainingArguments(AveragedTrainingArguments):
     """Arguments of recipes/train_vq.py; precision and processes are set by `accelerate launch`."""
 
-    data_dir: str = arg("data/scenes", "folder of image files, or of *.parquet with an `images` column")
+    data_dir: str = arg("data/scenes", "folder of image files, or of *.parquet with `images` or `image`")
     fit: Fit = arg("crop", "images that are not square: crop to the centre, pad with white, or refuse")
     max_bad: int = arg(0, "images that cannot be read the run may leave out; all are checked before it", at_least(0))
     output_dir: str = arg("out/vq", "folder of checkpoints, logs, image grids and the trained tokenizer")
