@@ -17,6 +17,7 @@ from unified import UnifiedConfig, VQModel
 from unified.checkpoints.extension import extend
 
 if TYPE_CHECKING:
+    from engine_world import World
     from toy_server import Server
 
 ROOT = Path(__file__).parents[1]
@@ -146,3 +147,34 @@ def image_adapter(
         patch.setattr(sys, "argv", list(map(str, command)))
         load_script("recipes/sft.py").main()
     return out
+
+
+@pytest.fixture
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator["World"]:
+    """Runs on two processes, which all tests and test processes share; kept in ENGINE_MATRIX where that is set."""
+    from engine_world import World
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # of all of xdist's processes
+    folder = Path(os.environ.get("ENGINE_MATRIX", shared / "engines")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = World(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        made.made("data", made.make_data)
+        yield made
+
+
+@pytest.fixture
+def cell(world: "World", request: pytest.FixtureRequest) -> Callable[[str, str], Path]:
+    """`cell("zero3", "full")`: the run of an engine and a tuning, launched with all of the engine that are asked for.
+
+    They are asked for by tests' parameters `engine` and `tuning`.
+    """
+    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+
+    def run(engine: str, tuning: str) -> Path:
+        return world.cell(engine, tuning, [given["tuning"] for given in asked if given.get("engine") == engine])
+
+    return run

@@ -1,4 +1,4 @@
-"""What test_engines.py trains: models, rows, and runs of recipes in launches of two CPU processes.
+"""What tests train on two CPU processes: models, rows, and runs of recipes, those of an engine in one launch.
 
 All is kept in one folder, which test processes share and a killed test run leaves: what is there is not made again.
 """
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate.utils import is_deepspeed_available
 from conftest import ROOT
 from families import tiny_llm
 from filelock import FileLock
@@ -35,10 +37,22 @@ TUNINGS = {
     "dpo_full": ["--tuning", "full"],
     "dpo_lora": ["--tuning", "lora"],
 }
-TIED = ("full", "noise", "dpo_lora")  # models whose embedding is the output matrix; others have both
+EVALUATED = ["--eval_strategy", "steps", "--eval_steps", "3"]
+# runs that are not resumed, of tests that look at something else
+OTHERS = {
+    "evaluated": ["--tuning", "full", *EVALUATED, "--max_steps", "6", "--sample_prompts", "two cats"],
+    "dpo_evaluated": ["--tuning", "full", *EVALUATED, "--max_steps", "3", "--sample_prompts", "a cat"],
+    "dpo_evaluated_lora": ["--tuning", "lora", *EVALUATED, "--max_steps", "3", "--sample_prompts", "a cat"],
+    "diverges": ["--max_steps", "12", "--learning_rate", "1e18", "--new_parts_learning_rate", "1e18"],
+}
+OTHERS["shuffled"] = [*OTHERS["evaluated"], "--train_sampling_strategy", "random"]
+OTHERS["diverges"] += ["--per_device_train_batch_size", "1", "--save_strategy", "no"]
+# one process asks the reference at every step, two before the first
+ON_TWO = {"dpo_evaluated_lora": ["--precompute_ref_log_probs", "True"]}
+UNTIED = ("align", "lora", "lora_image", "lora_more", "dpo_full")  # models with two matrices; others have one
 ENGINES = {
     "ddp": [],
-    "ddp_checkpointed": ["--activation_checkpointing", "True"],
+    "ddp_checkpointed": ["--activation_checkpointing", "True", "--weight_decay", "0.5"],
     "zero2": ["--weight_decay", "0.5"],
     "zero2_json": ["--weight_decay", "0.5"],
     "zero3": ["--weight_decay", "0.5"],
@@ -90,16 +104,21 @@ class World:
         make_tokenizer().save_pretrained(folder / "other")
         extend(folder / "other", folder / "vq", folder / "untied")
         # files hold each expert by itself, the model all in one tensor; a balance loss is of a process's own batch
-        tiny_llm("mixtral", config.vocab_size, router_aux_loss_coef=0.0).save_pretrained(folder / "mixture")
+        tiny_llm("mixtral", config.vocab_size, sliding_window=None, router_aux_loss_coef=0.0).save_pretrained(
+            folder / "mixture"
+        )
         make_tokenizer().save_pretrained(folder / "mixture")
         extend(folder / "mixture", folder / "vq", folder / "experts")
         stored = UnifiedConfig.from_pretrained(folder / "tied")
         write_toy_rows(folder / "rows.parquet", "dattttdatttt", stored.vq_fingerprint)
         pairs = toy_pairs("iitttuuimmtt")
         write_pairs(folder / "pairs.parquet", pairs, stored.vq_fingerprint, stored.patch_nums)
+        # whose first batch gives the second process text alone
+        write_toy_rows(folder / "rows_eval.parquet", "dattttad", stored.vq_fingerprint)
+        write_pairs(folder / "pairs_eval.parquet", toy_pairs("imut" * 2), stored.vq_fingerprint, stored.patch_nums)
 
     def base(self, tuning: str) -> Path:
-        return self.folder / ("experts" if tuning == "experts" else "tied" if tuning in TIED else "untied")
+        return self.folder / ("experts" if tuning == "experts" else "untied" if tuning in UNTIED else "tied")
 
     def model(self, tuning: str) -> Path:
         """What is trained: a base, or an adapter that goes on."""
@@ -107,16 +126,17 @@ class World:
 
     def command(self, engine: str, tuning: str, out: Path) -> list[str]:
         recipe = "dpo" if tuning.startswith("dpo") else "sft"
-        data = self.folder / ("pairs.parquet" if recipe == "dpo" else "rows.parquet")
+        data = self.folder / ("pairs" if recipe == "dpo" else "rows")
         batch = "4" if engine == "one" else "2"
         command = [f"recipes/{recipe}.py", "--config", f"recipes/configs/tiny{'_dpo' if recipe == 'dpo' else ''}.yaml"]
-        command += ["--model", str(self.model(tuning)), "--train_files", str(data), "--output_dir", str(out)]
+        command += ["--model", str(self.model(tuning)), "--train_files", f"{data}.parquet", "--output_dir", str(out)]
         command += ["--per_device_train_batch_size", batch, "--max_steps", str(STEPS), "--save_steps", str(HALF)]
         command += ["--train_sampling_strategy", "sequential", "--lr_scheduler_type", "linear"]
-        command += ["--report_to", "none", "--disable_tqdm", "True"]
-        return [*command, *TUNINGS[tuning]]
+        command += ["--report_to", "none", "--disable_tqdm", "True", "--per_device_eval_batch_size", batch]
+        command += ["--eval_files", f"{data}_eval.parquet"] if "evaluated" in tuning or tuning == "shuffled" else []
+        return [*command, *(TUNINGS | OTHERS)[tuning], *(ON_TWO.get(tuning, []) if engine != "one" else [])]
 
-    def one(self, tuning: str, decay: bool) -> Path:
+    def one(self, tuning: str, decay: bool = True) -> Path:
         """A run of one process; where `decay` the weights do."""
         out = self.folder / "one" / f"{tuning}-{decay}"
         job = [*self.command("one", tuning, out), "--use_cpu", "True", *(ENGINES["zero2"] if decay else [])]
@@ -125,12 +145,14 @@ class World:
 
     def cell(self, engine: str, tuning: str, together: list[str]) -> Path:
         """The run of a cell; it is launched with those `together` that are not there, and started again after them."""
+        if engine.startswith("zero") and not is_deepspeed_available():
+            pytest.skip("DeepSpeed is required on Linux alone")
         folder = self.folder / engine
         with FileLock(self.folder / f"{engine}.lock"):
             while not (left := folder / f"{tuning}.failed").exists() and not self.seconds(engine, tuning).exists():
                 waiting = [
                     name
-                    for name in TUNINGS
+                    for name in (*TUNINGS, *OTHERS)
                     if name in {tuning, *together}
                     and not self.seconds(engine, name).exists()
                     and not (folder / f"{name}.failed").exists()
@@ -144,7 +166,7 @@ class World:
         return self.folder / engine / f"{tuning}.seconds"
 
     def launch(self, engine: str, tunings: list[str]) -> None:
-        """Run cells in one launch, each whole and resumed; the first that fails ends it, with its log as `.failed`."""
+        """Run cells in one launch, `TUNINGS` resumed, too; the first that fails ends it, with its log as `.failed`."""
         folder, jobs = self.folder / engine, []
         folder.mkdir(exist_ok=True)
         for tuning in tunings:
@@ -152,9 +174,10 @@ class World:
             more = ["--ddp_backend", "gloo", *ENGINES[engine]]
             more += [] if engine.startswith("zero") else ["--use_cpu", "True"]
             jobs += [["begin", str(whole), str(resumed)]]
-            jobs += [[*self.command(engine, tuning, whole), *more]]
-            jobs += [["copy", str(whole / f"checkpoint-{HALF}"), str(resumed / f"checkpoint-{HALF}")]]
-            jobs += [[*self.command(engine, tuning, resumed), *more, "--resume", "True"]]
+            jobs += [[*(["ends"] if tuning == "diverges" else []), *self.command(engine, tuning, whole), *more]]
+            if tuning in TUNINGS:
+                jobs += [["copy", str(whole / f"checkpoint-{HALF}"), str(resumed / f"checkpoint-{HALF}")]]
+                jobs += [[*self.command(engine, tuning, resumed), *more, "--resume", "True"]]
             jobs += [["end", str(self.seconds(engine, tuning))]]
         path = self.folder / f"{engine}.json"
         path.write_text(json.dumps(jobs))

@@ -1,16 +1,19 @@
 """Several runs of recipes in one process of a launch, so that imports are paid once: `recipe_jobs.py JOBS.json`.
 
 JOBS.json is a list of runs, each a script with its arguments, and of what happens between them: `begin FOLDER...`
-empties folders, `copy FROM TO` copies one, `end FILE` writes the seconds since. After a run accelerate forgets its
-engine, and the process group stays. Beside every run's result stands frozen.json: see `frozen_parts`. With
-RECIPE_JOBS_FSDP2 set, accelerate shards by FSDP2 on CPUs too, which it offers on GPUs alone.
+empties folders, `copy FROM TO` copies one, `end FILE` writes the seconds since. `ends` before a script is a run that
+must end itself; its folder has the exit status and what was said of every process, as `ended.RANK.json`. After a run
+accelerate forgets its engine, and the process group stays. Beside every run's result stands frozen.json: see
+`frozen_parts`. With RECIPE_JOBS_FSDP2 set, accelerate shards by FSDP2 on CPUs too, which it offers on GPUs alone.
 """
 
+import io
 import json
 import os
 import shutil
 import sys
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +99,29 @@ def run(script: str, arguments: list[str], kept: list[Any]) -> None:
     finally:
         Trainer.train = train
     kept.pop().free_memory()
+    forget_engine()
+
+
+def forget_engine() -> None:
+    """Let accelerate begin anew; the process group stays."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def run_that_ends(script: str, arguments: list[str]) -> None:
+    """A run that ends itself with an exit status and a line on stderr."""
+    sys.argv, said, status = [script, *arguments], io.StringIO(), 0
+    module = load_script(script)
+    try:
+        with redirect_stderr(said):
+            module.run_main(module.main)
+    except SystemExit as stop:
+        status = stop.code
+    out = Path(arguments[arguments.index("--output_dir") + 1])
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"status": status, "said": said.getvalue().splitlines()}
+    (out / f"ended.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(record))
+    forget_engine()
 
 
 def main(jobs: list[list[str]]) -> None:
@@ -108,6 +132,9 @@ def main(jobs: list[list[str]]) -> None:
     for name, *arguments in jobs:
         if name.endswith(".py"):
             run(name, arguments, kept)
+            continue
+        if name == "ends":
+            run_that_ends(arguments[0], arguments[1:])
             continue
         if os.environ.get("RANK", "0") == "0":
             if name == "begin":

@@ -6,10 +6,7 @@ and two processes.
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +14,9 @@ import pytest
 import torch
 from conftest import load_script
 from endings import check_ending, check_plot, tracked_images
+from engine_world import World
 from pairs import toy_pairs
 from safetensors.torch import load_file
-from two_ranks import zero
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor
 from unified.checkpoints.loading import load
@@ -282,35 +279,17 @@ def test_bad_pairs_and_adapters_are_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("stage", "tuning"), [(3, "full"), (2, "lora")])
-def test_two_processes_train_as_one(
-    dpo: Dpo, pairs: Callable[..., Path], toy_checkpoint: Path, tmp_path: Path, stage: int, tuning: str
-) -> None:
-    settings = ["--max_steps", 3, "--train_sampling_strategy", "sequential", "--tuning", tuning]
-    settings += ["--eval_strategy", "steps", "--eval_steps", 3, "--eval_files", pairs("imut" * 2)]
-    settings += ["--sample_prompts", "a cat"]
-    # read in order, 2 x 2 at a time: in some steps one process has images alone and the other text alone
-    kinds = "iitttuuimmtt"
-    expected = dpo(kinds, *settings)
-    command = [sys.executable, "-m", *zero(stage), "recipes/dpo.py", "--config", str(CONFIG)]
-    command += ["--ddp_backend", "gloo", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2"]
-    command += ["--model", str(toy_checkpoint), "--train_files", str(pairs(kinds)), *map(str, settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    environment.pop("ACCELERATE_USE_CPU")
-    if tuning == "lora":  # one process asks the reference at every step, two before the first: the same numbers
-        command += ["--precompute_ref_log_probs", "True"]
-    two = tmp_path / "two"
-    result = subprocess.run(
-        [*command, "--output_dir", str(two)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize(("engine", "tuning"), [("zero3", "dpo_evaluated"), ("zero2", "dpo_evaluated_lora")])
+def test_two_processes_train_as_one(engine: str, tuning: str, cell: Callable[[str, str], Path], world: World) -> None:
+    """Read in order, 2 x 2 at a time: in some steps one process has images alone and the other text alone."""
+    two, one = cell(engine, tuning), world.one(tuning)
     assert list(two.glob("checkpoint-2/global_step2/*optim_states.pt")), "DeepSpeed was not used"
-    for entry, other in zip(history(two), expected, strict=True):
+    for entry, other in zip(history(two), history(one), strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected"):
             assert entry[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
     values = [
         {k: v for e in json.loads((out / "trainer_state.json").read_text())["log_history"] for k, v in e.items()}
-        for out in (two, tmp_path / "out")
+        for out in (two, one)
     ]
     for name in ("image", "mixed", "understanding", "text"):
         for kind in ("rewards/margins", "kl"):

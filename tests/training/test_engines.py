@@ -7,14 +7,12 @@ ENGINE_MATRIX=FOLDER what is made stays there: a test run that is killed goes on
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.utils import is_deepspeed_available
 from engine_world import ENGINES, HALF, STEPS, TUNINGS, World
 from recipe_jobs import frozen_parts
 from safetensors.torch import load_file
@@ -28,25 +26,12 @@ from unified.inference.text_to_image import draw
 ALWAYS = {
     ("ddp_checkpointed", "lora_image"),
     ("ddp_checkpointed", "align"),
+    ("ddp_checkpointed", "full"),
     ("zero3", "full"),
     ("zero3", "dpo_full"),
     ("fsdp2", "align"),
     ("fsdp2", "lora"),
 }
-
-
-@pytest.fixture
-def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # of all of xdist's processes
-    folder = Path(os.environ.get("ENGINE_MATRIX", shared / "engines")).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    made = World(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        made.made("data", made.make_data)
-        yield made
 
 
 def curve(out: Path, name: str) -> list[float]:
@@ -110,15 +95,12 @@ def cells() -> Iterator[object]:
 
 @pytest.mark.parametrize(("engine", "tuning"), [*cells()])
 def test_an_engine_trains_as_one_process(
-    engine: str, tuning: str, world: World, request: pytest.FixtureRequest
+    engine: str, tuning: str, cell: Callable[[str, str], Path], world: World
 ) -> None:
-    if engine.startswith("zero") and not is_deepspeed_available():
-        pytest.skip("DeepSpeed is required on Linux alone")
-    asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    out = world.cell(engine, tuning, [cell["tuning"] for cell in asked if cell.get("engine") == engine])
+    out = cell(engine, tuning)
     base, found = world.base(tuning), weights(out)
     if tuning != "noise":  # which is another in every batch
-        check_curve(out, world.one(tuning, decay=ENGINES["zero2"] == ENGINES[engine]))
+        check_curve(out, world.one(tuning, decay="--weight_decay" in ENGINES[engine]))
     check_frozen_in_memory(out, base, tuning)
     check_adapter(found) if "lora" in tuning else check_frozen_on_disk(found, base, tuning)
     resumed = out.with_name(f"{tuning}-resumed")

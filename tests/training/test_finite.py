@@ -1,9 +1,6 @@
 """A training that diverges stops, names step and rows, and saves nothing that is broken."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +9,6 @@ import torch
 from pairs import toy_pairs
 from PIL import Image
 from torch import Tensor
-from two_ranks import DDP
 
 from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.data.chat_dataset import name_rows
@@ -95,18 +91,16 @@ def test_the_row_of_a_bad_loss_is_named_and_the_last_checkpoint_stays(
     assert json.loads((last / "trainer_state.json").read_text())["global_step"] == step
 
 
-def test_all_processes_stop_together(toy_checkpoint: Path, toy_rows: Callable[[str], Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", *DDP, "recipes/sft.py", "--config", str(ROOT / "recipes/configs/tiny.yaml")]
-    command += ["--ddp_backend", "gloo", "--model", toy_checkpoint, "--train_files", toy_rows("ddatddat"), *HUGE]
-    command += ["--per_device_train_batch_size", 1, "--max_steps", 12, "--output_dir", tmp_path / "out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    words = list(map(str, [*command, "--new_parts_learning_rate", 1e18, "--save_strategy", "no"]))
-    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 1 and len({*lines}) == 1, result.stderr[-3000:]  # the launcher may stop one first
+@pytest.mark.parametrize(("engine", "tuning"), [("ddp_checkpointed", "diverges")])
+def test_all_processes_stop_together(engine: str, tuning: str, cell: Callable[[str, str], Path]) -> None:
+    out = cell(engine, tuning)
+    ends = [json.loads((out / f"ended.{rank}.json").read_text()) for rank in range(2)]
+    assert [end["status"] for end in ends] == [2, 2]
+    lines = [line for end in ends for line in end["said"] if line.startswith("error: ")]
+    assert len(lines) == 2 and len({*lines}) == 1, ends
     assert lines[0].count(".parquet:") == 2  # a row of each
     assert lines[0].startswith("error: step ") and "not finite" not in lines[0].split(";")[0]
-    assert not saved(tmp_path / "out")
+    assert not saved(out)
 
 
 def test_an_evaluation_that_is_not_finite_stops(

@@ -10,41 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_world import World
 from safetensors.torch import load_file
-from two_ranks import CONFIG, assert_tokenizer_unchanged, train, zero
+from two_ranks import assert_tokenizer_unchanged
 
 from unified import UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.inference.text_to_image import draw
 
-# Read in order and in batches of 2 x 2: one process, then the other, then both have no image at all in a step.
-# So it is in evaluation, whose first batch gives the second process text alone.
-TRAIN, EVAL = "dattttdatttt", "dattttad"
-SETTINGS = ["--max_steps", 6, "--eval_strategy", "steps", "--eval_steps", 3, "--sample_prompts", "two cats"]
-SETTINGS += ["--weight_decay", 0.5]  # which would show in whatever DeepSpeed takes for trained
 LOSSES = ("loss", "grad_norm", "text_loss", "image_loss", "scale_1_loss", "scale_2_loss", "images_seen")
-
-
-@pytest.fixture
-def one_process(
-    run_script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Path]:
-    """Train in this process with batches of 4; returns the output folder."""
-
-    def run(*arguments: object) -> Path:
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-        out = tmp_path / "one"
-        assert run_script("recipes/sft.py", "--config", CONFIG, "--output_dir", out, *arguments) == 0
-        return out
-
-    return run
-
-
-def two_processes(stage: int, out: Path, *arguments: object) -> Path:
-    """Train with two processes; returns the output folder."""
-    train(zero(stage), out, *arguments)
-    assert list(out.glob("checkpoint-6/global_step6/*optim_states.pt")), "DeepSpeed was not used"
-    return out
 
 
 def curve(out: Path, name: str) -> list[float]:
@@ -59,26 +33,20 @@ def assert_same_curve(found: Path, expected: Path) -> None:
         assert values == pytest.approx(curve(expected, name), rel=1e-4), name
 
 
-@pytest.mark.parametrize(("stage", "order"), [(2, "random"), (3, "sequential")])
+@pytest.mark.parametrize(("engine", "tuning"), [("zero2", "shuffled"), ("zero3", "evaluated")])
 def test_two_processes_train_as_one(
-    stage: int,
-    order: str,
-    one_process: Callable[..., Path],
-    toy_checkpoint: Path,
-    toy_rows: Callable[[str], Path],
-    tmp_path: Path,
+    engine: str, tuning: str, cell: Callable[[str, str], Path], world: World, tmp_path: Path
 ) -> None:
-    arguments = ["--model", toy_checkpoint, "--train_files", toy_rows(TRAIN), "--eval_files", toy_rows(EVAL)]
-    arguments += [*SETTINGS, "--train_sampling_strategy", order]
-    two = two_processes(stage, tmp_path / "two", *arguments)
-    one = one_process(*arguments)
+    """In some steps, and in evaluation, a process or both have no image at all."""
+    two, one = cell(engine, tuning), world.one(tuning)
+    assert list(two.glob("checkpoint-6/global_step6/*optim_states.pt")), "DeepSpeed was not used"
     assert_same_curve(two, one)
     assert [path.name for path in sorted((two / "samples").glob("*.png"))] == ["000003.png", "000006.png"]
     weights, expected = load_file(two / "model.safetensors"), load_file(one / "model.safetensors")
     assert weights.keys() - {"lm_head.weight"} == expected.keys()  # DeepSpeed writes a tied matrix twice
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
-    assert_tokenizer_unchanged(two, toy_checkpoint)
+    assert_tokenizer_unchanged(two, world.base(tuning))
     states = [torch.load(path, weights_only=False) for path in two.glob("checkpoint-6/global_step6/*model_states.pt")]
     trained = {name for state in states for group in state["param_shapes"] for name in group}
     assert "model.image_embedding.start.weight" in trained
