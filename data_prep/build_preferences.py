@@ -50,7 +50,7 @@ from unified.checkpoints.load_options import LoadOptions
 from unified.data.parquet import write_parquet
 from unified.data.preferences import Pair, read_counts, write_pairs
 from unified.data.rows import CODES, init_output_folder, read_encoded_rows
-from unified.data.shard_metadata import shared_fit, shared_metadata
+from unified.data.shard_metadata import shared_fit, shared_metadata, shared_opener
 from unified.evaluation.detections import DetectionArguments, checkpoint_digest
 from unified.evaluation.geneval_files import read_captions
 from unified.evaluation.preference_scorers import (
@@ -283,7 +283,7 @@ def summary(shards: list[Path]) -> dict[str, Any]:
 def build_from_questions(args: BuildArguments) -> None:
     """A shard of pairs for every file of encoded rows."""
     fingerprint, patch_nums = shared_metadata("--questions", args.questions)
-    fit = shared_fit(args.questions)
+    fit, opener = shared_fit(args.questions), shared_opener(args.questions)
     inputs = {"questions_sha256": digest(*args.questions), "seed": args.seed, "vq_fingerprint": fingerprint}
     out = init_output_folder(args.out, inputs)
     shards = [out / f"{index:05d}.parquet" for index in range(len(args.questions))]
@@ -293,7 +293,7 @@ def build_from_questions(args: BuildArguments) -> None:
         rng, rows = np.random.default_rng([args.seed, index]), read_encoded_rows(path)
         pairs = [pair for row in rows if (pair := question_pair(row, rng)) is not None]
         counts = {"prompts": len(rows), "pairs": len(pairs), "dropped": len(rows) - len(pairs)}
-        write_pairs(shards[index], pairs, fingerprint, patch_nums, counts, fit)
+        write_pairs(shards[index], pairs, fingerprint, patch_nums, counts, fit, opener)
     print(json.dumps(summary(shards)))
 
 

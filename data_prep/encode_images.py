@@ -12,7 +12,8 @@ stopped goes on with the shards that are missing. `OUT/settings.json` records th
 pictures: another tokenizer, other inputs or another opener are refused.
 
 A picture or row that cannot be read is named on the screen, and goes to `OUT/00000.bad.jsonl` in place of the shard.
-More than --max-bad such rows fail the run (status 2); mend the files, or allow them, and start it again.
+All are counted in one pass, and more than --max-bad fail the run at its end (status 2); mend the files, or allow them,
+and start it again: what could be read stays. Paths of pictures start in the folder of their file, or in --image_root.
 """
 
 from unified.hardware.waiting import set_wait_policy
@@ -39,7 +40,9 @@ def main() -> None:
     if str(done.crops):
         print(done.crops)
     if state.is_main_process:
-        say_end(arguments.out, {}, f"unified run recipes/sft.py --config mine.yaml --train_files {arguments.out}")
+        rows = f"unified run recipes/sft.py --config mine.yaml --train_files {arguments.out}"
+        pairs = f"unified run recipes/dpo.py --config mine.yaml --train_files {arguments.out}"
+        say_end(arguments.out, {}, pairs if done.pairs else rows)
 
 
 if __name__ == "__main__":

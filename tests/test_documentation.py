@@ -188,7 +188,9 @@ def test_a_parquet_of_images_and_captions_is_read_as_it_is(tmp_path: Path) -> No
 def test_rows_that_are_shown_are_rows(tmp_path: Path) -> None:
     text = "".join(code for _, code, _ in blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"), "json"))
     (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
-    assert [len(row.images) for row in read_rows(tmp_path / "rows.jsonl")] == [1, 1, 0, 2, 1, 1, 1, 1]
+    (tmp_path / "rows.json").write_text(f"[{','.join(text.splitlines())}]", encoding="utf-8")  # as LLaVA's file is
+    for name in ("rows.jsonl", "rows.json"):
+        assert [len(row.images) for row in read_rows(tmp_path / name)] == [1, 1, 0, 2, 1, 1, 1, 1]
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

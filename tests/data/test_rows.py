@@ -99,7 +99,7 @@ def test_what_is_not_json_or_not_a_file_of_rows_is_refused(tmp_path):
     broken.write_text('{"messages": \n')
     with pytest.raises(ValueError, match=r"in\.jsonl:1: not JSON"):
         list(read_rows(broken))
-    with pytest.raises(ValueError, match="neither .jsonl nor .parquet"):
+    with pytest.raises(ValueError, match="neither .jsonl, .json nor .parquet"):
         list(read_rows(tmp_path))
     with pytest.raises(ValueError, match="is not a file"):
         count_rows(tmp_path / "missing.parquet")

@@ -21,6 +21,7 @@ from toys import make_config, make_tokenizer
 from unified import VQModel
 from unified.data.chat_dataset import load_encoded_rows
 from unified.data.encoding import EncodeArguments, Shard, count_bad, write_bad
+from unified.data.preferences import load_pairs, write_pairs
 from unified.data.rows import ROW_SCHEMA, read_encoded_rows, write_encoded_shard
 from unified.data.shard_metadata import read_encoded_metadata
 from unified.files.images import OPENER_VERSION, image_to_pixels, to_square
@@ -145,13 +146,46 @@ def test_a_bad_picture_is_named_counted_and_can_be_mended(encode, vq_dir, tmp_pa
     bad = json.loads((tmp_path / "out" / "00001.bad.jsonl").read_text())
     assert bad["row"] == f"{tmp_path}/in.jsonl:2" and "b.png" in bad["bad_images"][0]
 
-    assert encode(*arguments) == 2
-    assert "1 rows are malformed or have an unreadable image, more than --max-bad 0" in capsys.readouterr().err
+    assert encode(*arguments) == 2  # all are counted in one pass, what is whole stays
+    assert "2 rows are malformed or have an unreadable image, more than --max-bad 0" in capsys.readouterr().err
+    assert len(all_rows(tmp_path / "out")) == 2
+    assert encode(*arguments, "--max-bad", 2) == 0 and "0 images encoded" in capsys.readouterr().out
 
     for name in "bd":
         picture(ord(name)).save(tmp_path / f"{name}.png")
     assert encode(*arguments) == 0
     assert len(all_rows(tmp_path / "out")) == 4 and not list((tmp_path / "out").glob("*.bad.jsonl"))
+
+
+def test_all_bad_pictures_are_counted_in_one_pass_and_some_named(encode, vq_dir, tmp_path, capsys):
+    rows = write_rows(tmp_path / "in.jsonl", [photo(tmp_path / "a.png", (16, 16)), *"bcdefghij"])
+    arguments = ["--vq", vq_dir, "--inputs", rows, "--shard-size", 5, "--out", tmp_path / "out"]
+    assert encode(*arguments, "--max-bad", 1) == 2
+    said = capsys.readouterr()
+    assert "9 rows are malformed or have an unreadable image, more than --max-bad 1" in said.err
+    assert said.out.count("bad image in ") == 6 and "1 more bad rows in " in said.out and "2 more bad" in said.out
+    assert encode(*arguments, "--max-bad", 9) == 0 and len(all_rows(tmp_path / "out")) == 1
+
+
+def test_bad_lines_of_all_inputs_are_counted_together(encode, vq_dir, tmp_path, capsys):
+    files = [tmp_path / f"{number}.jsonl" for number in range(3)]
+    for file in files:
+        file.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n{}\n{\n')
+    arguments = ["--vq", vq_dir, "--out", tmp_path / "out", "--inputs", *files]
+    assert encode(*arguments, "--max-bad", 5) == 2
+    assert "6 bad rows: " in (said := capsys.readouterr().err) and "; and 3 more" in said
+    assert encode(*arguments, "--max-bad", 6) == 0
+
+
+def test_paths_may_start_in_another_folder(encode, vq_dir, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    rows = write_rows(tmp_path / "in.jsonl", [photo(tmp_path / "pictures" / "a.png", (16, 16))])
+    arguments = ["--vq", vq_dir, "--inputs", rows, "--out", tmp_path / "out", "--image_root"]
+    assert encode(*arguments, tmp_path / "nowhere") == 2
+    assert "nowhere is not a folder; give the one in which paths start" in capsys.readouterr().err
+    assert encode(*arguments, tmp_path / "pictures") == 0 and len(all_rows(tmp_path / "out")) == 1
+    assert encode(*arguments, tmp_path) == 2
+    assert "was made with image_root" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused(encode, tiny_vq, vq_dir, tmp_path, capsys):
@@ -281,3 +315,23 @@ def test_codes_of_two_openers_are_not_trained_on_together(tiny_vq, tmp_path):
         assert len(load_encoded_rows(alone, config)) == len(alone)
     with pytest.raises(ValueError, match=f"old.parquet was encoded by opener 1 .*new.parquet by {OPENER_VERSION}"):
         load_encoded_rows([new, old], config)
+
+
+def test_pairs_of_two_openers_are_not_trained_on_together(encode, vq_dir, tiny_vq, tmp_path, capsys):
+    config = make_config(make_tokenizer(), tiny_vq.config)
+    config.vq_fingerprint = tiny_vq.fingerprint()
+    photo(tmp_path / "a.png", (16, 16))
+    photo(tmp_path / "b.png", (16, 16), (0, 90, 0))
+    drawn = [{"role": "assistant", "content": [{"type": "image", "image": f"{name}.png"}]} for name in "ab"]
+    pair = {"prompt": "draw", "chosen": drawn[0], "rejected": drawn[1]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(pair) + "\n")
+    assert encode("--vq", vq_dir, "--out", tmp_path / "new", "--inputs", tmp_path / "p.jsonl") == 0
+    assert "unified run recipes/dpo.py --config" in capsys.readouterr().err
+    new = str(shards(tmp_path / "new")[0])
+    pairs = load_pairs([new], config).to_list()
+    write_pairs(tmp_path / "old.parquet", pairs, config.vq_fingerprint, (1, 2), opener=1)
+    write_pairs(tmp_path / "drawn.parquet", pairs, config.vq_fingerprint, (1, 2))
+    old, by_model = str(tmp_path / "old.parquet"), str(tmp_path / "drawn.parquet")
+    assert len(load_pairs([new, by_model], config)) == len(load_pairs([old, by_model], config)) == 2
+    with pytest.raises(ValueError, match=f"old.parquet was encoded by opener 1 .*00000.parquet by {OPENER_VERSION}"):
+        load_pairs([new, old], config)

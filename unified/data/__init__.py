@@ -3,6 +3,7 @@
 rows                 chat rows on disk, before and after encoding
 forms                forms in which people publish rows
 shard_metadata       what encoded shards say of their codes
+image_refs           pictures of rows before they are read
 parquet              parquet files in bounded memory
 chat_dataset         encoded rows -> ids and labels; the collator
 chat_collator        rows -> the batches of TRL's SFTTrainer
@@ -23,6 +24,7 @@ __all__ = [
     "encoding",
     "forms",
     "image_decoding",
+    "image_refs",
     "mixtures",
     "packing",
     "pair_forms",

@@ -137,7 +137,7 @@ def read_folder(folder: Path, column: str, template: str | None = None) -> list[
     With a `template` the folders that images lie in are their classes, and their names the captions.
     Raises ValueError naming file and line of whatever does not fit.
     """
-    if folder.is_file() and folder.suffix in (".parquet", ".jsonl"):
+    if folder.is_file() and folder.suffix in (".parquet", ".jsonl", ".json"):
         raise ValueError(f"--images {folder} is a file of rows, which data_prep/encode_images.py reads as it is")
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")

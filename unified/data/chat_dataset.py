@@ -23,6 +23,7 @@ from unified.data.parquet import arrow_errors, count_parquet_rows, read_schema
 from unified.data.rows import (
     ALL_FEATURES,
     ENCODED_FEATURES,
+    ROW_FILES,
     BadRow,
     features_of,
     has_extras,
@@ -40,7 +41,7 @@ CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping u
 
 
 def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
-    """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only .jsonl.
+    """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only JSON.
 
     With `tools`, and more keys in messages, where a row of them has any. Raises ValueError for codes of another
     tokenizer than `config.vq_fingerprint` or of two openers of images, naming rows with unencoded images and malformed
@@ -77,8 +78,8 @@ def list_data_files(path: str, what: str = "encoded rows") -> list[Path]:
     """A file, or a folder's parquet shards; raises ValueError without any, naming them `what`."""
     place = Path(path)
     found = sorted(place.glob("*.parquet")) if place.is_dir() else [place] * place.is_file()
-    if not found or any(file.suffix not in (".parquet", ".jsonl") for file in found):
-        raise ValueError(f"{path}: no {what}; give a .parquet or .jsonl file or a folder of parquet shards")
+    if not found or any(file.suffix not in ROW_FILES for file in found):
+        raise ValueError(f"{path}: no {what}; give a .parquet, .jsonl or .json file or a folder of parquet shards")
     return found
 
 
@@ -86,10 +87,10 @@ def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded ro
     """`file:number`, counted from 1 (JSONL: the line), of `rows` of what is loaded from `paths`, counted from 0."""
     numbers: list[tuple[Path, Sequence[int]]] = []
     for file in (file for path in paths for file in list_data_files(path, what)):
-        if file.suffix == ".jsonl":
-            numbers.append((file, [number for number, _ in numbered_lines(file)]))
-        else:
+        if file.suffix == ".parquet":
             numbers.append((file, range(1, count_parquet_rows(file) + 1)))
+        else:
+            numbers.append((file, [number for number, _ in numbered_lines(file)]))
     names = []
     for row in rows:
         for file, known in numbers:
@@ -102,7 +103,7 @@ def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded ro
 
 def _load_file(file: Path, vq_fingerprint: str, errors: list[str]) -> datasets.Dataset | None:
     """A file's rows; None for one without any, of which `datasets` makes errors. Bad rows go to `errors`."""
-    if file.suffix == ".jsonl":
+    if file.suffix != ".parquet":
         return _text_rows(file, errors)
     schema = read_schema(file)
     if "chosen" in schema.names:

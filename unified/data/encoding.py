@@ -14,9 +14,19 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from unified.data.image_decoding import AHEAD, ImageDecoder, image_key
-from unified.data.pair_forms import PairRow, count_pairs, holds_pairs, iter_pairs
+from unified.data.image_refs import ImageRef
+from unified.data.pair_forms import PairRow, holds_pairs, iter_pairs
 from unified.data.preferences import write_pairs
-from unified.data.rows import BadRow, ImageRef, Row, count_rows, init_output_folder, iter_rows, write_encoded_shard
+from unified.data.rows import (
+    SHOWN_ERRORS,
+    BadRow,
+    Row,
+    init_output_folder,
+    iter_rows,
+    name_errors,
+    tally,
+    write_encoded_shard,
+)
 from unified.files.atomic import write_text
 from unified.files.image_sets import CropCount
 from unified.files.images import OPENER_VERSION, Fit, cropped_share, to_pixel_values
@@ -39,7 +49,10 @@ class EncodeArguments:
 
     vq: str = field(metadata={"help": "folder of the image tokenizer"})
     out: str = field(metadata={"help": "folder for the encoded shards"})
-    inputs: list[str] = field(metadata={"help": ".jsonl and .parquet files of rows"})
+    inputs: list[str] = field(metadata={"help": ".jsonl, .json and .parquet files of rows"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder in which paths of images start; None: that of the file of rows"}
+    )
     batch_size: int | None = field(
         default=None,
         metadata={"help": "images per step; by default 64 of up to 128 x 128 pixels, and fewer larger ones"},
@@ -59,6 +72,8 @@ class EncodeArguments:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"--{name} {value}; give at least {least}")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise ValueError(f"--image_root {self.image_root} is not a folder; give the one in which paths start")
 
     def images_per_step(self, side: int) -> int:
         """The batch size for images of `side` x `side`."""
@@ -83,8 +98,9 @@ class Shard:
 
 @dataclass
 class Encoded:
-    """What a run of `encode_rows` did: images in rows, how many were opened, shards, and what crops left out."""
+    """What a run of `encode_rows` did: of pairs or rows, images, how many were opened, shards, what crops left out."""
 
+    pairs: bool = False
     images: int = 0
     opened: int = 0
     shards: int = 0
@@ -150,6 +166,7 @@ def settings(arguments: EncodeArguments, vq: VQModel) -> dict[str, Any]:
         "opener": OPENER_VERSION,
         "fit": arguments.fit,
         "shard_size": arguments.shard_size,
+        **({"image_root": str(Path(arguments.image_root).resolve())} if arguments.image_root else {}),
         "inputs": [{"name": name, "size": stat.st_size, "mtime": stat.st_mtime} for name, stat in files],
     }
 
@@ -164,9 +181,13 @@ def plan_shards(inputs: list[str], shard_size: int, out: Path, max_bad: int = 0)
     if len({*pairs.values()}) > 1:
         mixed = ", ".join(next(source for source in inputs if pairs[source] is kind) for kind in (True, False))
         raise ValueError(f"--inputs hold pairs and rows ({mixed}); encode them into a folder each")
+    bad: list[str] = []
     for source in inputs:
-        count = (count_pairs if pairs[source] else count_rows)(source, max_bad)
+        count, errors = tally(source, iter_pairs if pairs[source] else iter_rows)
+        bad += errors
         spans += [(source, start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+    if len(bad) > max_bad:
+        raise ValueError(name_errors(bad, "pairs" if any(pairs.values()) else "rows"))
     if not spans:
         raise ValueError(f"--inputs {' '.join(inputs)} hold no rows; give files with a row or more")
     return [Shard(*span, out / f"{index:05d}.parquet", pairs[span[0]]) for index, span in enumerate(spans)]
@@ -213,20 +234,22 @@ def encode_shard(rows: Iterable[Item], encoder: ImageEncoder) -> tuple[list[dict
 
 
 def write_bad(shard: Shard, bad: list[dict]) -> None:
-    """Write a shard's rejected rows, or take away what an earlier try left."""
+    """Write a shard's rejected rows and name the first, or take away what an earlier try left."""
     if not bad:
         shard.bad_path.unlink(missing_ok=True)
         return
     write_text(shard.bad_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad))
-    for row in bad:
+    for row in bad[:SHOWN_ERRORS]:
         if "bad_row" in row:
             tqdm.write(f"bad row {row['row']}: {row['bad_row']}")
         else:
             tqdm.write(f"bad image in {row['row']}: {'; '.join(row['bad_images'])}")
+    if len(bad) > SHOWN_ERRORS:
+        tqdm.write(f"{len(bad) - SHOWN_ERRORS} more bad rows in {shard.bad_path}")
 
 
 def check_bad(count: int, arguments: EncodeArguments) -> None:
-    """Raise ValueError when more rows than --max-bad were left out."""
+    """Raise ValueError when more rows than --max-bad were left out of the shards, which stay."""
     if count > arguments.max_bad:
         raise ValueError(
             f"{count} rows are malformed or have an unreadable image, more than --max-bad {arguments.max_bad}: see "
@@ -240,14 +263,14 @@ def share_of(shards: list[Shard], state: PartialState) -> list[Shard]:
     return shards[count * index // state.num_processes : count * (index + 1) // state.num_processes]
 
 
-def with_rows(shards: list[Shard]) -> Iterator[tuple[Shard, Iterator[Item]]]:
+def with_rows(shards: list[Shard], image_root: str | None = None) -> Iterator[tuple[Shard, Iterator[Item]]]:
     """Shards and their rows; of neighbours in one file, that file is read once from its first row to its last."""
     rows: Iterator[Item] = iter(())
     for before, shard in pairwise([None, *shards]):
         assert shard is not None
         if before is None or (before.source, before.stop) != (shard.source, shard.start):
             ends = [other.stop for other in shards if other.source == shard.source]
-            rows = (iter_pairs if shard.pairs else iter_rows)(shard.source, shard.start, max(ends))
+            rows = (iter_pairs if shard.pairs else iter_rows)(shard.source, shard.start, max(ends), image_root)
         yield shard, islice(rows, shard.stop - shard.start)
 
 
@@ -259,15 +282,13 @@ def encode_shards(shards: list[Shard], state: PartialState, encoder: ImageEncode
     done = [shard for shard in shards if shard.path.exists() and not (retry and shard.bad_path.exists())]
     skipped = set(done)
     mine = [shard for shard in share_of(shards, state) if shard not in skipped]
-    fingerprint, left_out, started = vq.fingerprint(), count_bad(done), perf_counter()
-    bar = tqdm(with_rows(mine), total=len(mine), unit="shard", disable=not state.is_main_process)
+    fingerprint, started = vq.fingerprint(), perf_counter()
+    bar = tqdm(with_rows(mine, arguments.image_root), total=len(mine), unit="shard", disable=not state.is_main_process)
     for shard, rows in bar:
         encoded, bad = encode_shard(rows, encoder)
         write_bad(shard, bad)
-        left_out += len(bad)
-        check_bad(left_out, arguments)
-        write = write_pairs if shard.pairs else write_encoded_shard
-        write(shard.path, encoded, fingerprint, vq.config.patch_nums, fit=encoder.fit_of_shard())
+        write, fit = write_pairs if shard.pairs else write_encoded_shard, encoder.fit_of_shard()
+        write(shard.path, encoded, fingerprint, vq.config.patch_nums, opener=OPENER_VERSION, fit=fit)
         bar.set_postfix_str(f"{encoder.done.images / (perf_counter() - started):.0f} image/s")
 
 
@@ -287,5 +308,5 @@ def encode_rows(arguments: EncodeArguments) -> Encoded:
     check_bad(bad, arguments)
     if bad and bad == sum(shard.stop - shard.start for shard in shards):
         raise ValueError(f"not one of {bad} rows can be read with its images; they are in {arguments.out}/*.bad.jsonl")
-    encoder.done.shards = len(shards)
+    encoder.done.shards, encoder.done.pairs = len(shards), shards[0].pairs
     return encoder.done

@@ -14,6 +14,7 @@ from unified.models.tools import as_json, read_tool_calls, read_tools
 
 BESIDE = "its file goes into `images`, or into the part as `image`"
 CAPTIONS = ("text", "caption")
+CHAT = "give a list of {role, content} as Hugging Face chats have"
 IMAGE_MARK = "<image>"
 NOTES = ("id", "idx", "prompt_id", "dataset", "split", "category", "model", "language", "license")  # into `metadata`
 PICTURE_KEYS = ("image", "path", "url", "base64", "image_url")  # of an image part
@@ -43,7 +44,7 @@ def as_row(record: Mapping[str, Any]) -> dict[str, Any]:
     else:
         messages = _caption_chat(given)
     if not isinstance(messages, list) or not messages:
-        raise ValueError("no `messages`; give a list of {role, content} as Hugging Face chats have")
+        raise ValueError(f"{_instead_of_messages(record, messages)}; {CHAT}")
     if "system" in given:
         messages = with_system(messages, given.pop("system"))
     pictures = pop_pictures(given)
@@ -57,6 +58,17 @@ def as_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": metadata_of(given.get("metadata"), notes),
         "source": given.get("source"),
     }
+
+
+def _instead_of_messages(record: Mapping[str, Any], found: Any) -> str:
+    """What a row without a conversation has in its place."""
+    if "completion" in record and "label" in record:
+        return "no `messages` but a rated answer (`completion`, `label`), which is no chat"
+    if "completion" in record:
+        return "no `messages` but `prompt` and `completion`"
+    if found is not None and found != []:
+        return f"no `messages` but {shorten(found)} in their place"
+    return f"no `messages` among the keys {', '.join(map(str, record)) or '(none)'}"
 
 
 def check_unknown(given: Mapping[str, Any], known: Sequence[str], beside: str) -> None:
@@ -122,7 +134,8 @@ def _spoken(turn: Any) -> Any:
 def _caption_chat(given: dict[str, Any]) -> Any:
     """The chat of a picture with its caption, which are taken out of the record: the caption asks for the picture."""
     columns = [name for name in CAPTIONS if name in given]
-    if len(columns) != 1 or "image" not in given or isinstance(given["image"], list):
+    pictures = given.get("images", given.get("image"))
+    if len(columns) != 1 or pictures is None or (isinstance(pictures, list) and len(pictures) != 1):
         return None
     caption = given.pop(columns[0])
     caption = caption[0] if isinstance(caption, list) and len(caption) == 1 else caption
@@ -158,10 +171,10 @@ def place(
     found: list[Any] = []
     taken: set[int] = set()
     for part in (part for turn in turns for part in turn["content"] if _is_image(part)):
-        inside = [part.pop(key) for key in PICTURE_KEYS if part.get(key) is not None]
+        inside = {key: part.pop(key) for key in PICTURE_KEYS if part.get(key) is not None}
         index = part.pop("index", None)
         if inside:
-            found.append(_inside(inside[0]))
+            found.append(_inside(inside))
             continue
         index = len(taken) if index is None else index
         if isinstance(index, int) and 0 <= index < len(pictures):
@@ -223,9 +236,18 @@ def _before_question(turns: list[dict[str, Any]], count: int) -> list[dict[str, 
     return [*turns[:first], shown, *turns[first + 1 :]]
 
 
-def _inside(picture: Any) -> Any:
-    """The picture of a part; OpenAI's form has an object with a `url` there."""
-    return picture["url"] if isinstance(picture, Mapping) and picture.get("url") else picture
+def _inside(given: Mapping[str, Any]) -> Any:
+    """The picture of a part's only key for one; in OpenAI's form that is an object with a `url`."""
+    if len(given) > 1:
+        raise ValueError(f"an image part with both {' and '.join(map(repr, given))}; keep one of them")
+    ((key, picture),) = given.items()
+    if key == "base64" and isinstance(picture, str):
+        return f"data:;base64,{picture}"
+    if isinstance(picture, Mapping) and "url" in picture:
+        more = {name: held for name, held in picture.items() if held is not None and name not in ("url", "detail")}
+        check_unknown(more, (), "`url`")  # `detail` says how finely OpenAI's models look
+        return picture["url"]
+    return picture
 
 
 def on_disk(turn: dict[str, Any]) -> dict[str, Any]:
@@ -236,4 +258,5 @@ def on_disk(turn: dict[str, Any]) -> dict[str, Any]:
     content = content_parts(turn, beside=BESIDE)
     kept = {key: value for key, value in turn.items() if key not in ("content", "tool_calls") and value is not None}
     calls = as_json(read_tool_calls(turn.get("tool_calls")))
+    kept |= {"weight": int(kept["weight"])} if "weight" in kept else {}  # true and 1.0 are 1
     return {"role": kept.pop("role"), "content": content, **kept, **({"tool_calls": calls} if calls else {})}

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from unified.data.rows import ImageRef
+from unified.data.image_refs import ImageRef
 from unified.files.images import Fit, read_image, to_square
 
 AHEAD = 2  # batches a process works ahead, so that decoded images do not pile up

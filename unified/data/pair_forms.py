@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unified.data.forms import NOTES, check_unknown, metadata_of, on_disk, place, pop_pictures, with_parts
-from unified.data.parquet import count_parquet_rows, read_schema
-from unified.data.rows import BadRow, ImageRef, as_record, image_ref, iter_records, name_errors
+from unified.data.image_refs import ImageRef, image_ref
+from unified.data.parquet import read_schema
+from unified.data.rows import BadRow, as_record, iter_records
 from unified.models.messages import count_images, shorten
 from unified.models.tools import as_json, read_tools
 
@@ -50,29 +51,19 @@ def holds_pairs(path: str | Path) -> bool:
     return "chosen" in first
 
 
-def iter_pairs(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[PairRow | BadRow]:
-    """Pairs `start` to `stop` (half-open) of a file, whose pictures are not read yet."""
+def iter_pairs(
+    path: str | Path, start: int = 0, stop: int | None = None, image_root: str | Path | None = None
+) -> Iterator[PairRow | BadRow]:
+    """Pairs `start` to `stop` (half-open) of a file, pictures not read yet; `image_root` as of `iter_rows`."""
     path = Path(path)
+    folder = path.parent if image_root is None else Path(image_root)
     for where, record in iter_records(path, start, stop):
         try:
             pair, pictures = read_pair(as_record(record), path.stem)
             check_turns(pair)
-            yield PairRow(pair, [image_ref(picture, path, where) for picture in pictures], where)
+            yield PairRow(pair, [image_ref(picture, folder, where) for picture in pictures], where)
         except ValueError as error:
             yield BadRow(where, str(error))
-
-
-def count_pairs(path: str | Path, max_bad: int = 0) -> int:
-    """As `unified.data.rows.count_rows`, of pairs."""
-    if Path(path).suffix == ".parquet":
-        return count_parquet_rows(path)
-    bad, count = [], 0
-    for pair in iter_pairs(path):
-        count += 1
-        bad += [f"{pair.where}: {pair.reason}"] if isinstance(pair, BadRow) else []
-    if len(bad) > max_bad:
-        raise ValueError(name_errors(bad, "pairs"))
-    return count
 
 
 def as_pair(record: Any, source: str = "") -> Pair:
@@ -97,6 +88,7 @@ def read_pair(record: Any, source: str = "") -> tuple[Pair, list[Any]]:
     notes = {key: given.pop(key) for key in NOTES if key in given}
     tools = as_json(read_tools(given.pop("tools", None)))
     check_unknown(given, _PAIR, "`chosen` and `rejected`")
+    _check_numbers(given)
     turns = [_turns(asked, "user"), _turns(given["chosen"], "assistant"), _turns(given["rejected"], "assistant")]
     strings = all(isinstance(turn.get("content") or "", str) for part in turns for turn in part)
     split = _split_prompt(*([with_parts(turn) for turn in part] for part in turns))
@@ -120,6 +112,26 @@ def read_pair(record: Any, source: str = "") -> tuple[Pair, list[Any]]:
     return pair | ({"tools": tools} if tools else {}), pictures
 
 
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for scores, seeds and codes that are no numbers, or larger than files hold."""
+
+    def is_whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+    for name in ("score_chosen", "score_rejected"):
+        if name in given and (isinstance(given[name], bool) or not isinstance(given[name], int | float)):
+            raise ValueError(f"{name} {shorten(given[name])}; give a number")
+    seeds = given.get("seeds", [])
+    if not isinstance(seeds, list) or not all(map(is_whole, seeds)):
+        raise ValueError(f"seeds {shorten(seeds)}; give a list of whole numbers of 64 bits")
+    for name in CODES_OF.values():
+        images = given.get(name, [])
+        if not isinstance(images, list) or not all(
+            isinstance(codes, list) and all(map(is_whole, codes)) for codes in images
+        ):
+            raise ValueError(f"{name} {shorten(images)}; give a list of codes for every image")
+
+
 def check_turns(pair: Pair) -> None:
     """Raise ValueError for a prompt that ends with an answer, and answers that are empty or not the assistant's."""
     if not pair["messages"] or pair["messages"][-1]["role"] == "assistant":
@@ -141,8 +153,8 @@ def _turns(value: Any, role: str) -> list[Pair]:
     """Messages as they are; a string is one message of `role`, None is an empty list."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
-    messages = [value] if isinstance(value, Mapping) else list(value or [])
-    if not all(isinstance(message, Mapping) for message in messages):
+    messages = [value] if isinstance(value, Mapping) else [] if value is None else value
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError(f"{shorten(value)} is no conversation; give messages with role and content")
     return [dict(message) for message in messages]
 

@@ -34,6 +34,7 @@ from unified.data.rows import (
     leave_out,
     name_errors,
 )
+from unified.data.shard_metadata import shared_opener
 from unified.files.images import Fit
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
@@ -77,13 +78,16 @@ def write_pairs(
     patch_nums: PatchNums,
     counts: Mapping[str, float] | None = None,
     fit: Fit | None = None,
+    opener: int | None = None,
 ) -> None:
     """Write pairs to one parquet file, atomically, with the tokenizer's fingerprint and scales.
 
-    `counts` are stored in its metadata, for `read_counts`; `fit` as of `write_encoded_shard`.
+    `counts` are stored in its metadata, for `read_counts`; `fit` as of `write_encoded_shard`, and so is `opener`, but
+    None where all images were drawn.
     """
     metadata = {"vq_fingerprint": fingerprint, "patch_nums": json.dumps(normalize_patch_nums(patch_nums))}
     metadata |= {"counts": json.dumps(dict(counts or {}))} | ({} if fit is None else {"fit": fit})
+    metadata |= {} if opener is None else {"opener": str(opener)}
     pairs = list(pairs)
     write_parquet(path, pa.Table.from_pylist(pairs, schema=_features(pairs).arrow_schema.with_metadata(metadata)))
 
@@ -105,9 +109,11 @@ def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
 
     Besides our parquet files, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`),
     `chosen` and `rejected` as conversations, with implicit prompts (both answers contain the full conversation), or as
-    strings. Raises ValueError naming file and row of invalid pairs, see `check_pair` and `as_pair`.
+    strings. Raises ValueError naming file and row of invalid pairs, see `check_pair` and `as_pair`, and for codes of
+    two openers of images.
     """
     files = [file for path in paths for file in list_data_files(path, "pairs")]
+    shared_opener(file for file in files if file.suffix == ".parquet")
     parts = [_load_file(file, config) for file in files]
     pairs = concatenate(parts, ALL_PAIR_FEATURES)
     if not len(pairs):

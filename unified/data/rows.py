@@ -5,11 +5,8 @@ In both, every `{"type": "image"}` part of the messages stands for the next imag
 `unified.data.forms` says in which other forms rows are read.
 """
 
-import base64
-import binascii
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ import pyarrow as pa
 from datasets import Features, Image, List, Value
 
 from unified.data.forms import as_row
+from unified.data.image_refs import ImageRef, image_ref
 from unified.data.parquet import (
     count_parquet_rows,
     parquet_rows,
@@ -54,20 +52,15 @@ ALL_FEATURES = Features({**ENCODED_FEATURES, "messages": ALL_MESSAGES, "tools": 
 ROW_SCHEMA, ENCODED_SCHEMA, ALL_SCHEMA = (
     kind.arrow_schema.remove_metadata() for kind in (ROW_FEATURES, ENCODED_FEATURES, ALL_FEATURES)
 )
+ROW_FILES = (".jsonl", ".json", ".parquet")
+HOW_TO_CONVERT = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), ", unpacked"),
+    **{
+        suffix: f", as datasets.load_dataset({kind!r}, data_files=…)['train'].to_parquet('rows.parquet') writes one"
+        for suffix, kind in ((".csv", "csv"), (".tsv", "csv"), (".arrow", "arrow"))
+    },
+}
 SHOWN_ERRORS = 3  # rows named in one error message
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image that is not read yet: its name for error messages, and its bytes or file."""
-
-    name: str
-    data: bytes | None = None
-    file: Path | None = None
-
-    def read(self) -> bytes:
-        """Bytes of the image file; raises OSError when it cannot be read."""
-        return self.data if self.data is not None else Path(self.file or self.name).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -100,20 +93,28 @@ class BadRow:
 
 
 def count_rows(path: str | Path, max_bad: int = 0) -> int:
-    """Number of rows of a `.jsonl` or `.parquet` file, with up to `max_bad` that cannot be read.
+    """Number of rows of a file of `ROW_FILES`, with up to `max_bad` that cannot be read.
 
-    JSONL is validated, so that an error in its last line is found before hours of work on the others.
     Raises ValueError naming some of more bad rows, and for what is no such file.
     """
-    if _kind(path) == ".parquet":
-        return count_parquet_rows(path)
-    bad, count = [], 0
-    for row in iter_rows(path):
-        count += 1
-        bad += [row] if isinstance(row, BadRow) else []
-    if len(bad) > max_bad:
-        raise ValueError(name_errors([f"{row.where}: {row.reason}" for row in bad], "rows"))
+    count, errors = tally(path, iter_rows)
+    if len(errors) > max_bad:
+        raise ValueError(name_errors(errors, "rows"))
     return count
+
+
+def tally(path: str | Path, items: Callable[[str | Path], Iterable[Any]]) -> tuple[int, list[str]]:
+    """Number of rows of a file, as `items` reads them, and those that cannot be read with their reasons.
+
+    JSON is validated, so that an error in its last line is found before hours of work on the others; parquet is not.
+    """
+    if _kind(path) == ".parquet":
+        return count_parquet_rows(path), []
+    count, errors = 0, []
+    for item in items(path):
+        count += 1
+        errors += [f"{item.where}: {item.reason}"] if isinstance(item, BadRow) else []
+    return count, errors
 
 
 def name_errors(errors: Sequence[str], what: str) -> str:
@@ -146,23 +147,26 @@ def read_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iter
         yield row
 
 
-def iter_rows(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Row | BadRow]:
-    """Rows `start` to `stop` (half-open, blank lines not counted) of a `.jsonl` or `.parquet` file.
+def iter_rows(
+    path: str | Path, start: int = 0, stop: int | None = None, image_root: str | Path | None = None
+) -> Iterator[Row | BadRow]:
+    """Rows `start` to `stop` (half-open, blank lines not counted) of a file of `ROW_FILES`.
 
-    In JSONL a content may be a plain string, images are paths relative to the file, `metadata` may be an object, and
-    `metadata` and `source` (default: the file's stem) may be missing. Other forms: `unified.data.forms`.
-    Raises ValueError for what is no such file.
+    In JSON a content may be a plain string, images are paths relative to `image_root` (default: the file's folder),
+    `metadata` may be an object, and `metadata` and `source` (default: the file's stem) may be missing. Other forms:
+    `unified.data.forms`. Raises ValueError for what is no such file.
     """
     path = Path(path)
+    folder = path.parent if image_root is None else Path(image_root)
     for where, record in iter_records(path, start, stop):
         try:
-            yield _checked(record, path, where)
+            yield _checked(record, path, where, folder)
         except ValueError as error:
             yield BadRow(where, str(error))
 
 
 def iter_records(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, dict[str, Any] | bytes]]:
-    """Records and their `file:number`: objects of a parquet file, lines of JSONL; for `as_record`."""
+    """Records and their `file:number`: objects of a parquet file, those of JSON as bytes; for `as_record`."""
     numbered: Iterator[tuple[int, Any]]
     numbered = parquet_rows(path, start, stop) if _kind(path) == ".parquet" else numbered_lines(path, start, stop)
     return ((f"{path}:{number}", record) for number, record in numbered)
@@ -252,38 +256,23 @@ def init_output_folder(folder: str | Path, settings: dict[str, Any]) -> Path:
 
 
 def _kind(path: str | Path) -> str:
-    suffix = Path(path).suffix
-    if suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path} is neither .jsonl nor .parquet; give files of rows, for instance DIR/*.parquet")
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir() and any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise ValueError(
+            f"{path} is a folder of datasets' save_to_disk; write "
+            f"datasets.load_from_disk({str(path)!r}).to_parquet('rows.parquet') and give that"
+        )
+    if path.suffix not in ROW_FILES:
+        raise ValueError(
+            f"{path} is neither .jsonl, .json nor .parquet; give files of rows, for instance DIR/*.parquet"
+            f"{HOW_TO_CONVERT.get(path.suffix.lower(), '')}"
+        )
+    if not path.is_file():
         raise ValueError(f"{path} is not a file; check the path")
-    return suffix
+    return path.suffix
 
 
-def _checked(record: dict[str, Any] | bytes, path: Path, where: str) -> Row:
+def _checked(record: dict[str, Any] | bytes, path: Path, where: str, folder: Path) -> Row:
     row = as_row(as_record(record))
-    images = [image_ref(image, path, where) for image in row["images"]]
+    images = [image_ref(image, folder, where) for image in row["images"]]
     return Row(row["messages"], images, row["metadata"], str(row["source"] or path.stem), where, row["tools"])
-
-
-def image_ref(image: Any, path: Path, where: str) -> ImageRef:
-    """A picture of a record of `path`; raises ValueError for what is none."""
-    if isinstance(image, bytes):
-        return ImageRef(where, data=image)
-    if isinstance(image, str) and image.startswith("data:"):
-        head, _, body = image.partition(",")
-        if not head.endswith(";base64"):
-            raise ValueError(f"image {shorten(image)} is no base64; give the picture's path")
-        try:
-            return ImageRef(where, data=base64.b64decode(body, validate=True))
-        except binascii.Error as error:
-            raise ValueError(f"image {shorten(image)} is no base64 ({error}); write it whole") from None
-    if isinstance(image, str) and re.match(r"https?://", image):
-        raise ValueError(f"image {shorten(image)} is on the web; download it and give its path")
-    if isinstance(image, str):
-        return ImageRef(image, file=path.parent / image)
-    if isinstance(image, dict) and image.get("bytes") is not None:
-        return ImageRef(image.get("path") or where, data=image["bytes"])
-    if isinstance(image, dict) and image.get("path"):
-        return ImageRef(image["path"], file=path.parent / image["path"])
-    raise ValueError(f"image {shorten(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")

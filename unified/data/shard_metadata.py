@@ -51,10 +51,15 @@ def shared_opener(paths: Iterable[str | Path]) -> int:
 
 
 def has_codes(path: str | Path) -> bool:
-    """Whether a row of an encoded shard has an image."""
+    """Whether a row of an encoded shard has an image that was opened.
+
+    The images of answers of a shard of pairs count where it has the opener's version: elsewhere they were drawn.
+    """
+    schema = read_schema(path)
+    opened = [name for name in schema.names if name.endswith("codes")] if b"opener" in (schema.metadata or {}) else []
     with arrow_errors(path):
-        images = pc.list_value_length(pq.read_table(path, columns=["codes"])["codes"])
-    return bool(pc.any(pc.greater(images, 0)).as_py())
+        table = pq.read_table(path, columns=opened or ["codes"])
+    return any(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py() for column in table.columns)
 
 
 def shared_metadata(flag: str, paths: Sequence[str | Path]) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -2,6 +2,7 @@
 
 atomic           atomic writes of files and folders
 jsonl            one JSON object a line; files of prompts
+json_lists       one JSON list a file, item by item
 digests          digests of data sets
 hub              names of the Hugging Face hub in place of folders and files
 images           the one opener of images; squares; writing; PIL images <-> pixel values
@@ -21,6 +22,7 @@ __all__ = [
     "image_modes",
     "image_sets",
     "images",
+    "json_lists",
     "jsonl",
     "records",
     "results",

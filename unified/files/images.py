@@ -6,7 +6,10 @@ shows is `image_modes`' matter, whether its file is whole `image_integrity`'s. `
 Legend: B batch, H W pixels, S side of a square image. Pixel values are floats in [-1, 1].
 """
 
+import errno
 import io
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import Literal
@@ -24,6 +27,7 @@ Fit = Literal["crop", "pad", "refuse"]
 OPENER_VERSION = 2  # 1 was Pillow's convert("RGB"): no turn, no transparency, no depth, no colour profile
 MAX_PIXELS = 2**26  # of an image in memory: 256 MiB as RGB, at Pillow's 4 bytes a pixel
 MAX_JPEG_PIXELS = 2**29  # of a baseline JPEG, which is decoded at 1/2, 1/4 or 1/8 of its sides
+MAX_FILE_BYTES = 2**30  # of a file: 2**26 pixels of 4 channels of 32 bits
 DRAFT_PIXELS = 2**21  # JPEGs up to here are decoded whole, larger ones at a fraction that leaves
 DRAFT_RATIO = 3  # times the side that is wanted
 SIDE_RULE = "one side in pixels, as pictures are square"  # of settings
@@ -38,6 +42,16 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in named if kind in {*Image.OPEN, "MPO"} - _NOT_READ)
 
 
+def read_file(path: str | Path) -> bytes:
+    """Bytes of an image file; raises OSError where it cannot be read, is huge, or a pipe, which has no end."""
+    found = os.stat(path)
+    if stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EINVAL, "not a file but a pipe, a device or a socket", str(path))
+    if found.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{found.st_size} bytes, more than {MAX_FILE_BYTES}", str(path))
+    return Path(path).read_bytes()
+
+
 def read_image(source: str | Path | bytes, name: str, side: int | None = None, exact: bool = False) -> Image.Image:
     """RGB image of a file, or of its bytes, as viewers show it: its first frame, upright, on white, in sRGB.
 
@@ -49,7 +63,7 @@ def read_image(source: str | Path | bytes, name: str, side: int | None = None, e
     Raises ValueError starting with `name` if it cannot be read completely, or has too many pixels.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
         with _checked(data, name, exact) as image:
             if isinstance(image, JpegImagePlugin.JpegImageFile) and not exact:
                 _draft(image, side)
@@ -66,7 +80,7 @@ def inspect_image(source: str | Path | bytes, name: str, exact: bool = False) ->
     PNG and JPEG are not decoded: their checksums and marks say whether they are whole.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
         with _checked(data, name, exact) as image:
             if image.format not in CONCLUSIVE:
                 image.load()

@@ -1,10 +1,13 @@
-"""JSONL files; errors name file and line."""
+"""JSONL files, and lists of objects in one JSON file; errors name file and line."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from unified.files.json_lists import listed
 
 _ESCAPED, _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
 
@@ -18,14 +21,21 @@ def read_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Ite
 
 
 def numbered_lines(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """As `read_lines`, but lines as they are."""
-    index = -1
+    """As `read_lines`, but lines as they are; of a `.json`, the items of its list and the lines they begin in."""
+    lines = listed(Path(path)) if Path(path).suffix == ".json" else _lines(Path(path))
+    for index, numbered in enumerate(lines):
+        if stop is not None and index >= stop:
+            return
+        if index >= start:
+            yield numbered
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, without the mark that Windows puts before UTF-8."""
     with open(path, "rb") as file:  # bytes: text would end lines at U+2028 too, which JSON allows inside of strings
         for number, line in enumerate(file, start=1):
-            index += bool(line.strip())
-            if stop is not None and index >= stop:
-                return
-            if index >= start and line.strip():
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
                 yield number, line
 
 
@@ -37,14 +47,30 @@ def parse_object(data: bytes, where: str = "") -> dict[str, Any]:
     start = f"{where}: " if where else ""
     text = parse_text(data, where)
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+    except _Repeated as error:
+        raise ValueError(f"{start}the key {error.args[0]!r} stands twice in one object; keep one of them") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also for numbers of thousands of digits
         raise ValueError(f"{start}not JSON ({error}); write one object per line") from None
+    if isinstance(value, list):
+        raise ValueError(f"{start}not an object but a list; write one object per line, or name the file .json")
     if not isinstance(value, dict):
         raise ValueError(f"{start}not an object but a {type(value).__name__}; write one object per line")
     if _ESCAPED.search(text) and (path := surrogate_path(value)):
         raise ValueError(f"{start}half a surrogate pair in {path}; write the whole character, or take it out")
     return value
+
+
+class _Repeated(Exception):
+    """A key that an object has twice."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands twice json would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Repeated(next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])))
+    return found
 
 
 def surrogate_path(value: Any, path: str = "") -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from unified.files.digests import sampled_digest
 from unified.files.image_sets import KINDS, CropCount, image_files, leave_out, say, say_passed_over
-from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_image
+from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_file, read_image
 
 
 class FolderImages:
@@ -29,7 +29,7 @@ class FolderImages:
 
     def read(self, index: int) -> bytes:
         """Bytes of one image file."""
-        return self.paths[index].read_bytes()
+        return read_file(self.paths[index])
 
     def name(self, index: int) -> str:
         """Name of an image in error messages."""

@@ -43,9 +43,19 @@ def read_tool_calls(value: Any) -> list[dict[str, Any]]:
             raise ValueError(
                 f'tool call {shorten(call)} is none; write {{"function": {{"name": "...", "arguments": {{}}}}}}'
             )
+        _check_call(call, function)
         named = {"id": call["id"]} if "id" in call else {}
         calls.append({**named, "type": "function", "function": {"name": name, "arguments": dict(arguments)}})
     return calls
+
+
+def _check_call(call: Mapping[str, Any], function: Mapping[str, Any]) -> None:
+    """Raise ValueError for what of a call no template would write."""
+    given = {key for held in (call, function) for key, value in held.items() if value is not None}
+    unknown = sorted(given - {"id", "index", "type", "function", "name", "arguments"})
+    if unknown or call.get("type") not in (None, "function"):
+        what = f"the key {unknown[0]!r}, which" if unknown else f"type {call['type']!r}, which"
+        raise ValueError(f"tool call {shorten(call)} has {what} nothing honours; take it out")
 
 
 def as_json(value: list[dict[str, Any]]) -> str | None:
