@@ -45,6 +45,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unified import UnifiedForCausalLM, UnifiedProcessor
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.load_options import LoadOptions
 from unified.data.parquet import write_parquet
@@ -74,9 +75,18 @@ from unified.inference.text_to_image import codes_to_images, contact_sheet
 SAMPLES = Features({"metadata": Value("string"), "seeds": List(Value("int64")), "codes": CODES})
 
 
+# what only pairs of drawn pictures have
+DRAWN = """
+    base quantize sampled samples scorer clip choices max_pairs min_gap batch_size shard_size guidance_scale
+    temperature top_k top_p
+"""
+
+
 @dataclass
-class BuildArguments(SamplingArguments, LoadOptions):
+class BuildArguments(SamplingArguments, LoadOptions, WithNeeds):
     """What is generated, how, and which scorer ranks it."""
+
+    NEEDS = (Needs(DRAWN, lambda args: args.prompts, "--questions draws nothing", "prompts questions"),)
 
     out: str = field(metadata={"help": "folder for the pairs"})
     model: str | None = field(default=None, metadata={"help": "checkpoint or adapter that draws"})

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.power_law import PowerLaw, fit_power_law
 from unified.files.atomic import atomic_path
@@ -30,8 +31,10 @@ from unified.training.log_history import read_logs
 
 
 @dataclass
-class CurveArguments:
+class CurveArguments(WithNeeds):
     """Which curve, and its goal."""
+
+    NEEDS = (Needs("score_goal", lambda args: args.scores, "give --scores", "scores"),)
 
     runs: list[str] = field(metadata={"help": "folders of recipes/sft.py, each going on from the one before"})
     out: str = field(metadata={"help": "JSON to write; the picture lies beside it"})

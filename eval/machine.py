@@ -38,6 +38,7 @@ from typing import Any
 import torch
 
 from unified.arguments.fields import arg_of
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load
@@ -66,8 +67,10 @@ PROMPT, QUESTION = "a photo of a red apple", "What is the capital of France?"
 
 
 @dataclass
-class MachineArguments:
+class MachineArguments(WithNeeds):
     """What is measured."""
+
+    NEEDS = (Needs("base tasks busy repeats minutes", lambda args: args.model or args.serve, "give --model", "model"),)
 
     out: str = field(default="docs/machines", metadata={"help": "folder for the JSON"})
     model: str | None = field(

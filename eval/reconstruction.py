@@ -32,6 +32,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.inception import Inception, feature_statistics
 from unified.evaluation.metrics import clustered_mean, frechet_distance, psnr
@@ -47,8 +48,13 @@ from unified.reports.endings import end_evaluation
 
 
 @dataclass
-class ReconstructionArguments:
+class ReconstructionArguments(WithNeeds):
     """What is measured on what."""
+
+    NEEDS = (
+        Needs("inception", lambda args: args.rfid, "give --rfid", "rfid"),
+        Needs("grid_images", lambda args: args.grid, "give --grid", "grid"),
+    )
 
     vq: str = field(metadata={"help": "folder of the image tokenizer"})
     images: str = field(metadata={"help": "folder of png/jpg/webp files or of *.parquet shards"})

@@ -39,7 +39,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LogitsProcessorList
 
 from unified import UnifiedConfig, UnifiedForCausalLM, VQConfig
-from unified.arguments.needs import Needs, check_needs
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.load_options import LoadOptions
 from unified.files.results import prompts_digest, write_result
@@ -63,8 +63,13 @@ RANDOM = "layers hidden_size intermediate_size heads key_heads"
 
 
 @dataclass
-class SpeedArguments(LoadOptions):
+class SpeedArguments(LoadOptions, WithNeeds):
     """What is timed."""
+
+    NEEDS = (
+        Needs(RANDOM, lambda args: args.codes, "a random backbone needs --codes", "codes"),
+        Needs("model prompt base quantize", lambda args: not args.codes, "--codes draws with random weights", "codes"),
+    )
 
     model: str = field(default="weights/scenes-smollm2", metadata={"help": "checkpoint or adapter"})
     prompt: str = field(default="a photo of a red apple", metadata={"help": "drawn again and again"})
@@ -96,14 +101,6 @@ class SpeedArguments(LoadOptions):
                 f"--hidden_size {self.hidden_size} --heads {self.heads} --key_heads {self.key_heads}: each has to be "
                 "a multiple of the next"
             )
-        given, none = "a random backbone needs --codes", "--codes draws with random weights"
-        check_needs(
-            self,
-            [
-                Needs(RANDOM, lambda s: s.codes, given, "codes"),
-                Needs("model prompt", lambda s: not s.codes, none, "codes"),
-            ],
-        )
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.evaluation.geneval_files import read_prompts
 from unified.scenes.prompts import renderable_prompts, sample_prompts, write_prompts
@@ -24,8 +25,13 @@ from unified.scenes.rendering import CLASSES, COLOURS
 
 
 @dataclass
-class PromptArguments:
+class PromptArguments(WithNeeds):
     """Which prompts are written."""
+
+    NEEDS = (
+        Needs("count seed split counts", lambda args: args.renderable is None, "--renderable samples nothing", ""),
+        Needs("counts", lambda args: args.split == "unseen_counts", "set --split to unseen_counts", "split"),
+    )
 
     out: str = field(metadata={"help": "JSONL file, overwritten"})
     count: int = field(default=360, metadata={"help": "prompts, shared out evenly among the tasks"})
@@ -61,11 +67,7 @@ def sampled(args: PromptArguments) -> list[dict[str, Any]]:
 
 
 def kept(args: PromptArguments) -> list[dict[str, Any]]:
-    """Prompts of another set that the flags allow. Raises ValueError for flags that only sampling knows."""
-    defaults = PromptArguments(out="")
-    for name in ("count", "seed", "split", "counts"):
-        if vars(args)[name] != vars(defaults)[name]:
-            raise ValueError(f"--{name} is for sampling and --renderable samples nothing: leave one of them out")
+    """Prompts of another set that the flags allow."""
     classes, colours = args.classes or tuple(CLASSES), args.colours or tuple(COLOURS)
     return renderable_prompts(read_prompts(args.renderable or ""), args.tags, classes, colours)
 

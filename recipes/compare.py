@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
@@ -37,8 +38,17 @@ COLUMNS = {
 
 
 @dataclass
-class CompareArguments(GuidedSamplingArguments):
+class CompareArguments(GuidedSamplingArguments, WithNeeds):
     """What is compared, for how long, and by what; the sampling is that of Scenes-GenEval's pictures."""
+
+    NEEDS = (
+        Needs(
+            "guidance_scale temperature top_k top_p",
+            lambda args: args.prompts,
+            "nothing is drawn while prompts is 0; give a number",
+            "prompts",
+        ),
+    )
 
     run: str = field(metadata={"help": "YAML of recipes/sft.py that all trials share"})
     out: str = field(metadata={"help": "folder for the trials and the table"})

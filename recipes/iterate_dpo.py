@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified.arguments.fields import arg_of
+from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import BASE_VARIABLE
 from unified.data.rows import init_output_folder
@@ -43,8 +44,10 @@ from unified.training.tuning import resolve_checkpoint
 
 
 @dataclass
-class IterateArguments(GuidedSamplingArguments):
+class IterateArguments(GuidedSamplingArguments, WithNeeds):
     """What the rounds generate, train on and measure; the sampling is that of the pictures in pairs."""
+
+    NEEDS = (Needs("heldout_prompts", lambda args: not args.heldout, "--heldout has its prompts", "heldout"),)
 
     model: str = field(metadata={"help": "checkpoint or adapter to start from"})
     out: str = field(metadata={"help": "folder for everything"})

@@ -140,7 +140,7 @@ def test_the_script_writes_what_the_scorer_reads(run_script, tmp_path, capsys):
     [
         (("--count", 69, "--tags", "single_object"), "only 68"),
         (("--renderable", "nowhere.jsonl"), "nowhere.jsonl is not a file"),
-        (("--renderable", "x", "--count", 3), "leave one of them out"),
+        (("--renderable", "x", "--count", 3), "count 3 would have no effect: --renderable samples nothing"),
         (("--split", "everything"), "everything"),
     ],
 )

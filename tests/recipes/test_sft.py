@@ -247,8 +247,8 @@ def refuse(
         (["--scale_loss_weights", "1"], ["scale_loss_weights", "1 values for 2 scales"]),
         (["--last_scale_fraction", "0"], ["last_scale_fraction", "(0, 1]"]),
         (["--tuning", "lora", "--lora_target_modules", "query"], ["query", "match nothing"]),
-        (["--tuning", "align", "--lora_rank", "8"], ["lora_rank given, but tuning is align", "set tuning to lora"]),
-        (["--lora_dropout", "0.1"], ["lora_dropout given, but tuning is full"]),
+        (["--tuning", "align", "--lora_rank", "8"], ["lora_rank 8 would have no effect", "set tuning to lora"]),
+        (["--lora_dropout", "0.1"], ["lora_dropout 0.1 would have no effect"]),
         (["--code_noise", "1.5"], ["code_noise 1.5", "not in [0, 1)"]),
     ],
 )

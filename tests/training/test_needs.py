@@ -31,6 +31,11 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam_beta2": (0.8, {"optim": "adamw_torch"}),
     "adam_epsilon": (1e-6, {"optim": "adamw_torch"}),
     "train_text_rows": (True, {"tuning": "full"}),
+    "lora_positions": ("image_tokens", {"tuning": "lora"}),
+    "lora_rank": (8, {"tuning": "lora"}),
+    "lora_alpha": (8, {"tuning": "lora"}),
+    "lora_target_modules": (["q_proj"], {"tuning": "lora"}),
+    "lora_dropout": (0.1, {"tuning": "lora"}),
     "dataloader_prefetch_factor": (3, {"dataloader_num_workers": 2}),
     "dataloader_multiprocessing_context": ("spawn", {"dataloader_num_workers": 2}),
     "precompute_ref_batch_size": (4, {"precompute_ref_log_probs": True}),
@@ -44,7 +49,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gan_learning_rate": (1e-5, {"gan_weight": 1.0}),
     "gan_base_channels": (8, {"gan_weight": 1.0}),
 }
-OFF = {"tuning": "lora", "lr_scheduler_type": "constant", "optim": "sgd"}  # where it is not off by default
+OFF = {"lr_scheduler_type": "constant", "optim": "sgd"}  # where it is not off by default
 RULED = {name for rule in (*NEEDS, *LOSS_NEEDS) for name in rule.names.split()}
 
 
@@ -61,6 +66,7 @@ def test_a_setting_that_needs_another_is_refused_without_it(kind: type, name: st
         pytest.skip(f"{kind.__name__} has none")
     base = {} if kind is TokenizerLossArguments else {"output_dir": str(tmp_path), "use_cpu": True}
     off = {key: OFF[key] for key in needed if key in OFF}
+    off |= {"tuning": "full" if needed["tuning"] == "lora" else "lora"} if "tuning" in needed else {}
     with pytest.raises(ValueError, match=rf"^{name} .* would have no effect: .+, or leave it out$"):
         kind(**base, **off, **{name: value})
     if not name.startswith("gradient_checkpointing"):  # HF's deprecated name warns

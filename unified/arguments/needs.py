@@ -19,7 +19,7 @@ class Needs:
 
 
 class WithNeeds:
-    """A dataclass whose fields have rules."""
+    """A dataclass whose fields have rules, which `parse` checks."""
 
     NEEDS: ClassVar[tuple[Needs, ...]] = ()
 

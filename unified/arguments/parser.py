@@ -20,7 +20,7 @@ from trl import TrlParser
 from unified.arguments.fields import BOUNDS, LABEL, RULE, check_fields
 from unified.arguments.hub_names import find_on_hub
 from unified.arguments.manual import ALL, help_text
-from unified.arguments.needs import Needs, WithNeeds, switched_off
+from unified.arguments.needs import Needs, WithNeeds, check_needs, switched_off
 from unified.arguments.shipped_files import find_shipped
 from unified.hardware.console import show_any_text
 from unified.hardware.memory import is_out_of_memory, out_of_memory_line
@@ -122,6 +122,8 @@ def parse(dataclass_types: tuple[Any, ...], argv: list[str] | None = None) -> tu
     filled = tuple(parsed[: len(dataclass_types)])
     for settings in filled:
         check_fields(settings)
+        if isinstance(settings, WithNeeds):
+            check_needs(settings, settings.NEEDS)
         find_shipped(settings)
         find_on_hub(settings)
     return filled

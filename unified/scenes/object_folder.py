@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unified.arguments.needs import Needs, WithNeeds
 from unified.data.mixtures import read_names
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
@@ -17,8 +18,10 @@ from unified.scenes.rendering import Scene, check_names, draw_scene, named
 
 
 @dataclass
-class ObjectArguments:
+class ObjectArguments(WithNeeds):
     """What is rendered."""
+
+    NEEDS = (Needs("seed", lambda args: args.count, "all pictures are kept; give --count", "count"),)
 
     out: str = field(metadata={"help": "folder of the pictures; created if missing"})
     colours: str = field(

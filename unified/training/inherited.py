@@ -189,6 +189,12 @@ NEEDS = (
         "optim",
     ),
     Needs(
+        "lora_positions lora_rank lora_alpha lora_target_modules lora_dropout",
+        lambda args: args.tuning == "lora",
+        "only tuning lora has such; set tuning to lora",
+        "tuning",
+    ),
+    Needs(
         "train_text_rows",
         lambda args: args.tuning == "full",
         "only tuning full trains text rows; set tuning to full",

@@ -112,8 +112,17 @@ class AveragedTrainingArguments(CheckedArguments):
 
 
 @dataclass
-class TokenizerTrainingArguments(AveragedTrainingArguments):
+class TokenizerTrainingArguments(AveragedTrainingArguments, WithNeeds):
     """Arguments of recipes/train_vq.py; precision and processes are set by `accelerate launch`."""
+
+    NEEDS = (
+        Needs(
+            "revive_until",
+            lambda args: args.revive_after_steps,
+            "set revive_after_steps above 0",
+            "revive_after_steps",
+        ),
+    )
 
     data_dir: str = arg("data/scenes", "folder of image files, or of *.parquet with `images` or `image`")
     fit: Fit = arg("crop", "images that are not square: crop to the centre, pad with white, or refuse")

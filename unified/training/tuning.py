@@ -157,17 +157,12 @@ def trainable_to_float32(adapted: PeftModel) -> PeftModel:
 def resolve_checkpoint(model: str, args: UnifiedTrainingArguments | DpoArguments) -> Path:
     """The checkpoint that a run from `model` loads: `model` itself, or an adapter's base.
 
-    Raises ValueError as `resolve_base_checkpoint`, for an adapter that `args` cannot train further, for LoRA settings
-    without `tuning` lora, and for sampling settings of no meaning.
+    Raises ValueError as `resolve_base_checkpoint`, for an adapter that `args` cannot train further, and for sampling
+    settings of no meaning.
     """
     args.sampling()
     if is_adapter(model):
         check_continuing(Path(model), args)
-    given = [name for name in (*LORA_DEFAULTS, "lora_dropout") if vars(args)[name]]
-    if args.tuning != "lora" and given:
-        raise ValueError(
-            f"{', '.join(given)} given, but tuning is {args.tuning}; set tuning to lora or leave these out"
-        )
     return resolve_base_checkpoint(model, args.base)
 
 
