@@ -2,12 +2,15 @@
 
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, AutoPeftModelForCausalLM, PeftType, XLoraConfig, get_peft_model
 from toy_models import EOS, output_image, random_codes, toy_model
+
+from unified.models.adapter_kinds import TRAINED
 
 # what a toy of 32 wide layers needs
 SIZES: dict[str, dict[str, Any]] = {
@@ -27,14 +30,15 @@ REFUSED = {
     "ADAPTION_PROMPT": (ValueError, "Unsupported model type for adaption prompt"),
     "CARTRIDGE": (ValueError, "pass them .LoRA, no prefixes"),
     "CPT": (ValueError, "pass input_ids .LoRA, no prompts"),
-    "MULTITASK_PROMPT_TUNING": (ValueError, "task_ids"),
-    "POLY": (ValueError, "task_ids"),
+    "MULTITASK_PROMPT_TUNING": (ValueError, "pass input_ids .LoRA, no prompts"),
     "PREFIX_TUNING": (ValueError, "pass them .LoRA, no prefixes"),
     "PROMPT_TUNING": (ValueError, "pass input_ids .LoRA, no prompts"),
     "P_TUNING": (ValueError, "pass input_ids .LoRA, no prompts"),
-    "SHADOW": (AttributeError, "Unable to update the model config"),
+    "SHADOW": (ValueError, "num_hidden_layers 1: .* as ShadowPEFT's, .* use LoRA"),
     "TRAINABLE_TOKENS": (ValueError, "train rows of it with trainable_token_indices"),
 }
+# what PEFT's forward of such a kind asks for
+FORWARD = {kind: {"task_ids": torch.tensor([0])} for kind in ("POLY", "MULTITASK_PROMPT_TUNING")}
 
 
 def config_of(kind: PeftType) -> Any:
@@ -50,12 +54,12 @@ def config_of(kind: PeftType) -> Any:
     return config(task_type="CAUSAL_LM", **given)
 
 
-def losses(model: Any, ids: torch.Tensor, steps: int) -> list[float]:
+def losses(model: Any, ids: torch.Tensor, steps: int, **more: torch.Tensor) -> list[float]:
     """Of some steps of AdamW on one row of text and an image."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     found = []
     for _ in range(steps):
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, **more).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -71,21 +75,33 @@ def test_it_trains_or_is_refused(kind: PeftType, tmp_path: Path) -> None:
     model.name_or_path = str(tmp_path / "base")
     ids = torch.tensor([[5, 6, 7, *output_image(random_codes(model, 1)[0]), 8, 9, EOS]])
     torch.manual_seed(0)
+    more = FORWARD.get(kind.value, {})
     if kind.value in REFUSED:
         error, words = REFUSED[kind.value]
         with pytest.raises(error, match=words):
-            losses(get_peft_model(model, config_of(kind)).train(), ids, 1)
+            losses(get_peft_model(model, config_of(kind)).train(), ids, 1, **more)
         return
     adapted = get_peft_model(model, config_of(kind)).train()
     tokenizer = {name: value.clone() for name, value in model.model.vq_model.state_dict().items()}
-    found = losses(adapted, ids, 4)
+    found = losses(adapted, ids, 4, **more)
     assert found[-1] < found[0]
     assert all(torch.equal(value, tokenizer[name]) for name, value in model.model.vq_model.state_dict().items())
     adapted.save_pretrained(tmp_path / "adapter")
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     with torch.no_grad():
-        expected = adapted.eval()(ids).logits
-        assert torch.allclose(again(ids).logits, expected, atol=1e-4)
+        expected = adapted.eval()(ids, **more).logits
+        assert torch.allclose(again(ids, **more).logits, expected, atol=1e-4)
+
+
+def test_kinds_are_trained_or_refused_those_to_come_too() -> None:
+    """A kind that PEFT adds is refused by its name until it has been tried."""
+    known = {kind.value for kind in PeftType}
+    assert known == TRAINED | REFUSED.keys() and TRAINED & REFUSED.keys() == {"TRAINABLE_TOKENS"}
+    model = toy_model()
+    with pytest.raises(ValueError, match="PEFT's HYPERLORA has not been tried .* use one of ADALORA, .*, LORA, "):
+        model.peft_config = {"default": SimpleNamespace(peft_type="HYPERLORA")}
+    model.add_adapter(config_of(PeftType.LORA))  # transformers' own door
+    assert set(model.peft_config) == {"default"}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -122,7 +122,7 @@ def merge_new_modules(adapted: PeftModel) -> UnifiedForCausalLM:
 
 
 def weights_digest(model_dir: str | os.PathLike, base: str | os.PathLike | None = None) -> str:
-    """SHA-256 of safetensors files, a checkpoint's or an adapter's with its `base`'s; of an unusual system prompt, fit.
+    """SHA-256 of safetensors files, a checkpoint's or an adapter's with its `base`'s; of an unusual prompt, fit.
 
     The usual ones leave the digest as it was in earlier versions.
     """

@@ -34,6 +34,7 @@ generation_arguments  its arguments: what is derived from several, and what is r
 interleaved_decoding  one call of it: HF's decoding of text, and the images in between
 text_decoding         processors, criteria and streamer of one stretch of text
 image_generation      images in cached decoding, scale by scale or code by code
+adapter_kinds         the kinds of PEFT that train here
 position_gated_lora   LoRA that is applied to image tokens only, or after an image
 trainable_token_rows  trainable rows of embedding and output matrix, with the other rows frozen
 new_rows              new rows of the vocabulary as parameters of their own; files with whole matrices
@@ -42,6 +43,7 @@ remote_code           trust_remote_code module of a checkpoint, for programs tha
 """
 
 __all__ = [
+    "adapter_kinds",
     "attention",
     "auto_classes",
     "backbones",

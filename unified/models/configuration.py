@@ -129,6 +129,18 @@ class UnifiedConfig(PreTrainedConfig):
         return (len(self.patch_nums) if shared else self.image_length) + 2
 
     @property
+    def num_hidden_layers(self) -> int:
+        """The backbone's."""
+        return int(self.text_config.num_hidden_layers)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        raise ValueError(
+            f"num_hidden_layers {value}: the backbone's is text_config.num_hidden_layers; a copy of fewer layers, as "
+            "ShadowPEFT's, would be run on inputs_embeds, of which images have none: use LoRA"
+        )
+
+    @property
     def logit_cap(self) -> float | None:
         """Gemma's `final_logit_softcapping`, None for other backbones."""
         return self.text_config.to_dict().get("final_logit_softcapping")

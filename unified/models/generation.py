@@ -18,6 +18,7 @@ from unified.models.generation_arguments import (
     DEFAULT_NEW_TOKENS,
     check_arguments,
     check_cache,
+    check_inputs,
     image_sampling_of,
     max_images_of,
     seeded,
@@ -83,8 +84,9 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
         Raises ValueError for what is not supported, by its name; for a prompt that fills the backbone's context.
         """
-        if isinstance(generation_config, Tensor):
+        if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError("generate's second argument is a GenerationConfig; pass attention_mask by its name")
+        check_inputs(kwargs.get("input_ids") if inputs is None else inputs, kwargs, self.config)
         resolved = self._resolved(generation_config, kwargs)
         if kwargs.get("custom_generate") is not None or resolved.is_assistant:
             kwargs |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
+from unified.models.configuration import UnifiedConfig
 from unified.models.image_sampling import ImageSampling
 from unified.models.sampling import Generators
 
@@ -106,6 +107,52 @@ def check_arguments(
             "synced_gpus True keeps processes in step token by token, which images are not; "
             "pass generation_mode='text', or gather the weights and leave it out"
         )
+
+
+def check_inputs(input_ids: Any, kwargs: Mapping[str, Any], config: UnifiedConfig) -> None:
+    """Raise ValueError for prompts (B, T) whose ids, mask or input images do not belong together."""
+    if input_ids is None:  # HF begins with the start token
+        return
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        found = f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else type(input_ids)
+        raise ValueError(f"input_ids is {found}; give a tensor of ids, (batch, sequence)")
+    if not input_ids.numel():
+        raise ValueError(f"input_ids of {tuple(input_ids.shape)} holds no id; give at least one a row")
+    least, most, size = int(input_ids.min()), int(input_ids.max()), config.vocabulary.size
+    if least < 0 or most >= size:
+        raise ValueError(f"input_ids holds {least if least < 0 else most}; ids of this model are 0 to {size - 1}")
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask is {tuple(mask.shape)} but input_ids {tuple(input_ids.shape)}; give one value an id"
+        )
+    cache = kwargs.get("past_key_values")
+    new = input_ids if cache is None else input_ids[:, cache.get_seq_length() :]
+    counts = [int((ids == config.image_pad_token_id).sum()) for ids in (input_ids, new)]
+    check_images(kwargs.get("pixel_values"), kwargs.get("image_codes"), counts, config)
+
+
+def check_images(
+    pixels: Tensor | None, codes: Tensor | None, placeholders: Sequence[int], config: UnifiedConfig
+) -> None:
+    """Raise ValueError unless input images fill one of so many `placeholders`, as `pixels` or `codes`."""
+    if pixels is not None and codes is not None:
+        raise ValueError("pixel_values and image_codes are both given; keep one of them")
+    given = codes if pixels is None else pixels
+    images, length = 0 if given is None else len(given), config.input_image_length
+    if images * length not in placeholders:
+        raise ValueError(
+            f"{placeholders[0]} image placeholders in input_ids but {images} images of {length} positions given; "
+            "pass every input image once, as pixel_values or image_codes"
+        )
+    side, shape = config.vq_config.image_size, None if given is None else tuple(given.shape[1:])
+    if pixels is not None and shape != (3, side, side):
+        raise ValueError(f"pixel_values of images {shape}; give (images, 3, {side}, {side}), as the processor does")
+    if codes is not None and shape != (config.image_length,):
+        raise ValueError(f"image_codes of images {shape}; give {config.image_length} codes of each")
+    size = config.vq_config.codebook_size
+    if codes is not None and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+        raise ValueError(f"image_codes holds {int(codes.max())}; codes of this tokenizer are 0 to {size - 1}")
 
 
 def check_cache_kind(implementation: str | None, given: Cache | None, device: torch.device) -> None:

@@ -213,9 +213,13 @@ class InterleavedDecoding:
         if bool(self.columns.kept.all()):
             return LogitsProcessorList(self.processors)
         own = [*self.settings.processors, self.settings.allowed]
+        skipped = None
+        if self.gaps:
+            skipped = self.state.mask == 0
+            skipped[:, : self.prompt.shape[1]] &= self.prompt_mask != 0  # padding of prompts is shown, as HF shows it
         return LogitsProcessorList(
             [
-                processor if any(processor is one for one in own) else ShownText(processor, self.columns)
+                processor if any(processor is one for one in own) else ShownText(processor, self.columns, skipped)
                 for processor in self.processors
             ]
         )

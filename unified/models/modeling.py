@@ -74,6 +74,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     def input_image_codes(self, pixel_values: Tensor | None, image_codes: Tensor | None, layout: Layout) -> Tensor:
         """Codes (M, L) of the input images, checked against the placeholders."""
+        if pixel_values is not None and image_codes is not None:
+            raise ValueError("pixel_values and image_codes are both given; keep one of them")
         codes = image_codes if pixel_values is None else self.vq_model.encode(pixel_values.float())
         placeholders, length = int(layout.is_input.sum()), self.config.input_image_length
         images = 0 if codes is None else len(codes)

@@ -10,6 +10,7 @@ from transformers.utils import is_torchvision_available
 
 from unified.files.weights import StrictPreTrainedModel
 from unified.image_tokenizer.model import VQModel
+from unified.models.adapter_kinds import check_kinds
 from unified.models.configuration import UnifiedConfig
 from unified.models.engine_files import whole_weights
 from unified.models.frozen_tokenizer import PEFT_PREFIX, frozen_names
@@ -31,6 +32,12 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["vq_model"]  # rounded features would change the codes
     _keep_in_fp32_modules = list(NEVER_QUANTIZED)  # by which HF's quantizers know
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check which adapters PEFT says it has put into the model."""
+        if name == "peft_config":
+            check_kinds(value)
+        super().__setattr__(name, value)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,12 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    LogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+)
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from unified.models.sampling import Generators, sample
 
+# HF's processors that know their rows by number, and so cannot be asked about one of them
+OF_WHOLE_BATCHES = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+)
 SEED_RANGE = 2**31  # of a stretch's own generator, which is seeded from the caller's
 
 
@@ -92,14 +105,25 @@ class TextColumns:
 
 
 class ShownText(LogitsProcessor):
-    """A processor of HF's that is shown the columns of text."""
+    """A processor of HF's that is shown the columns of text; of rows that skipped some, each its own alone.
 
-    def __init__(self, processor: LogitsProcessor, columns: TextColumns) -> None:
+    `skipped` (B, T) are these columns so far, None where no row has any.
+    """
+
+    def __init__(self, processor: LogitsProcessor, columns: TextColumns, skipped: Tensor | None) -> None:
         self.processor, self.columns = processor, columns
+        self.skipped = None if isinstance(processor, OF_WHOLE_BATCHES) else skipped
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores_then: Tensor = self.processor(self.columns(input_ids), scores)
-        return scores_then
+        if self.skipped is None:
+            scores_then: Tensor = self.processor(self.columns(input_ids), scores)
+            return scores_then
+        count = self.skipped.shape[1]
+        rows = []
+        for ids, skipped, row in zip(input_ids, self.skipped, scores, strict=True):
+            kept = self.columns.kept.to(ids.device) & ~skipped
+            rows.append(self.processor(torch.cat([ids[:count][kept], ids[count:]])[None], row[None]))
+        return torch.cat(rows)
 
 
 class RowEnds(StoppingCriteria):
