@@ -84,8 +84,6 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
         Raises ValueError for what is not supported, by its name; for a prompt that fills the backbone's context.
         """
-        if not isinstance(generation_config, GenerationConfig | None):
-            raise ValueError("generate's second argument is a GenerationConfig; pass attention_mask by its name")
         check_inputs(kwargs.get("input_ids") if inputs is None else inputs, kwargs, self.config)
         resolved = self._resolved(generation_config, kwargs)
         if kwargs.get("custom_generate") is not None or resolved.is_assistant:
@@ -113,6 +111,8 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
 
     def _resolved(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> GenerationConfig:
         """HF's merged configuration of a call; a `max_new_tokens` of 0, which HF refuses, is left out."""
+        if not isinstance(generation_config, GenerationConfig | None):
+            raise ValueError("generate's second argument is a GenerationConfig; pass attention_mask by its name")
         given = {key: value for key, value in kwargs.items() if (key, value) != ("max_new_tokens", 0)}
         return self._prepare_generation_config(generation_config, **given)[0]
 
