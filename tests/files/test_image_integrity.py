@@ -1,6 +1,7 @@
 """Damage that Pillow decodes without a word, and pictures too large for the memory."""
 
 import io
+import os
 import resource
 import struct
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unified.files.images import MAX_PIXELS, image_suffixes, read_image
+from unified.files.images import MAX_PIXELS, image_suffixes, inspect_image, read_image
 
 FORMS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -21,6 +22,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "GIF": {},
     "JPEG2000": {},
     "MPO": {},
+    "QOI": {},
+    "ICO": {"sizes": [(96, 96)]},
 }
 
 
@@ -119,3 +122,35 @@ def test_large_jpegs_are_decoded_at_a_fraction_that_shows_in_no_square() -> None
         *(image.resize((64, 64), Image.Resampling.LANCZOS).tobytes() for image in (whole, little)), strict=True
     )
     assert max(abs(a - b) for a, b in pairs) <= 3
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path / "loop.png", tmp_path / "loop.png")
+    (tmp_path / "huge.png").touch()
+    os.truncate(tmp_path / "huge.png", 2**31)  # takes no space
+    names = {"pipe.png": "a pipe", "loop.png": "symbolic links", "huge.png": "more than 1073741824", "a\0.png": "null"}
+    for name, says in names.items():
+        for read in (read_image, inspect_image):
+            with pytest.raises(ValueError, match=f"^x cannot be read .*{says}"):
+                read(tmp_path / name, "x")
+    with pytest.raises(ValueError, match="a device"):
+        read_image("/dev/zero", "x")
+
+
+def test_a_large_picture_in_an_icon_is_refused_before_it_is_decoded() -> None:
+    inner = one_bit(9000)
+    entry = struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inner), 22)
+    with pytest.raises(ValueError, match="^x is 9000 x 9000, more than 67 million"):
+        read_image(struct.pack("<HHH", 0, 1, 1) + entry + inner, "x")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_at_every_tenth_is_seen_by_both_readers(form: str) -> None:
+    whole = data(form, **FORMS[form])
+    for tenth in range(10):
+        cut = whole[: len(whole) * tenth // 10]
+        for broken in (cut, cut.ljust(len(whole), b"\0")):
+            for read in (read_image, inspect_image):
+                with pytest.raises(ValueError, match="^x cannot be read"):
+                    read(broken, "x")

@@ -1,6 +1,8 @@
 """What a picture shows, by kind: turn, transparency, depth, colour space, frames; sRGB of 8 bits stays to the bit."""
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -217,3 +219,59 @@ def test_other_colour_spaces_are_read(mode: str) -> None:
 def test_the_first_frame_is_read(form: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     assert near(pixels(data(frames[0], form, save_all=True, append_images=frames[1:])), (255, 0, 0), 3)
+
+
+def png(depth: int, color: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 8 x 8 whose rows are all the same, with chunks before its pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = (b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, color, 0, 0, 0))
+    body = (head, *chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in body)
+
+
+def words(*values: int) -> bytes:
+    return b"".join(struct.pack(">H", value) for value in values)
+
+
+def test_16_bits_a_channel_are_scaled_with_their_alpha_and_key() -> None:
+    grey, half = 0x8080, 0x8000
+    for color, row, shown in (
+        (0, words(grey) * 8, (128, 128, 128)),
+        (2, words(grey, 0xFFFF, 0) * 8, (128, 255, 0)),
+        (4, words(0, half) * 8, (127, 127, 127)),
+        (6, words(0, 0, 0, half) * 8, (127, 127, 127)),
+    ):
+        assert near(pixels(png(16, color, row)), shown)
+    assert near(pixels(png(16, 2, words(9, 300, 9) * 8, (b"tRNS", words(9, 300, 9)))), 255)
+
+
+@pytest.mark.parametrize(("depth", "row"), [(1, b"\xff"), (2, b"\x55\x55"), (4, b"\x55" * 4), (8, b"\x05" * 8)])
+def test_a_transparent_grey_of_few_bits_shows_white(depth: int, row: bytes) -> None:
+    key = {1: 1, 2: 1, 4: 5, 8: 5}[depth]
+    assert near(pixels(png(depth, 0, row, (b"tRNS", words(key)))), 255)
+    assert near(pixels(png(depth, 0, row, (b"tRNS", words(0)))), {1: 255, 2: 85, 4: 85, 8: 5}[depth])
+
+
+def test_a_pngs_gamma_is_followed_where_nothing_better_is_said() -> None:
+    def gamma(value: int) -> tuple[bytes, bytes]:
+        return b"gAMA", struct.pack(">I", value)
+
+    row = bytes([128, 0, 255]) * 8
+    assert near(pixels(png(8, 2, row, gamma(100_000))), (186, 0, 255))  # linear light
+    for chunks in ([gamma(45_455)], [gamma(44_000)], [gamma(0)], [gamma(100_000), (b"sRGB", b"\0")]):
+        assert near(pixels(png(8, 2, row, *chunks)), (128, 0, 255), 0)
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    for mode in ("RGB", "RGBA", "F"):
+        with pytest.raises(ValueError, match="^the image cannot be read .it is 0 x 5 and has no pixels"):
+            to_rgb(Image.new(mode, (0, 5)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 999), (999, 1)])
+def test_a_line_of_pixels_is_a_picture(size: tuple[int, int]) -> None:
+    line = Image.new("RGB", size, (9, 200, 9))
+    assert (image_to_uint8(read_image(data(line), "x", side=16), 16).numpy() == (9, 200, 9)).all()

@@ -142,7 +142,7 @@ def read_folder(folder: Path, column: str, template: str | None = None) -> list[
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")
     visible = (path for path in folder.rglob("*") if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix()))
-    files = sorted(path for path in visible if path.is_file())
+    files = sorted(path for path in visible if not path.is_dir())
     pictures = [path for path in files if path.suffix.lower() in image_suffixes()]
     texts = [path for path in files if path.suffix.lower() == ".txt"]
     tables = [folder / name for name in METADATA if (folder / name).is_file()]

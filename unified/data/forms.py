@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unified.models.messages import ROLES, Message, content_parts, count_images, shorten
+from unified.models.messages import ROLES, Message, content_parts, shorten
 from unified.models.tools import as_json, read_tool_calls, read_tools
 
 BESIDE = "its file goes into `images`, or into the part as `image`"
@@ -181,7 +181,7 @@ def place(
             found.append(pictures[index])
             taken.add(index)
     checked = [on_disk(turn) for turn in turns]
-    count = count_images(checked)
+    count = sum(part["type"] == "image" for turn in checked for part in turn["content"])
     if len(found) != count or len(taken) != len(pictures):
         inner = f", {len(found) - len(taken)} pictures inside of parts" if len(found) > len(taken) else ""
         raise ValueError(f"{count} image parts in `messages` but {len(pictures)} `images`{inner}; give one each")
@@ -211,7 +211,7 @@ def _named(message: Message) -> dict[str, Any]:
 
 
 def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "image"
+    return isinstance(part, dict) and part.get("type") == "image"  # `with_parts` makes dicts of all objects
 
 
 def _at_marks(parts: list[Any]) -> list[Any]:
@@ -252,11 +252,8 @@ def _inside(given: Mapping[str, Any]) -> Any:
 
 def on_disk(turn: dict[str, Any]) -> dict[str, Any]:
     """A checked message as files hold it."""
-    for part in turn["content"]:
-        if isinstance(part, dict) and part.get("index", 0) is None:
-            del part["index"]
     content = content_parts(turn, beside=BESIDE)
     kept = {key: value for key, value in turn.items() if key not in ("content", "tool_calls") and value is not None}
-    calls = as_json(read_tool_calls(turn.get("tool_calls")))
+    calls = as_json(read_tool_calls(turn["tool_calls"])) if turn.get("tool_calls") is not None else None
     kept |= {"weight": int(kept["weight"])} if "weight" in kept else {}  # true and 1.0 are 1
     return {"role": kept.pop("role"), "content": content, **kept, **({"tool_calls": calls} if calls else {})}

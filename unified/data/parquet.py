@@ -1,6 +1,6 @@
 """Parquet files: rows in memory of a few megabytes, every row group read once; Arrow's errors in one line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,12 @@ def write_parquet(path: str | Path, table: pa.Table) -> None:
 
 def without_nulls(value: Any) -> Any:
     """`value` without the null entries of its objects: a column has the keys of all its rows in each of them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list) and value and isinstance(value[0], Mapping | list):  # not the codes of an image
+    if isinstance(value, dict):
+        return {
+            key: without_nulls(inner) if isinstance(inner, dict | list) else inner
+            for key, inner in value.items()
+            if inner is not None
+        }
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):  # not the codes of an image
         return [without_nulls(inner) for inner in value]
     return value

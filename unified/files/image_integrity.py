@@ -1,7 +1,8 @@
 """Whether an image file is whole: what Pillow decodes without a word although bytes are missing.
 
 A file whose copying broke off has its length, and zeros where its end should be. PNG has checksums, JPEG an end mark;
-of WebP, AVIF, GIF and JPEG 2000, which are compressed, the end holds no `ZEROS` zeros in a row.
+of WebP, AVIF, GIF and JPEG 2000, which are compressed, the end holds no `ZEROS` zeros in a row; QOI ends with a
+mark, and icons (ICO, ICNS) hold PNGs. What lies uncompressed (BMP, TIFF, PPM, TGA) may end in black.
 """
 
 import io
@@ -12,6 +13,8 @@ from PIL import PngImagePlugin
 CONCLUSIVE = ("PNG", "JPEG", "MPO")  # formats of which `check_whole` finds what is missing
 ZEROS = 512  # bytes: a disk's sector
 _COMPRESSED = ("WEBP", "AVIF", "GIF", "JPEG2000")
+_ICONS = ("ICO", "ICNS")
+_PNG, _QOI_END = b"\x89PNG\r\n\x1a\n", bytes(7) + b"\1"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within a scan: no stuffed byte, no fill, no restart
 _ALONE = frozenset([0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
 _END = 0xD9
@@ -26,8 +29,19 @@ def check_whole(data: bytes, kind: str) -> None:
         PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
     elif kind in ("JPEG", "MPO"):
         _check_jpeg(data)
+    elif kind in _ICONS:
+        for inner in inner_pngs(data, kind):
+            inner.verify()
+    elif kind == "QOI" and _QOI_END not in data[-ZEROS:]:
+        raise ValueError("its end is missing")
     elif kind in _COMPRESSED and len(data) > ZEROS and not any(data[-ZEROS:]):
         raise ValueError(f"its last {len(data) - len(data.rstrip(bytes(1)))} bytes are zeros")
+
+
+def inner_pngs(data: bytes, kind: str) -> list[PngImagePlugin.PngImageFile]:
+    """The PNGs in an icon, not decoded; none in other formats."""
+    places = re.finditer(re.escape(_PNG), data) if kind in _ICONS else ()
+    return [PngImagePlugin.PngImageFile(io.BytesIO(data[place.start() :])) for place in places]
 
 
 def _check_jpeg(data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 * EXIF's orientation (or XMP's) is applied; a note that cannot be read turns nothing.
 * Transparency is laid on white, half-transparent pixels mixed: palettes, keys (tRNS), alpha and premultiplied alpha.
+* A PNG's gamma (gAMA) is followed where it has neither a profile nor says that it is sRGB, as browsers do.
 * More than 8 bits are scaled: 16-bit grey from 0 to 65535; 32-bit integers and floats, which state no range, from 0
   to the first of 1 (floats alone), 255, 65535 and 2^31 - 1 that holds the largest value.
 * An ICC profile is followed to sRGB (relative colorimetric, black point compensated, as Adobe's programs do). One that
@@ -16,10 +17,12 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 BACKGROUND = (255, 255, 255)  # what transparent pixels and padding show
 SAME_COLOR = 2  # of 255: sRGB profiles of different makers differ by 1
+SRGB_GAMMA = 0.45455  # that PNG's files of sRGB state
+SAME_GAMMA = 0.05  # libpng's threshold
 
 # raised by Pillow for files that are of unknown format, truncated or damaged
 UNREADABLE = (
@@ -45,13 +48,20 @@ def show_as_rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for values that have no range, and whatever Pillow raises for pixels it cannot decode.
     """
+    if 0 in image.size:
+        raise ValueError(f"it is {image.width} x {image.height} and has no pixels")
+    steps = _steps_of_grey(image)
     image.load()  # TIFF's own turn is applied while loading
+    if steps and "transparency" in image.info:
+        image.info["transparency"] *= steps
     image = _upright(image)
-    profile = image.info.get("icc_profile")
+    profile, gamma = image.info.get("icc_profile"), _gamma(image)
     if image.mode in _DEEP:
         image = _to_8_bit(image)
     colors, alpha = _split_alpha(image)
     rgb = _to_srgb(colors, profile)
+    if gamma is not None:
+        rgb = rgb.point([round(255 * (value / 255) ** (SRGB_GAMMA / gamma)) for value in range(256)] * 3)
     if alpha is not None:
         shown = Image.new("RGB", rgb.size, BACKGROUND)
         shown.paste(rgb, mask=alpha)
@@ -59,6 +69,20 @@ def show_as_rgb(image: Image.Image) -> Image.Image:
         shown = rgb.copy() if rgb is image else rgb
     shown.info = {}
     return shown
+
+
+def _steps_of_grey(image: Image.Image) -> int:
+    """What a PNG's grey of 2 or 4 bits is multiplied with, as its transparent value is not; 0 for others."""
+    tile = image.tile[0] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    return {"L;2": 85, "L;4": 17}.get(str(tile[3]), 0) if tile else 0
+
+
+def _gamma(image: Image.Image) -> float | None:
+    """The gamma that a PNG's pixels have; None for sRGB's, within `SAME_GAMMA`, and where something else says it."""
+    gamma = image.info.get("gamma")
+    if not isinstance(gamma, float) or gamma <= 0 or "srgb" in image.info or image.info.get("icc_profile"):
+        return None
+    return gamma if abs(gamma / SRGB_GAMMA - 1) > SAME_GAMMA else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

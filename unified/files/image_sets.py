@@ -36,7 +36,7 @@ def say_passed_over(folder: Path, read: Iterable[Path]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())  # a dead link is named when it is read
 
 
 def _holds_captions(path: Path, stems: set[Path]) -> bool:

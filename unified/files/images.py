@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageEr
 from torch import Tensor
 
 from unified.files.atomic import atomic_path
-from unified.files.image_integrity import CONCLUSIVE, check_whole
+from unified.files.image_integrity import CONCLUSIVE, check_whole, inner_pngs
 from unified.files.image_modes import BACKGROUND, UNREADABLE, show_as_rgb
 
 Fit = Literal["crop", "pad", "refuse"]
@@ -93,7 +93,7 @@ def inspect_image(source: str | Path | bytes, name: str, exact: bool = False) ->
 
 def _checked(data: bytes, name: str, exact: bool) -> ImageFile.ImageFile:
     """An image whose pixels are not decoded yet."""
-    image = _identify(data)
+    image = _identify(data, name, exact)
     _check_size(image, name, exact)
     check_whole(data, image.format or "")
     return image
@@ -103,7 +103,7 @@ class _Refused(Exception):
     """A whole image that is not read."""
 
 
-def _identify(data: bytes) -> ImageFile.ImageFile:
+def _identify(data: bytes, name: str, exact: bool) -> ImageFile.ImageFile:
     """`Image.open` without formats that are not read, JPEG's further frames, and Pillow's limit on pixels."""
     Image.init()
     for kind in Image.ID:
@@ -112,6 +112,8 @@ def _identify(data: bytes) -> ImageFile.ImageFile:
             answer = accept(data[:16]) if accept is not None else True
             if kind in _NOT_READ or not answer or isinstance(answer, str):  # str: a codec that is not installed
                 continue
+            for inner in inner_pngs(data, kind):  # Pillow decodes an icon when it opens it
+                _check_size(inner, name, exact)
             file = io.BytesIO(data)
             return JpegImagePlugin.JpegImageFile(file) if kind == "JPEG" else opener(file, "")
         except (SyntaxError, LookupError, TypeError, struct.error):  # as Image.open: of another format

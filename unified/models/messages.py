@@ -8,6 +8,8 @@ ROLES = ("system", "user", "assistant", "tool")
 MORE_KEYS = ("weight", "name", "tool_calls", "tool_call_id")  # of a message, beside role and content
 
 Message = Mapping[str, Any]
+_PLAIN = {"role", "content"}
+_OBJECT = (dict, Mapping)  # dict first: of a million parts, Mapping's own check takes most of the time
 
 
 def with_system_prompt(messages: Sequence[Message], prompt: str | None) -> list[Message]:
@@ -34,7 +36,7 @@ def content_parts(message: Any, where: str = "", beside: str = "") -> list[dict[
     Raises ValueError for unknown keys, roles (templates would render them between special tokens) or parts.
     """
     start = f"{where}: " if where else ""
-    keys = {key for key, value in message.items() if value is not None} if isinstance(message, Mapping) else set()
+    keys = {key for key, value in message.items() if value is not None} if isinstance(message, _OBJECT) else set()
     calls = "tool_calls" in keys
     if not {"role", "content"} <= keys and not (calls and "role" in keys):
         takes = "it takes 'role' and 'content'"
@@ -42,10 +44,11 @@ def content_parts(message: Any, where: str = "", beside: str = "") -> list[dict[
     role, content = message["role"], message["content"] if "content" in keys else []
     if role not in ROLES:
         raise ValueError(f"{start}role {shorten(role)}; choose from {', '.join(ROLES)}")
-    _check_keys(message, keys, start)
+    if keys != _PLAIN:
+        _check_keys(message, keys, start)
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
+    if not isinstance(content, list | Sequence):
         raise ValueError(f"{start}content {shorten(content)} of role {role}; give a string or a list of parts")
     for part in content:
         if not _is_part(part, only_text=bool(beside)):
@@ -93,7 +96,7 @@ def check_text(text: str, start: str = "") -> None:
 
 
 def _is_part(part: Any, only_text: bool) -> bool:
-    keys = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
+    keys = {key for key, value in part.items() if value is not None} if isinstance(part, _OBJECT) else set()
     if "type" not in keys or part["type"] not in ("text", "image"):
         return False
     expected = {"type", "text"} if part["type"] == "text" else {"type"}
