@@ -87,6 +87,9 @@ def main() -> None:
     files = [file for path in (*args.first, *args.then) for file in list_data_files(path, "chats")]
     opener = shared_opener(file for file in files if file.suffix == ".parquet")
     rng = np.random.default_rng(args.seed)
+    for flag, paths, found in (("--first", args.first, rows), ("--then", args.then, chats)):
+        if not found:
+            raise ValueError(f"{flag} {' '.join(paths)}: not one row; give files with a row or more")
     firsts, thens = in_order(len(rows), args.count, rng), in_order(len(chats), args.count, rng)
     out = init_output_folder(args.out, {name: vars(args)[name] for name in ("first", "then", "count", "seed")})
     joined = [join(rows[i], chats[k]) for i, k in zip(firsts, thens, strict=True)]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -33,7 +33,8 @@ from unified.checkpoints.averaging import describe_copy
 from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
-from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.data.chat_dataset import ChatDataset, SFTCollator, concatenate, load_encoded_rows
+from unified.data.rows import ALL_FEATURES
 from unified.files.atomic import check_not_exists, new_folder
 from unified.files.records import RECORDS
 from unified.hardware.arguments import HardwareArguments
@@ -76,7 +77,7 @@ def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
             if len(rows) < HELD_BACK:
                 raise ValueError(f"{flag} {path} has {len(rows)} rows; give {HELD_BACK} or more, better hundreds")
             parts.append(rows.select(range(min(args.limit, len(rows)))))
-        opened[flag] = concatenate_datasets(parts)
+        opened[flag] = concatenate(parts, ALL_FEATURES)
     if any(opened["--texts"]["codes"]):
         raise ValueError(f"--texts {args.texts} has rows with images; give chats in words")
     drawings = sum(map(is_text_to_image, opened["--images"]["messages"]))

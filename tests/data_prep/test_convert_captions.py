@@ -71,8 +71,9 @@ def test_txt_beside_each_picture(images: Path, convert: Run) -> None:
     (images / "b.txt").write_text("bee")
     (images / ".DS_Store").write_text("no business of ours")
     add_pictures(images / ".thumbnails", "a.png")
-    rows = convert(images, "--kinds", "draw:1", "--wordings", "{}", "--repeat", 20)
-    assert {words for row in rows for words in texts(row)} == {"ant", "an ant", "bee"}
+    for place in (images, images / ".." / "mine"):
+        rows = convert(place, "--kinds", "draw:1", "--wordings", "{}", "--repeat", 20)
+        assert {words for row in rows for words in texts(row)} == {"ant", "an ant", "bee"}
 
 
 def test_kinds_and_wordings_are_mixed_as_asked_and_depend_on_the_seed_alone(images: Path, convert: Run) -> None:

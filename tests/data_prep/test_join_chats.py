@@ -71,7 +71,11 @@ def test_what_cannot_be_joined_is_refused(
     pictures = tmp_path / "pictures.jsonl"
     shown = {"role": "user", "content": [{"type": "image"}]}
     pictures.write_text(json.dumps({"messages": [shown], "images": ["cat.png"]}) + "\n")
+    (tmp_path / "empty.jsonl").touch()
+    write_encoded_shard(tmp_path / "empty.parquet", [], "x", (1, 2))
     for flags, words in (
+        (["--first", first, "--then", tmp_path / "empty.jsonl"], "empty.jsonl: not one row; give files with a row"),
+        (["--first", tmp_path / "empty.parquet", "--then", texts], "--first"),
         (["--first", first, other, "--then", texts], "--first are of 2 image tokenizers; give files of one"),
         (["--first", first, "--then", other], "codes of another tokenizer than --first"),
         (["--first", first, "--then", silent], "--then: chat 1 has nothing but a system turn; take it out"),

@@ -107,6 +107,18 @@ def test_scores_are_those_of_the_merged_adapter(plugin: ModuleType, image_adapte
     assert score == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_chat_is_asked_behind_the_prompt_that_was_trained(plugin: ModuleType, toy_checkpoint: Path) -> None:
+    """As `--apply_chat_template` has it; `--system_instruction` puts a system message there itself."""
+    _, processor = load(toy_checkpoint, device="cpu")
+    scorer = plugin.UnifiedLM(str(toy_checkpoint), device="cpu")
+    ask, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
+    for chat in ([ask], [own, ask]):
+        asked = scorer.apply_chat_template(chat)
+        assert scorer.tok_encode(asked, add_special_tokens=False) == processor.prompt_ids(chat)
+    begun = scorer.apply_chat_template([ask, {"role": "assistant", "content": "It"}], add_generation_prompt=False)
+    assert begun.endswith("It") and processor.system_prompt in begun
+
+
 def test_what_it_cannot_honour_is_refused(
     plugin: ModuleType, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

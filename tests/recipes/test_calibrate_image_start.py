@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from unified import UnifiedForCausalLM, UnifiedProcessor
 from unified.checkpoints.adapters import ADAPTER_WEIGHTS
 from unified.checkpoints.loading import load
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
+from unified.data.rows import read_encoded_rows, write_encoded_shard
+from unified.data.shard_metadata import read_encoded_metadata
 from unified.models.vocabulary import Vocabulary
 from unified.training.image_start import (
     CODE,
@@ -99,6 +102,11 @@ def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[s
     assert [int((found.groups == group).sum()) for group in (0, 2, 3)] == [2, drawn, 2]
 
 
+def weigh(row: dict[str, Any]) -> dict[str, Any]:
+    answered = [turn | {"weight": 1} if turn["role"] == "assistant" else turn for turn in row["messages"]]
+    return row | {"messages": answered}
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.jsonl"
@@ -115,7 +123,11 @@ def test_words_come_sooner_and_pictures_stay(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, images = tmp_path / "calibrated", toy_rows("dddddaad")
-    told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", images, "--device", "cpu"]
+    weighed = [weigh(row) for row in read_encoded_rows(images)]  # the same with more columns
+    stamp = read_encoded_metadata(images)
+    write_encoded_shard(tmp_path / "weighed.parquet", weighed, *stamp)
+    both = [images, tmp_path / "weighed.parquet"]
+    told = ["--model", image_adapter, "--out", out, "--texts", texts, "--images", *both, "--device", "cpu"]
     assert run_script(SCRIPT, *told, "--batch_size", 3, "--strength", 1e-6) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(record) == {"fitted", "held_back"} and set(record["fitted"]) <= set(DECISION_GROUPS)

@@ -99,7 +99,7 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     Raises ValueError as `read_folder`, and for kinds that are none.
     """
     weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
-    pictures = read_folder(Path(args.images), args.caption_column, args.caption_template)
+    pictures = read_folder(Path(os.path.normpath(args.images)), args.caption_column, args.caption_template)
     held_out: list[Captioned] = []
     if args.eval_images:
         shuffled, held_out = split(pictures, args.eval_images, args.seed)
@@ -271,7 +271,7 @@ def check_all_captioned(pictures: list[Path], captioned: list[Captioned], place:
     """Raise ValueError for the first image of the folder that has no caption."""
     known = {item.path for item in captioned}
     for path in pictures:
-        if Path(os.path.normpath(path)) not in known:
+        if path not in known:
             raise ValueError(f"{path} has no caption; write one into {place}, or take the picture out")
 
 

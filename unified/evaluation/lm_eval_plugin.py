@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from unified.checkpoints.loading import load
+from unified.models.messages import with_system_prompt
 
 # arguments of `HFLM` that count for a model that is loaded already
 HONOURED = (
@@ -56,6 +57,12 @@ class UnifiedLM(HFLM):
             )
         model, processor = load(pretrained, device, None if dtype == "auto" else dtype, base)
         super().__init__(pretrained=model, tokenizer=processor.tokenizer, **kwargs)
+        self.system_prompt = processor.system_prompt
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As lm-eval's, behind the system prompt of training and chat, where the task or a flag gives no other."""
+        history = [dict(message) for message in with_system_prompt(chat_history, self.system_prompt)]
+        return str(super().apply_chat_template(history, add_generation_prompt))
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         """As lm-eval's, of text alone."""

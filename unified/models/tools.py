@@ -10,6 +10,9 @@ from typing import Any
 
 from unified.models.messages import shorten
 
+_CALL = {"id", "index", "type", "function"}  # keys of a tool call
+_NAMED = {"name", "arguments"}  # ... and of its `function`, or of a call without one
+
 
 def read_tools(value: Any) -> list[dict[str, Any]]:
     """`tools` as a list of `{"type": "function", "function": {"name", …}}`, empty for None.
@@ -51,8 +54,15 @@ def read_tool_calls(value: Any) -> list[dict[str, Any]]:
 
 def _check_call(call: Mapping[str, Any], function: Mapping[str, Any]) -> None:
     """Raise ValueError for what of a call no template would write."""
-    given = {key for held in (call, function) for key, value in held.items() if value is not None}
-    unknown = sorted(given - {"id", "index", "type", "function", "name", "arguments"})
+    levels = (
+        {"": (call, _CALL), "function.": (function, _NAMED)} if "function" in call else {"": (call, _CALL | _NAMED)}
+    )
+    unknown = [
+        f"{prefix}{key}"
+        for prefix, (held, known) in levels.items()
+        for key, value in sorted(held.items())
+        if value is not None and key not in known
+    ]
     if unknown or call.get("type") not in (None, "function"):
         what = f"the key {unknown[0]!r}, which" if unknown else f"type {call['type']!r}, which"
         raise ValueError(f"tool call {shorten(call)} has {what} nothing honours; take it out")
