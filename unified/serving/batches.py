@@ -28,6 +28,15 @@ class TextBatch:
         for sequence in sequences:
             sequence.cached = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is one answer that failed in a batch."""
+        return any(sequence.alone for sequence in self.sequences)
+
+    def joins(self, other: "TextBatch") -> bool:
+        """Whether another may be taken in."""
+        return not (self.alone or other.alone)
+
     def join(self, other: "TextBatch") -> None:
         """Take another's in, which has been stepped."""
         self.sequences += other.sequences
@@ -88,6 +97,15 @@ class ImageBatch:
         owners = [*range(len(sequences)), *guided]
         unconditional = [False] * len(sequences) + [True] * len(guided)
         return cls(sequences, rows, owners, cache, *model.first_scale(len(sequences)), 0, unconditional)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one image that failed in a batch."""
+        return any(sequence.alone for sequence in self.sequences)
+
+    def joins(self, other: "ImageBatch") -> bool:
+        """Whether another may be taken in."""
+        return self.scale == other.scale and not (self.alone or other.alone)
 
     def join(self, other: "ImageBatch") -> None:
         """Take in another batch at the same scale."""

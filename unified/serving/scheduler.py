@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 
@@ -14,12 +15,14 @@ from unified.serving.prefixes import PrefixCache
 from unified.serving.rows import Row, run_ids
 from unified.serving.sequences import Sequence
 
+Batch = TypeVar("Batch", TextBatch, ImageBatch)
+
 
 class Scheduler:
     """Answers in progress, at most `max_batch`, and those that wait.
 
     A step is one token of all texts, or one scale of those images that are least far, so that later ones catch up and
-    the last scale, most of the work, is run once for all.
+    the last scale, most of the work, is run once for all. Answers that failed together stay in batches of their own.
     """
 
     def __init__(
@@ -29,9 +32,9 @@ class Scheduler:
         self.prefixes = PrefixCache(model.config, cache_bytes)
         self.waiting: deque[Ticket] = deque()
         self.begun: list[Ticket] = []  # not ended when last looked at; other threads may read it
-        self.text: TextBatch | None = None
+        self.texts: list[TextBatch] = []
         self.new: list[Sequence] = []  # in no batch yet
-        self.images: dict[int, ImageBatch] = {}
+        self.images: list[ImageBatch] = []
         self.blank = self.run_unconditional(unconditional_ids)
 
     @torch.no_grad()
@@ -45,8 +48,8 @@ class Scheduler:
     @property
     def active(self) -> list[Sequence]:
         """Answers in progress; for this thread, and between steps, in which batches are in no list."""
-        text = self.text.sequences if self.text else []
-        return [*self.new, *text, *(sequence for batch in self.images.values() for sequence in batch.sequences)]
+        batches: list[TextBatch | ImageBatch] = [*self.texts, *self.images]
+        return [*self.new, *(sequence for batch in batches for sequence in batch.sequences)]
 
     def step(self) -> None:
         """Let ended answers go and waiting ones in, then run one token of text and one scale of images."""
@@ -77,44 +80,36 @@ class Scheduler:
         """One token of every text; prompts first, each in a batch of its like."""
         beginning = [sequence for sequence in self.new if not sequence.starts_image]
         self.new = [sequence for sequence in self.new if sequence.starts_image]
-        decoding, self.text = self.text, None
-        if decoding is not None and self.run(decoding.sequences, decoding.step):
-            self.text = decoding
-        for group in alike(beginning):
-            batch = TextBatch(group)
-            if not self.run(group, batch.step):
-                continue
-            if self.text is None:
-                self.text = batch
-            else:
-                self.text.join(batch)
-        if self.text is not None:
-            self.new += [s for s in self.text.leave(lambda s: not s.starts_image or s.ticket.ended.is_set())]
-            self.text = self.text if self.text.sequences else None
+        decoding, self.texts = self.texts, []
+        for batch in [*decoding, *map(TextBatch, alike(beginning))]:
+            if self.run(batch.sequences, batch.step):
+                add(batch, self.texts)
+        for batch in self.texts:
+            self.new += batch.leave(lambda s: not s.starts_image or s.ticket.ended.is_set())
+        self.texts = [batch for batch in self.texts if batch.sequences]
 
     def step_images(self) -> None:
-        """The next scale of the images that are least far."""
+        """The next scale of the images that are least far; of those alone, one after the other, as memory asks for."""
         beginning = [sequence for sequence in self.new if sequence.starts_image]
         self.new = [sequence for sequence in self.new if not sequence.starts_image]
         if beginning:
             for group in alike(beginning):
                 self.step_batch(ImageBatch.begin(group, self.model, self.blank))
         elif self.images:
-            self.step_batch(self.images.pop(min(self.images)))
+            batch = min(self.images, key=lambda batch: -batch.scale if batch.alone else batch.scale)
+            self.images.remove(batch)
+            self.step_batch(batch)
 
     def step_batch(self, batch: ImageBatch) -> None:
         """One scale of a batch, which then joins the one at the scale it has come to."""
         lasts: list[bool] = []
         if not self.run(batch.sequences, lambda model: lasts.append(batch.step(model))):
             return
-        if lasts[0]:
-            self.run(batch.sequences, lambda model: batch.finish())
+        if not lasts[0]:
+            add(batch, self.images)
+        elif self.run(batch.sequences, lambda model: batch.finish()):
             self.new += [sequence for sequence in batch.sequences if not sequence.ticket.ended.is_set()]
             self.remember(batch.sequences)
-        elif batch.scale in self.images:
-            self.images[batch.scale].join(batch)
-        else:
-            self.images[batch.scale] = batch
 
     def run(self, sequences: list[Sequence], work: Callable[[UnifiedForCausalLM], None]) -> bool:
         """Do a batch's work; whether it succeeded. What fails together is tried again, each answer by itself."""
@@ -138,19 +133,18 @@ class Scheduler:
         self.begun = [ticket for ticket in self.begun if not ticket.ended.is_set()]
         self.waiting = deque(ticket for ticket in self.waiting if not ticket.ended.is_set())
         self.new = [sequence for sequence in self.new if not sequence.ticket.ended.is_set()]
-        if self.text is not None:
-            self.remember(self.text.leave(lambda sequence: not sequence.ticket.ended.is_set()))
-            self.text = self.text if self.text.sequences else None
-        for scale, batch in list(self.images.items()):
+        for text in self.texts:
+            self.remember(text.leave(lambda sequence: not sequence.ticket.ended.is_set()))
+        for batch in self.images:
             batch.leave(lambda sequence: not sequence.ticket.ended.is_set())
-            if not batch.sequences:
-                del self.images[scale]
+        self.texts = [batch for batch in self.texts if batch.sequences]
+        self.images = [batch for batch in self.images if batch.sequences]
 
     def give_up(self, error: Exception) -> None:
         """Fail all answers in progress, as what failed belongs to none of them, such as no memory for a batch."""
         for ticket in self.begun:
             ticket.say(Failed("error", f"{type(error).__name__}: {error}"))
-        self.begun, self.new, self.text, self.images = [], [], None, {}
+        self.begun, self.new, self.texts, self.images = [], [], [], []
 
     def remember(self, sequences: Iterable[Sequence]) -> None:
         """Keep what is cached of conversations that may go on."""
@@ -159,6 +153,15 @@ class Scheduler:
                 self.prefixes.put(sequence.keys, sequence.cached, sequence.job.owner)
             if sequence.ticket.ended.is_set():
                 sequence.cached = None
+
+
+def add(batch: Batch, batches: list[Batch]) -> None:
+    """Put a batch that was stepped among `batches`: into one that it may join, or as another."""
+    for other in batches:
+        if other.joins(batch):
+            other.join(batch)
+            return
+    batches.append(batch)
 
 
 def over(ticket: Ticket) -> bool:
