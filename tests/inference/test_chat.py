@@ -50,3 +50,26 @@ def test_a_conversation_goes_on_after_its_images(talk: Callable[..., Chat]) -> N
     assert chat.messages[1]["content"][0] == {"type": "image"}  # codes and pixels are not repeated in the messages
     chat.ask("what is it?")
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+WRITES_TOOLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+
+
+def test_tools_are_shown_to_the_model_where_its_template_writes_them(
+    talk: Callable[..., Chat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talk(0)
+    chat.tools = TOOLS
+    with pytest.raises(ValueError, match="the chat template does not write `tools`"):
+        chat.ask("what is it?")
+    assert not chat.messages
+    chat.processor.chat_template = WRITES_TOOLS + str(chat.processor.chat_template)
+    asked = []
+    generate = chat.model.generate
+    monkeypatch.setattr(chat.model, "generate", lambda **inputs: asked.append(inputs) or generate(**inputs))
+    chat.ask("what is it?")
+    chat.ask("5", role="tool")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    for inputs in asked:
+        assert '"add"' in chat.processor.tokenizer.decode(inputs["input_ids"][0])

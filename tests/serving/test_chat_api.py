@@ -4,7 +4,9 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,9 +15,11 @@ import pytest
 from PIL import Image
 from toy_server import Server
 
-from unified import Chat, ImageSampling
+from unified import Chat, ImageSampling, UnifiedProcessor
 from unified.checkpoints.loading import load
+from unified.serving.conversation import ids_with_tools
 from unified.serving.pictures import data_uri
+from unified.serving.service import Service
 
 QUESTION = "a photo of a red cat"
 CAT = [{"role": "user", "content": QUESTION}]
@@ -119,6 +123,39 @@ def test_what_clients_send(server: Server, more: dict[str, Any]) -> None:
     answer = post(server, {"messages": CAT, "max_tokens": 4, **more})
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["choices"]) == more.get("n", 1)
+
+
+WRITES_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "has_tools"), [(WRITES_TOOLS, True), (None, False)])
+def test_tools_and_calls_go_into_the_template_that_writes_them(
+    template: str | None, has_tools: bool, toy_checkpoint: Path
+) -> None:
+    processor = UnifiedProcessor.from_pretrained(toy_checkpoint)
+    processor.chat_template = template or processor.chat_template
+    service = SimpleNamespace(engine=SimpleNamespace(processor=processor))
+    service.prompt_ids = partial(Service.prompt_ids, service)
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    words = [{"type": "text", "text": "a"}]
+    asked = [{"role": "user", "content": words}]
+    called = [*asked, {"role": "assistant", "content": [], "tool_calls": [call]}, {"role": "tool", "content": words}]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    for messages, given, shown in (
+        (asked, tools, True),
+        (called, None, True),
+        (called, tools, True),
+        (asked, [{}], False),
+    ):
+        ids, found = ids_with_tools(messages, [], given, service)  # type: ignore[arg-type]
+        text = processor.tokenizer.decode(ids)
+        assert found == ("add" in text) == (has_tools and shown) and "assistant" in text
+    assert ids_with_tools(asked, [], None, service)[1] is False  # type: ignore[arg-type]
 
 
 def test_fields_without_effect_are_named(server: Server) -> None:

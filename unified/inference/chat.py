@@ -3,7 +3,7 @@
 Legend: T sequence, L codes of one image.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class Chat:
         sampling: image sampling settings. seed: of the images; text is greedy.
         max_images, max_new_tokens: maximum per answer.
         enable_thinking: let a reasoning model think before it answers, as `apply_chat_template`'s.
+        tools: functions that the model may call, as Hugging Face's chats have them. A call stands in the answer's
+            text, as the LLM writes it; `ask(result, role="tool")` goes on.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Chat:
         max_images: int = 1,
         max_new_tokens: int = 256,
         enable_thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
         self.max_images, self.max_new_tokens, self.enable_thinking = max_images, max_new_tokens, enable_thinking
+        self.tools = tools
         self.generator = torch.Generator(model.device)
         self.seed = seed
         self.reset()
@@ -83,15 +87,16 @@ class Chat:
         with torch.no_grad():
             self.pending_images.append(self.model.model.vq_model.encode(pixels)[0].cpu())
 
-    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None, role: str = "user") -> list[dict[str, Any]]:
         """The model's answer as parts `{"type": "text", "text"}` and `{"type": "image", "image", "codes": (L,)}`.
 
         `image` is a PIL image, decoded from `codes`.
-        `on_text` is called with each word as it is generated. Raises ValueError when the conversation no longer fits
-        the model's context; the question is then not added to it.
+        `on_text` is called with each word as it is generated; `role` "tool" tells what a function gave.
+        Raises ValueError when the conversation no longer fits the model's context or the chat template does not write
+        `tools`; the question is then not added to it.
         """
         question = [*({"type": "image"} for _ in self.pending_images), {"type": "text", "text": text}]
-        messages = [*self.messages, {"role": "user", "content": question}]
+        messages = [*self.messages, {"role": role, "content": question}]
         codes = [*self.codes, *self.pending_images]
         parts = self.answer(messages, codes, on_text)
         content = [part if part["type"] == "text" else {"type": "image"} for part in parts]
@@ -105,7 +110,7 @@ class Chat:
     ) -> list[dict[str, Any]]:
         """Parts of the answer to `messages`, without adding it to the conversation."""
         inputs = self.processor.apply_chat_template(
-            messages, codes=codes, add_generation_prompt=True, enable_thinking=self.enable_thinking
+            messages, tools=self.tools, codes=codes, add_generation_prompt=True, enable_thinking=self.enable_thinking
         )
         assert isinstance(inputs, BatchFeature)
         remaining = remaining_text_tokens(self.model, inputs["input_ids"][0].tolist(), self.max_images)

@@ -13,7 +13,7 @@ from sse_starlette import ServerSentEvent
 from torch import Tensor
 
 from unified.serving.chat_protocol import AnswerMessage, ChatRequest, ChatResponse, Choice, Parts, Usage
-from unified.serving.conversation import read_messages
+from unified.serving.conversation import ids_with_tools, read_messages
 from unified.serving.drawing import ERRORS, JSON, STREAM, partial_scales
 from unified.serving.errors import ApiError, unsupported
 from unified.serving.jobs import Event, Finished, Job, PartialImage, TextSampling, TextToken, WholeImage
@@ -87,8 +87,9 @@ class Answering:
     """One request for n answers: checked, as jobs, and answered. Made by `begin`."""
 
     def __init__(
-        self, service: Service, request: ChatRequest, ids: list[int], codes: list[Tensor], owner: str
+        self, service: Service, request: ChatRequest, ids: list[int], codes: list[Tensor], owner: str, has_tools: bool
     ) -> None:
+        self.has_tools = has_tools
         self.service, self.request, self.owner = service, request, owner
         self.ids = [*ids, service.engine.model.config.boi_token_id] if request.is_picture_alone else ids
         self.codes = torch_stack(codes, service)
@@ -104,9 +105,10 @@ class Answering:
         service.check_model(request)
         check(service, request)
         messages, codes = await read_messages(request.messages, service)
-        ids = service.prompt_ids(messages, codes)
+        tools = None if request.tool_choice == "none" else request.tools
+        ids, has_tools = ids_with_tools(messages, codes, tools, service)
         inputs = [code for code, drawn in zip(codes, drawn_parts(messages), strict=True) if not drawn]
-        return cls(service, request, ids, inputs, owner)
+        return cls(service, request, ids, inputs, owner, has_tools)
 
     @property
     def max_images(self) -> int:
@@ -157,6 +159,7 @@ class Answering:
         given = {name for name in UNUSED if getattr(self.request, name)}
         if any((message.model_extra or {}).get("tool_calls") for message in self.request.messages):
             given.add("messages.tool_calls")
+        given -= {"tools", "tool_choice", "messages.tool_calls"} if self.has_tools else set()
         ignored = sorted(given | set(self.request.model_extra or {})) or None
         return Unified(
             model=self.service.settings.model_name, seed=self.seeds[0], size=self.service.size, ignored=ignored
@@ -257,6 +260,9 @@ def check(service: Service, request: ChatRequest) -> None:
         raise unsupported("tool_choice", NO_TOOLS)
     if request.functions and request.function_call not in (None, "auto", "none"):
         raise unsupported("function_call", NO_TOOLS)
+    if request.tools and len(json.dumps(request.tools)) > (most := service.settings.max_prompt_characters):
+        message = f"tools: more than {most} characters"
+        raise ApiError(422, message, "tools", "string_too_long")
     if request.logprobs:
         raise unsupported("logprobs", "probabilities are not given here")
     if request.response_format and request.response_format.get("type", "text") != "text":

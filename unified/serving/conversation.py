@@ -17,6 +17,7 @@ from unified.serving.pictures import read_url
 from unified.serving.service import Service
 
 ROLES = {"developer": "system", "function": "tool"}
+OF_TOOLS = ("tool_calls", "tool_call_id")
 
 
 def check_sizes(messages: Sequence[ChatMessage], service: Service) -> None:
@@ -66,8 +67,22 @@ async def read_messages(messages: Sequence[ChatMessage], service: Service) -> tu
             image = await asyncio.to_thread(read_square, url, where, service)
             pictures.append((image, message.role == "assistant"))
             content.append({"type": "image"})
-        found.append({"role": ROLES.get(message.role, message.role), "content": content})
+        told = {key: held for key, held in (message.model_extra or {}).items() if key in OF_TOOLS and held is not None}
+        found.append({"role": ROLES.get(message.role, message.role), "content": content, **told})
     return merge_system(found), await codes_of(pictures, service)
+
+
+def ids_with_tools(
+    messages: Sequence[Message], codes: Sequence[Tensor], tools: list[Any] | None, service: Service
+) -> tuple[list[int], bool]:
+    """Ids of a conversation, and whether they hold its tools and calls, as a chat template may not write them."""
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    if tools or plain != messages:
+        try:
+            return service.prompt_ids(messages, codes, tools), True
+        except ApiError:  # what else is wrong is said of the plain conversation
+            pass
+    return service.prompt_ids(plain, codes), False
 
 
 def read_square(url: str, where: str, service: Service) -> Image.Image:

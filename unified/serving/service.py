@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fastapi import Request as HttpRequest
 from PIL import Image
@@ -63,10 +64,12 @@ class Service:
         changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
         return replace(self.settings.sampling, **changed)
 
-    def prompt_ids(self, messages: Sequence[Message], codes: Sequence[Tensor] = ()) -> list[int]:
+    def prompt_ids(
+        self, messages: Sequence[Message], codes: Sequence[Tensor] = (), tools: list[Any] | None = None
+    ) -> list[int]:
         """Ids of a conversation. Raises ApiError for what the model's chat template cannot write."""
         try:
-            return self.engine.processor.prompt_ids(messages, codes)
+            return self.engine.processor.prompt_ids(messages, codes, tools)
         except ValueError as error:
             raise ApiError(400, f"messages: {error}", "messages", "invalid_messages") from None
 
