@@ -116,6 +116,17 @@ def test_a_saved_conversation_is_a_row_whose_images_are_found(
         assert json.loads(Path(f"again{number}.jsonl").read_text())["images"] == []
 
 
+def test_an_answer_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Titles (OSC), colours (CSI), 8-bit CSI, bells, lines that are overwritten, and directions of writing."""
+    talk = conversation(tmp_path)
+    evil = "\x1b]0;title\x07 \x1b[2J\x9b31m \x90q\x9c \x08\x7f\x00 over\rwritten \u202egnp.exe \u2066a"
+    say(talk, f"{evil}\n\tfine: née 🐈 \u200d", f"/{evil}")
+    shown = capsys.readouterr()
+    controls = [character for character in shown.out + shown.err if not character.isprintable()]
+    assert set(controls) == {"\n", "\t", "\u200d"} and "fine: née 🐈" in shown.out and "␛]0;title␇" in shown.out
+    assert talk.chat.messages[-1]["content"][0]["text"].startswith(f"you said {evil}")  # as it was, for /save
+
+
 def test_seed_is_said_and_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = conversation(tmp_path)
     say(talk, "/seed", "/seed 12", "/seed")

@@ -32,6 +32,12 @@ class Server:
         health = httpx.get(f"{self.url}/health").json()
         return health["active"] + health["waiting"]
 
+    def pages(self, seconds: float = 0.0) -> int:
+        """Pages that are kept; they are so many seconds older from now on."""
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
     def stop(self) -> str:
         """End its input, and wait for its end; returns what it has written to stderr."""
         self.process.communicate(timeout=STOP_SECONDS)

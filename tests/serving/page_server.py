@@ -1,12 +1,14 @@
 """A server of a toy with the page, as a program: `page_server.py FOLDER [KEY ...]`.
 
-It prints `port N` and stops as its input ends. The toy has three scales and answers `draw` with a picture; its
-engine's steps take time, as those of a large model.
+It prints `port N`, and for each line of its input, seconds by which pages are older then, how many it keeps. It stops
+as its input ends. The toy has three scales and answers `draw` with a picture; its engine's steps take time, as a large
+model's do.
 """
 
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +75,18 @@ def main(folder: Path, *keys: str) -> None:
 
 
 def stop_with_input(server: AppServer) -> None:
-    sys.stdout.write(f"port {server.wait_for_address()[1]}\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+    say(f"port {server.wait_for_address()[1]}")
+    gradio = server.config.app.router.routes[-1].app.app
+    for line in sys.stdin:
+        used = gradio.state_holder.time_last_used
+        used.update({name: at - timedelta(seconds=float(line)) for name, at in used.items()})
+        say(str(len(used)))
     server.should_exit = True
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

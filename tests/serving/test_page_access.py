@@ -1,13 +1,17 @@
 """What of gradio is served beside the API, and to whom; without a browser."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from page_process import STOP_SECONDS, Server, page_server
 
+from unified.serving.page_access import check_files
+
+CLOSED_SECONDS, OPEN_SECONDS = 600, 7200  # page_sessions', whose import would leave gradio's loops open
 KEY = "a key of 16 chars or more"
 API = "/gradio_api"
 LOGGED_IN = [
@@ -126,12 +130,68 @@ def test_bodies_for_the_page_are_bounded_before_a_login(locked: Server) -> None:
     assert ask(locked, "POST", f"{API}/upload", files=many, cookies=login(locked, KEY).cookies).status_code == 413
 
 
-def begin(server: Server, words: str, session: str) -> None:
-    """Press "Draw" for one picture."""
-    config = httpx.get(f"{server.url}/config").json()
+def begin(server: Server, words: str, session: str, count: int = 1, **more: object) -> None:
+    """Press "Draw" for some pictures."""
+    config = httpx.get(f"{server.url}/config", **more).json()
     number = next(one["id"] for one in config["dependencies"] if one["api_name"] == "create")
-    body = {"data": [words, 1, 5, 1, 1, None], "fn_index": number, "session_hash": session, "trigger_id": 1}
-    httpx.post(f"{server.url}{API}/queue/join", json=body).raise_for_status()
+    body = {"data": [words, count, 5, 1, 1, None], "fn_index": number, "session_hash": session, "trigger_id": 1}
+    httpx.post(f"{server.url}{API}/queue/join", json=body, **more).raise_for_status()
+
+
+def test_a_file_of_a_call_is_no_url(locked: Server) -> None:
+    """gradio would fetch it, and `--allow-urls` is off."""
+    cookies, meta = login(locked, KEY).cookies, {"_type": "gradio.FileData"}
+    files: list[dict[str, object]] = [
+        {"path": "http://example.com/a.png", "meta": meta}, {"path": " HTTPS://example.com/a", "url": "/tmp/a"},
+        {"url": "https://example.com/a.png"},
+    ]  # fmt: skip
+    for file in files:
+        for data in ([file], [[{"files": [file]}]], {"deep": {"er": file}}):
+            for path in ("queue/join", "run/predict"):
+                body = {"data": data, "fn_index": 0, "session_hash": "a"}
+                refused = ask(locked, "POST", f"{API}/{path}", json=body, cookies=cookies)
+                assert refused.status_code == 400 and "URLs are not fetched here" in refused.text
+    local = {"data": [{"text": "see http://a", "path": "/tmp/a", "url": f"{locked.url}/a"}], "session_hash": "a"}
+    check_files(json.dumps(local).encode())
+    for strange in (b"", b"[" * 100_000, b"\xff", b"5", b'"http://a"'):
+        check_files(strange)
+
+
+def test_a_page_that_is_reloaded_while_it_draws_gives_its_places_and_its_pictures_free(locked: Server) -> None:
+    cookies = login(locked, KEY).cookies
+    with httpx.Client(base_url=locked.url, cookies=cookies, timeout=60) as browser:
+        for session in ("before", "after"):
+            with browser.stream("GET", f"{API}/heartbeat/{session}") as heartbeat:
+                next(heartbeat.iter_lines())
+                begin(locked, "a cat", session, 4, cookies=cookies)
+                with browser.stream("GET", f"{API}/queue/data?session_hash={session}") as events:
+                    lines = events.iter_lines()
+                    next(line for line in lines if "process_generating" in line)
+                    assert locked.pages() == 1
+            wait_until(lambda: not locked.active)
+            wait_until(lambda: not locked.pages(CLOSED_SECONDS))  # again where its last step has come after it
+
+
+def test_a_page_that_is_left_alone_is_forgotten(locked: Server) -> None:
+    cookies = login(locked, KEY).cookies
+    with httpx.Client(base_url=locked.url, cookies=cookies, timeout=60) as browser:
+        with browser.stream("GET", f"{API}/heartbeat/alone") as heartbeat:
+            beats = heartbeat.iter_lines()
+            next(beats)
+            begin(locked, "a cat", "alone", cookies=cookies)
+            wait_until(lambda: locked.pages() == 1)
+            wait_until(lambda: not locked.active)
+            assert locked.pages(OPEN_SECONDS - 60) == 1
+            time.sleep(1.5)  # gradio looks every second
+            assert locked.pages(61) == 1
+            wait_until(lambda: locked.pages() == 0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_stopping_server_leaves_idle_pages_and_finishes_begun_drawings(tmp_path: Path) -> None:
@@ -142,8 +202,8 @@ def test_a_stopping_server_leaves_idle_pages_and_finishes_begun_drawings(tmp_pat
                 browser.stream("GET", f"{API}/heartbeat/idle") as idle,
                 browser.stream("GET", f"{API}/heartbeat/busy") as busy,
             ):
-                beats = [next(stream.iter_lines()) for stream in (idle, busy)]
-                assert beats == ["data: ALIVE"] * 2
+                beats = [stream.iter_lines() for stream in (idle, busy)]
+                assert [next(lines) for lines in beats] == ["data: ALIVE"] * 2
                 begin(server, "a cat", "busy")
                 with browser.stream("GET", f"{API}/queue/data?session_hash=busy") as events:
                     lines = (line for line in events.iter_lines() if line)

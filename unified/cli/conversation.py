@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 import typer
 
 from unified.cli.images import save, save_numbered
-from unified.hardware.console import ImageProtocol, is_interactive
+from unified.hardware.console import ImageProtocol, harmless, is_interactive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Ask, and print the answer: text as it is generated, images as they are, and the paths they are saved at."""
         with self.products():
-            parts = self.chat.ask(question, lambda text: typer.echo(text, nl=False))
+            parts = self.chat.ask(question, lambda text: typer.echo(harmless(text), nl=False))
         self.files, self.pending = [*self.files, *self.pending], []
         if any(part["type"] == "text" for part in parts):
             typer.echo()  # the end of the line that was streamed
@@ -174,7 +174,7 @@ def converse(conversation: Conversation, read_line: Callable[[], str | None], in
         except (ValueError, OSError) as error:
             if not interactive:
                 raise
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {harmless(' '.join(str(error).split()))}", err=True)
 
 
 def typed_path(text: str) -> Path:

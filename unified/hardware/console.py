@@ -20,6 +20,10 @@ BY_PROGRAM: dict[str, ImageProtocol] = {
     "ghostty": "kitty",
     "kitty": "kitty",
 }
+# of a text that somebody else wrote: what a terminal would obey (C0 and C1 but line ends and tabs, and DEL), or what
+# would show other words than there are (directions of writing), as the sign for it
+HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+HARMLESS |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
 SIXEL = "4"  # in the answer to "which terminal are you?" (DA1)
 
 
@@ -31,6 +35,11 @@ def show_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+
+
+def harmless(text: str) -> str:
+    """`text`, as a model's answer, without control characters: escape sequences would set titles, clipboards, keys."""
+    return text.translate(HARMLESS)
 
 
 def is_interactive() -> bool:

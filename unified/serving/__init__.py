@@ -23,9 +23,10 @@ answering      /v1/chat/completions
 responding     /v1/responses
 app         the FastAPI app
 
-The page, of which only `page` imports gradio:
+The page, of which only `page` and `page_sessions` import gradio:
 
 page           the page at `/`
+page_sessions  pages that were opened, and for how long they are kept
 page_access    what of gradio is served, and to whom
 page_chat      its conversations
 page_create    its drawings
@@ -54,6 +55,7 @@ __all__ = [
     "page_chat",
     "page_create",
     "page_pictures",
+    "page_sessions",
     "pictures",
     "prefixes",
     "protocol",

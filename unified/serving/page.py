@@ -1,4 +1,4 @@
-"""The page at `/`: Chat, Create, Look and About, made with gradio, which only this module imports.
+"""The page at `/`: Chat, Create, Look and About, made with gradio.
 
 Nothing of it is asked for from another host: gradio's own files are served here, its fonts are the system's, its
 telemetry is off, and a Content-Security-Policy says so to the browser.
@@ -24,12 +24,13 @@ from unified.serving.page_access import PageAccess, is_of_page
 from unified.serving.page_chat import Shown, Talk, Turn, answer
 from unified.serving.page_create import Drawn, Wish, draw, gallery
 from unified.serving.page_pictures import Html, preview_of, read_file
+from unified.serving.page_sessions import OPEN_SECONDS, Sessions
 from unified.serving.protocol import MAX_SEED
 from unified.serving.service import Service
 
 CSS = Path(__file__).with_name("page.css")
 FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-UPLOADS = (600, 7200)  # every so many seconds files are deleted that are so old
+UPLOADS = (600, int(OPEN_SECONDS))  # every so many seconds files are deleted that are so old
 RANDOM, SHORT_SEEDS = -1, 100_000  # -1 as in the field's other pages
 DESCRIBE = "What do you see?"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -74,6 +75,7 @@ def mount_page(app: FastAPI, card: Card | None = None) -> None:
     )
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount) and isinstance(mounted.app, App), f"gradio has mounted {mounted}"
+    mounted.app.state_holder = Sessions.of(mounted.app.get_blocks())
     app.router.routes.append(PageMount("/", PageAccess(mounted.app, app.state.stopping)))
 
 
@@ -195,9 +197,7 @@ def create_tab(service: Service) -> None:
     drawn = gr.State(Drawn(), delete_callback=Drawn.stop)
     prompt = gr.Textbox(label="Prompt", placeholder="a photo of a cat", lines=1, max_lines=6)
     with gr.Row():
-        number = gr.Slider(
-            1, service.settings.max_images, min(4, service.settings.max_images), step=1, label="Pictures"
-        )
+        number = gr.Slider(1, service.most_answers, min(4, service.most_answers), step=1, label="Pictures")
         seed, guidance, temperature = sampling_fields(service)
     with gr.Row():
         go = gr.Button("Draw", variant="primary")

@@ -4,6 +4,7 @@ Gradio has more routes than its pages need (a proxy, remote files, editors), and
 """
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
-from unified.serving.errors import ApiError
+from unified.serving.errors import ApiError, unsupported
+from unified.serving.gate import replay
 
 if TYPE_CHECKING:
     from gradio.routes import App
@@ -20,9 +22,10 @@ API = "/gradio_api"
 OPEN = ("/", "/login", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/theme.css")
 OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/")
 EVENTS, HEARTBEAT = f"{API}/queue/data", f"{API}/heartbeat/"
+CALLS = (f"{API}/queue/join", f"{API}/run/predict")
 WITH_KEY = (
-    "/config", "/logout", EVENTS,
-    *(f"{API}/{name}" for name in ("queue/join", "run/predict", "upload", "upload_progress", "cancel", "reset")),
+    "/config", "/logout", EVENTS, *CALLS,
+    *(f"{API}/{name}" for name in ("upload", "upload_progress", "cancel", "reset")),
     *(f"{API}/{name}" for name in ("info", "app_id", "startup-events")),
 )  # fmt: skip
 # of files those of this machine, absolute: gradio refuses all but uploads, and would fetch what begins with http
@@ -53,6 +56,32 @@ def session_of(scope: Scope) -> str | None:
     return HTTPConnection(scope).query_params.get("session_hash") if path == EVENTS else None
 
 
+async def body_of(receive: Receive) -> bytes:
+    """All of a request's body, which is bounded; what there is of one whose client has gone."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def check_files(body: bytes) -> None:
+    """Raise ApiError where a call names a URL as a file, which gradio would fetch, whatever the server allows."""
+    try:
+        rest = [json.loads(body)]
+    except (ValueError, RecursionError):  # gradio does not take it either
+        return
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict):
+            place = one.get("path", one.get("url"))
+            if isinstance(place, str) and place.strip().lower().startswith(("http:", "https:")):
+                raise unsupported("data", "URLs are not fetched here; upload the file")
+        if isinstance(one, dict | list):
+            rest += one.values() if isinstance(one, dict) else one
+
+
 class PageAccess:
     """ASGI app: gradio's behind the login and a Content-Security-Policy, for pages of this server alone."""
 
@@ -73,6 +102,10 @@ class PageAccess:
 
         try:
             self.check(scope)
+            if scope["path"] in CALLS:
+                body = await body_of(receive)
+                check_files(body)
+                receive = replay(body, receive)
         except ApiError as error:
             await error.response()(scope, receive, send_with_policy)
             return
