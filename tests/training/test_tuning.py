@@ -1,6 +1,7 @@
 """Trainable parameters that cannot be honoured are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,17 +32,27 @@ def test_a_lora_of_half_precision_weights_trains_in_float32(tmp_path: Path) -> N
     check_masters(prepare(toy_model().bfloat16(), arguments(tmp_path, tuning="lora")))
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["lm_head"], ["q_proj", "quest"]])
+NO_LAYERS = ["lm_head", "quest", "embed_tokens", "norm", "mlp", "0", "."]
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], *(["q_proj", name] for name in NO_LAYERS)])
 def test_every_target_of_a_lora_is_matched(targets: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"lora_target_modules \['{targets[-1]}'\] match nothing in the backbone"):
         prepare(toy_model(), arguments(tmp_path, tuning="lora", lora_target_modules=targets))
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_layers_below_the_first_trained_one_and_the_image_embedding_stay(tuning: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [None, {}, {"use_reentrant": False}, {"preserve_rng_state": False}])
+def test_layers_below_the_first_trained_one_and_the_image_embedding_stay(
+    tuning: str, options: dict[str, Any] | None, tmp_path: Path
+) -> None:
     base = toy_model()
     count = base.config.text_config.num_hidden_layers - 1
-    model = prepare(base, arguments(tmp_path, tuning=tuning, first_trained_layer=count))
+    checkpointing = {"activation_checkpointing": options is not None, "activation_checkpointing_kwargs": options}
+    args = arguments(tmp_path, tuning=tuning, first_trained_layer=count, **checkpointing)
+    model = prepare(base, args)
+    if args.activation_checkpointing:
+        base.train().activation_checkpointing_enable(args.activation_checkpointing_kwargs or None)
     ids = torch.tensor([[5, 6, *output_image(random_codes(base, 1)[0]), 7]])
     model(input_ids=ids, labels=ids).loss.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -50,6 +61,15 @@ def test_layers_below_the_first_trained_one_and_the_image_embedding_stay(tuning:
     assert [name for name in moved if "new_rows" in name or "trainable_tokens" in name]
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert moved == learning  # or DDP would wait for the others
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # HF's deprecated names
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_that_cuts_off_the_first_trained_layer_is_refused(name: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="first_trained_layer 1 with use_reentrant true in .* set it to false"):
+        arguments(tmp_path, tuning="lora", first_trained_layer=1, **given)
+    assert arguments(tmp_path, **given).activation_checkpointing_kwargs["use_reentrant"] is True
 
 
 def test_a_first_trained_layer_behind_the_last_one_is_refused(tmp_path: Path) -> None:

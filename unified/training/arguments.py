@@ -149,6 +149,13 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         check_inherited(self)
         super().__post_init__()
         check_scheduler(self)
+        if self.activation_checkpointing_kwargs:  # TRL's default, where torch's would be True
+            self.activation_checkpointing_kwargs = {"use_reentrant": False} | self.activation_checkpointing_kwargs
+            if self.first_trained_layer and self.activation_checkpointing_kwargs["use_reentrant"]:
+                raise ValueError(
+                    f"first_trained_layer {self.first_trained_layer} with use_reentrant true in "
+                    "activation_checkpointing_kwargs computes no gradient behind frozen layers; set it to false"
+                )
 
 
 @dataclass

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from unified.checkpoints.adapters import adapter_positions, attach, is_adapter, read_adapter_config
 from unified.checkpoints.loading import resolve_base_checkpoint
@@ -28,6 +29,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 }
 # names of layers that choose experts or weigh them: of these a small update changes much
 ROUTERS = ("gate", "router", "shared_expert_gate")
+LINEAR = (nn.Linear, Conv1D)  # GPT-2's are the latter
 NARROW = 32  # a layer this many times narrower than its input, as a gate with one number a head, has no low rank
 POSITION_UPGRADES = {
     ("image_tokens", "after_image"),
@@ -81,8 +83,8 @@ def default_layers(model: UnifiedForCausalLM) -> list[str]:
 
 
 def backbone_layers(model: UnifiedForCausalLM, suffixes: list[str]) -> list[str]:
-    """Full names of the backbone's layers with these suffixes; image tokenizer and embedding are excluded."""
-    layers = [name for name, _ in model.named_modules() if "language_model." in name]
+    """Full names of the backbone's linear layers with these suffixes, of each of which there must be one."""
+    layers = [name for name, layer in model.named_modules() if "language_model." in name and isinstance(layer, LINEAR)]
     unmatched = [suffix for suffix in suffixes if not any(name.endswith(suffix) for name in layers)]
     if unmatched or not suffixes:
         raise ValueError(
