@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from toy_models import BOI, toy_model
 from two_ranks import DDP, train
 
-from unified import UnifiedConfig
+from unified import UnifiedConfig, UnifiedForCausalLM
 from unified.checkpoints.loading import load
 from unified.inference.text_to_image import draw
 
@@ -41,7 +41,10 @@ def curve(out: Path, name: str) -> list[float]:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     adapter = out / "adapter_model.safetensors"
-    return load_file(adapter if adapter.is_file() else out / "model.safetensors")
+    found = load_file(adapter if adapter.is_file() else out / "model.safetensors")
+    if any(".experts." in name for name in found):  # HF writes those as it read them, but for ZeRO-3, as it has them
+        return dict(UnifiedForCausalLM.from_pretrained(out).state_dict())
+    return found
 
 
 def check_curve(out: Path, one: Path) -> None:

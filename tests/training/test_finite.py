@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import load_script
 from pairs import toy_pairs
 from PIL import Image
 from torch import Tensor
@@ -130,17 +132,48 @@ def test_a_preference_tuning_that_diverges_stops(run: Run, toy_checkpoint: Path,
     assert not saved(tmp_path / "out")
 
 
-def test_a_tokenizer_that_diverges_stops(run: Run, tmp_path: Path) -> None:
+def write_images(folder: Path) -> Path:
+    """A folder of twelve pictures of noise."""
     pixels = torch.randint(0, 256, (12, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    folder.mkdir()
     for number, image in enumerate(pixels):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        Image.fromarray(image.numpy()).save(tmp_path / f"images/{number:02d}.png")
-    given = ["--data_dir", tmp_path / "images", *HUGE, "--max_steps", 12, "--revive_after_steps", 0]
+        Image.fromarray(image.numpy()).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def test_a_tokenizer_that_diverges_stops(run: Run, tmp_path: Path) -> None:
+    given = ["--data_dir", write_images(tmp_path / "images"), *HUGE, "--max_steps", 12, "--revive_after_steps", 0]
     status, line = run("train_vq", "tiny_vq", *given, "--save_steps", 1)
     assert status == 2 and line.startswith("error: step ") and f"{tmp_path}/images/" in line, line
     for folder in (tmp_path / "out").glob("checkpoint-*"):
         assert f"the last good checkpoint is {folder}" in line
     assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_discriminator_that_is_not_finite_stops(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After its last step, behind a loss that was finite."""
+    kind = load_script("recipes/train_vq.py").TokenizerRun
+    step_critic = kind.step_critic
+
+    def spoilt(self: Any, *args: Any) -> None:
+        step_critic(self, *args)
+        next(self.critic_core.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(kind, "step_critic", spoilt)
+    given = ["--data_dir", write_images(tmp_path / "images"), "--max_steps", 1, "--gan_weight", 0.5]
+    status, line = run("train_vq", "tiny_vq", *given, "--gan_start_step", 0, "--gan_base_channels", 8)
+    assert status == 2 and line.startswith("error: step 1: weights are not finite (1 of "), line
+    assert not saved(tmp_path / "out")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_weights_that_the_last_step_overflows_are_not_saved(
+    run: Run, tuning: str, toy_checkpoint: Path, toy_rows: Callable[[str], Path], tmp_path: Path
+) -> None:
+    given = ["--model", toy_checkpoint, "--train_files", toy_rows("dd"), "--max_steps", 1, "--tuning", tuning]
+    status, line = run("sft", "tiny", *given, "--learning_rate", 1e300, "--new_parts_learning_rate", 1e300)
+    assert status == 2 and line.startswith("error: step 1: weights are not finite ("), line
+    assert not saved(tmp_path / "out")
 
 
 def test_first_bad_step_of_a_loop_is_found_where_it_waits() -> None:

@@ -160,6 +160,10 @@ def test_a_flag_switches_off_what_the_file_says_beside_it(tmp_path: Path, capsys
     assert "warmup_steps" in said and said.rstrip().endswith("sample_temperature") and said.count("\n") == 1
     with pytest.raises(ValueError, match="sample_prompts .* would have no effect"):  # both are asked for now
         parse(kinds, [*config, "--eval_strategy", "no", "--sample_prompts", "a dog"])
+    path.write_text("tuning: lora\nlora_rank: 8\nlora_target_modules: [q_proj]\n")
+    (args,) = parse((UnifiedTrainingArguments,), [*config, "--tuning", "full"])
+    assert args.lora_rank is None and args.lora_target_modules is None
+    assert "switch them off: lora_rank, lora_target_modules" in capsys.readouterr().err
     path.write_text("eval_steps: 7\neval_strategy: 'no'\n")
     with pytest.raises(ValueError, match="eval_steps 7.* would have no effect"):  # no flag has said so
         parse(kinds, config)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, Cache, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 from unified.models.auto_classes import register_model
 from unified.models.backbones import backbone_masks, balance_of, check_whole_rows, new_cache, per_layer_inputs
 from unified.models.configuration import UnifiedConfig
-from unified.models.frozen_tokenizer import FrozenImageTokenizer
+from unified.models.frozen_tokenizer import FrozenImageTokenizer, outside_zero_init
 from unified.models.generation import UnifiedGenerationMixin
 from unified.models.image_embedding import ImageEmbedding
 from unified.models.losses import UnifiedOutput, UnionTargets, head_input, loss_weights, soft_cap, union_loss
@@ -40,6 +40,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
         super().__init__(config)
         self.vq_model = FrozenImageTokenizer(config.vq_config)
         self.image_embedding = ImageEmbedding(config)
+        with outside_zero_init():  # at whose end a class that is imported in it loses its decoration, as experts have
+            MODEL_MAPPING.get(type(config.text_config), None)
         self.set_backbone(AutoModel.from_config(config.text_config))
         self.register_module("new_rows", None)
         self.post_init()

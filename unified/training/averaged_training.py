@@ -95,7 +95,8 @@ class AveragedRun(ABC):
             bar.update()
             last = done >= self.plan.end
             if last or any(done % steps == 0 for steps in (args.log_steps, args.eval_steps, args.save_steps)):
-                self.finite.check(self.core, done, self.rows_of, self.after_divergence())
+                trained = nn.ModuleList(model for model, _ in self.trained)
+                self.finite.check(trained, done, self.rows_of, self.after_divergence())
             if done % args.log_steps == 0 or last:
                 postfix = self.log_training(done)
             self.report(done, last)
