@@ -52,6 +52,14 @@ def read_file(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def read_named(path: str | Path, name: str) -> bytes:
+    """As `read_file`; raises ValueError starting with `name`."""
+    try:
+        return read_file(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise _unreadable(name, error) from None
+
+
 def read_image(source: str | Path | bytes, name: str, side: int | None = None, exact: bool = False) -> Image.Image:
     """RGB image of a file, or of its bytes, as viewers show it: its first frame, upright, on white, in sRGB.
 

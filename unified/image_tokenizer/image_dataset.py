@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from unified.files.digests import sampled_digest
 from unified.files.image_sets import KINDS, CropCount, image_files, leave_out, say, say_passed_over
-from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_file, read_image
+from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_image, read_named
 
 
 class FolderImages:
@@ -28,8 +28,8 @@ class FolderImages:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        """Bytes of one image file."""
-        return read_file(self.paths[index])
+        """Bytes of one image file; raises ValueError naming one that cannot be read."""
+        return read_named(self.paths[index], self.name(index))
 
     def name(self, index: int) -> str:
         """Name of an image in error messages."""
@@ -59,11 +59,14 @@ class ParquetImages:
         return len(self.row_of)
 
     def read(self, index: int) -> bytes:
-        """Bytes of one image file."""
+        """Bytes of one image file; raises ValueError naming one that cannot be read."""
         row = int(self.row_of[index])
         record = self.rows[row][self.column]
         record = record[index - int(self.first_of[row])] if self.column == "images" else record
-        return record["bytes"] or Path(record["path"]).read_bytes()
+        inner, path = (record.get("bytes"), record.get("path")) if record else (None, None)
+        if inner is None and not path:
+            raise ValueError(f"{self.name(index)} has neither bytes nor a path; write the picture into the file")
+        return inner if inner is not None else read_named(self.folder / path, f"{path} ({self.name(index)})")
 
     def name(self, index: int) -> str:
         """Name of an image in error messages."""
@@ -80,7 +83,7 @@ class JoinedImages:
         return len(self.items)
 
     def read(self, index: int) -> bytes:
-        """Bytes of one image file."""
+        """Bytes of one image file; raises ValueError naming one that cannot be read."""
         source, inner = self.items[index]
         return source.read(inner)
 
