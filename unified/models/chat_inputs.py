@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unified.models.chat_templates import IMAGE_TEXT, check_written, render_pieces, text_runs
-from unified.models.chat_tokenization import interleave
+from unified.models.chat_tokenization import ChatTokenizer, interleave
 from unified.models.image_processing import UnifiedImageProcessor, picture_list, take_pictures
 from unified.models.messages import Message, count_images, is_output, shorten, with_system_prompt
 from unified.models.padding import ROW_OPTIONS, Rows
@@ -51,6 +51,7 @@ class ChatInputs(ProcessorMixin):
     eoi_token_id: int
     image_pad_token_id: int
     patch_nums: tuple[tuple[int, int], ...]
+    _chat_tokenizer: ChatTokenizer
 
     @property
     def pad_token_id(self) -> int:
@@ -142,6 +143,7 @@ class ChatInputs(ProcessorMixin):
 
         `text` with `images` is what `apply_chat_template(..., tokenize=False)` wrote, whose special tokens count, and
         which has a place for every image; text alone is ordinary text, unless `split_special_tokens` is False.
+        Rows are padded on the left, unless `padding_side` says "right".
 
         Raises ValueError for other numbers of images, for videos and audio, and as `open_picture`.
         """
@@ -158,7 +160,8 @@ class ChatInputs(ProcessorMixin):
                 texts = self._with_places(texts, len(pictures))
             kwargs = {"return_token_type_ids": False, **kwargs}
             given = texts if not isinstance(text, str) else texts[0]
-            data.update(self.tokenizer(given, split_special_tokens=not whole, **kwargs))
+            kwargs["padding_side"] = kwargs.get("padding_side") or "left"
+            data.update(self._chat_tokenizer.tokenize(given, split_special_tokens=not whole, **kwargs))
         if pictures:
             data.update(self.image_processor(pictures, return_tensors="np" if tensors == "np" else "pt"))
         return BatchFeature(data)

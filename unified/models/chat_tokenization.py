@@ -5,12 +5,13 @@ around a text that spells a special token, which stays text. Behind a cut the te
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from unified.models.chat_templates import (
     IMAGE_TEXT,
@@ -27,6 +28,7 @@ from unified.models.vocabulary import BOI_TOKEN, SPECIAL_TOKENS
 
 CONTEXT = 64  # characters before a cut that are tokenized with what follows it
 MAX_LAYOUTS = 4096
+TOKENIZING = threading.Lock()  # HF keeps padding, truncation and `split_special_tokens` of a call in the tokenizer
 LINE_BREAK = "\n"  # before it no tokenizer joins words, and behind it none marks the start of a text
 
 
@@ -87,9 +89,14 @@ class ChatTokenizer:
         self.marks_starts = behind != self.parse(LINE_BREAK) + words
         self.marks_behind_special = self.parse(f"{BOI_TOKEN}a") == self.parse(BOI_TOKEN) + words
 
+    def tokenize(self, text: str | Sequence[str], **options: Any) -> BatchEncoding:
+        """HF's call of the tokenizer, one thread at a time."""
+        with TOKENIZING:
+            return self.tokenizer(text, **options)
+
     def parse(self, text: str) -> list[int]:
         """Ids of a text whose special tokens count."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return cast(list[int], self.tokenize(text, add_special_tokens=False)["input_ids"])
 
     def end(self, template: str) -> str:
         """What ends an answer; see `find_end`."""
@@ -160,7 +167,7 @@ class ChatTokenizer:
         rows = {text: row for text in fixed if (row := self._fixed_rows.get(text)) is not None}
         asked = [text for text in dict.fromkeys(joined) if text not in rows]
         if asked:
-            rows.update(zip(asked, self.tokenizer(asked, add_special_tokens=False)["input_ids"], strict=True))
+            rows.update(zip(asked, self.tokenize(asked, add_special_tokens=False)["input_ids"], strict=True))
         if len(self._fixed_rows) >= MAX_LAYOUTS:
             self._fixed_rows.clear()
         self._fixed_rows.update((text, rows[text]) for text in fixed)
@@ -198,8 +205,9 @@ class ChatTokenizer:
     def _encode_plain(self, text: str, left: str) -> list[int]:
         """Ids of `text` without any special token."""
         if not self.tokenizer.is_fast:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if self._plain is None:  # a tokenizer of its own, as this setting would reach other threads
+            plain = self.tokenize(text, add_special_tokens=False, split_special_tokens=True)
+            return cast(list[int], plain["input_ids"])
+        if self._plain is None:  # a tokenizer of its own, as callers' own calls of HF's would change this
             made = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
             made.encode_special_tokens = True
             made.no_padding()
