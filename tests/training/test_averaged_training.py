@@ -1,5 +1,6 @@
 """Averaged weights: what they are after every step, what a checkpoint holds of them, and runs that go on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unified import VQConfig, VQModel
-from unified.training.averaged_training import AveragedRun
+from unified.training.averaged_training import AveragedRun, newest_checkpoint
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
@@ -74,3 +75,32 @@ def test_a_run_goes_on_from_a_checkpoint_that_holds_the_averaged_model_alone(tmp
     second.train(range(2, 5), 2)
     for found, weight in zip(second.average.parameters(), whole.average.parameters(), strict=True):
         torch.testing.assert_close(found, weight, rtol=0, atol=0)
+
+
+def test_folders_that_somebody_keeps_beside_the_checkpoints_stay(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("checkpoint-0000003-keep", "checkpoint-best", "checkpoint-")]
+    for folder in kept:
+        folder.mkdir()
+    one = run(tmp_path)
+    assert newest_checkpoint(replace(one.args, resume=True)) is None
+    one.load(None)
+    one.train(range(5), 0)
+    newest = tmp_path / "checkpoint-0000005"
+    assert {*tmp_path.glob("checkpoint-*")} == {*kept, newest}
+    assert newest_checkpoint(replace(one.args, resume=True)) == newest and one.load(newest) == 5
+    assert f"the last good checkpoint is {newest};" in one.after_divergence()
+
+
+@pytest.mark.parametrize("seed", [0, 20261130, 2**32 - 1])
+def test_every_seed_has_random_numbers_of_its_own_a_step(tmp_path: Path, seed: int) -> None:
+    one = run(tmp_path)
+    one.args.seed = seed
+    drawn = {step: torch.rand((), generator=one.generator(step)).item() for step in range(3)}
+    assert len({*drawn.values()}) == 3
+    one.args.seed = 7
+    assert one.generator(3).initial_seed() == (7 << 40) + (3 << 12)  # what runs of 0.1.0 go on with
+
+
+def test_a_seed_is_one_of_numpys() -> None:
+    with pytest.raises(ValueError, match=r"seed 4\.29497e\+09 is not in \[0, "):
+        AveragedTrainingArguments(seed=2**32)

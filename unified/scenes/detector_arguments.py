@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from unified.arguments.fields import SHARE, CheckedArguments, arg, at_least
 from unified.evaluation.detector import DetectorConfig
-from unified.training.tokenizer_arguments import AveragedTrainingArguments
+from unified.training.tokenizer_arguments import SEED, AveragedTrainingArguments
 
 
 @dataclass
@@ -42,4 +42,4 @@ class DetectorTrainingArguments(AveragedTrainingArguments):
     ceiling_scenes: int = arg(400, "scenes of every task in the final ceilings, written to ceilings.json", at_least(1))
     save_steps: int = arg(500, "steps between resumable checkpoints; only the newest is kept", at_least(1))
     num_workers: int = arg(0, "processes that render; worth it where a GPU would wait for them", at_least(0))
-    seed: int = arg(0, "seed of weights, scenes and codes", at_least(0))
+    seed: int = arg(0, "seed of weights, scenes and codes", SEED)

@@ -28,7 +28,7 @@ from unified.training.finite import FiniteSteps, check_steps
 from unified.training.hardware_choice import write_record
 from unified.training.loss_plots import OF_AVERAGED, plot_history, read_log
 from unified.training.other_ranks import one_line_when_others_end
-from unified.training.run_folder import check_folder, locked
+from unified.training.run_folder import check_folder, checkpoints_of, locked, step_of
 from unified.training.run_record import RunRecord, begin
 from unified.training.run_state import check_states, read_accelerators_files, read_modules, write_modules
 from unified.training.step_plan import Speed, StepPlan
@@ -128,7 +128,7 @@ class AveragedRun(ABC):
 
     def after_divergence(self) -> str:
         """What is left of a run that has diverged, and what to change."""
-        kept = sorted(Path(self.args.output_dir).glob("checkpoint-*"))
+        kept = checkpoints_of(self.args.output_dir)
         left = f"the last good checkpoint is {kept[-1]}" if kept else "before any checkpoint"
         return f"stopped, {left}; lower learning_rate {self.args.learning_rate:g}, or look at these rows"
 
@@ -160,7 +160,7 @@ class AveragedRun(ABC):
     def generator(self, step: int) -> torch.Generator:
         """CPU generator of a step and process: a resumed run gets the same random numbers as an uninterrupted one."""
         seed = (self.args.seed << 40) + (step << 12) + self.accelerator.process_index
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(seed % 2**64)  # a date's is beyond
 
     def update_average(self) -> None:
         """Update the averaged weights."""
@@ -209,7 +209,7 @@ class AveragedRun(ABC):
             write_record(partial)
             write_text(partial / PLAN, json.dumps(self.plan.state()))
             replace_folder(partial, final)
-            for old in sorted(folder.glob("checkpoint-*"))[: -self.checkpoints_kept]:
+            for old in checkpoints_of(folder)[: -self.checkpoints_kept]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -238,9 +238,9 @@ class AveragedRun(ABC):
     def load(self, checkpoint: Path | None) -> int:
         """Continue from `checkpoint`, the same on all processes as `begin` has checked; returns the first step."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
         if checkpoint is None:
             return 0
+        step = step_of(checkpoint)
         check_states(checkpoint)
         read_accelerators_files(checkpoint, self.accelerator, self.trained)
         read_modules(checkpoint, self.kept)
@@ -282,7 +282,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def newest_checkpoint(args: AveragedTrainingArguments) -> Path | None:
     """Checkpoint to resume from; raises ValueError if a new run would overwrite an old one's."""
-    found = sorted(Path(args.output_dir).glob("checkpoint-*"))
+    found = checkpoints_of(args.output_dir)
     newest = found[-1] if found else None
     check_folder(args.output_dir, args.resume, newest)
     return newest

@@ -22,6 +22,18 @@ LEFT = ("checkpoint-*", "model*.safetensors", "adapter_model.safetensors", "pyto
 OTHER_LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which `checkpoint-STEP` was written; -1 for a folder of another name, a copy somebody keeps."""
+    step = checkpoint.name.removeprefix("checkpoint-")
+    return int(step) if step.isdecimal() and step != checkpoint.name else -1
+
+
+def checkpoints_of(folder: str | os.PathLike, holding: str = "") -> list[Path]:
+    """A run's checkpoints, the oldest first, of those `holding` a file."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if step_of(path) >= 0 and (path / holding).exists()]
+    return sorted(found, key=step_of)
+
+
 def check_unused(folder: str | os.PathLike) -> None:
     """Raise ValueError if a new run would write over what a run or a model left in `folder`."""
     for pattern in LEFT:

@@ -23,7 +23,7 @@ from unified.files.records import RUN, TRAINER_STATE
 from unified.models.format_version import upgrade_record
 from unified.models.messages import shorten
 from unified.training.inherited import REFUSED
-from unified.training.run_folder import check_group
+from unified.training.run_folder import check_group, step_of
 
 # how long a run is: a resumed one may go further
 LENGTH = ("max_steps", "num_train_epochs", "max_minutes")
@@ -113,7 +113,7 @@ class RunRecord:
                     f"{checkpoint} was trained with {name} {shorten(before[name])}, and this run has "
                     f"{shorten(self.made_of[name])}; give it as it was{may} or use another output_dir"
                 )
-        step = int(checkpoint.name.split("-")[-1])
+        step = step_of(checkpoint)
         changes = [
             {"after_step": step, "name": name, "old": before[name], "new": self.made_of[name]} for name in changed
         ]

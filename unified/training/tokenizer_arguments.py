@@ -8,6 +8,8 @@ from unified.arguments.needs import Needs, WithNeeds, check_needs
 from unified.files.images import SIDE_RULE, Fit
 from unified.image_tokenizer.configuration import VQConfig
 
+SEED = Bounds(at_least=0, below=2**32)  # numpy's
+
 
 @dataclass
 class TokenizerArguments(CheckedArguments):
@@ -108,7 +110,7 @@ class AveragedTrainingArguments(CheckedArguments):
     report_to: Literal["tensorboard", "wandb", "none"] = arg("tensorboard", "where the log and the grids go as well")
     allow_changed: list[str] = arg([], "settings that may differ from the checkpoint's with --resume; kept on record")
     num_workers: int = arg(0, "data loader processes; useful only if images are made on the fly", at_least(0))
-    seed: int = arg(0, "seed of weights, data and order", at_least(0))
+    seed: int = arg(0, "seed of weights, data and order", SEED)
 
 
 @dataclass
@@ -141,4 +143,4 @@ class TokenizerTrainingArguments(AveragedTrainingArguments, WithNeeds):
         2.0, "cache all decoded images if they fit into this much memory, else decode on the fly", at_least(0)
     )
     num_workers: int = arg(0, "data loader processes; useful only if images are decoded on the fly", at_least(0))
-    seed: int = arg(0, "seed of weights, held-out split, order and code revival", at_least(0))
+    seed: int = arg(0, "seed of weights, held-out split, order and code revival", SEED)

@@ -27,6 +27,7 @@ from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.engines import check_deepspeed, decay_groups, engine_of, optimizer_of_deepspeed
 from unified.training.finite import FiniteTrainer
+from unified.training.run_folder import checkpoints_of
 from unified.training.run_state import check_states
 from unified.training.self_correction import SelfCorrection
 from unified.training.sharding import check_fsdp, gathered
@@ -58,10 +59,8 @@ def newest_folder(args: UnifiedTrainingArguments | DpoArguments) -> Path | None:
 
     An incomplete checkpoint of a killed run, without the state that HF writes last, is skipped.
     """
-    found = Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE}") if args.resume else ()
-    steps = {path.parent.name.removeprefix("checkpoint-"): path.parent for path in found}
-    complete = {int(step): folder for step, folder in steps.items() if step.isdecimal()}
-    return complete[max(complete)] if complete else None
+    found = checkpoints_of(args.output_dir, holding=TRAINER_STATE) if args.resume else []
+    return found[-1] if found else None
 
 
 def check_complete(
