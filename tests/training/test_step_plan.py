@@ -146,3 +146,8 @@ def test_a_plan_that_wavers_is_said_once() -> None:
         if plan.measured(step, rate, 1000.0) and plan.is_news():
             said.append(plan.end)
     assert said == [1010, 513]
+
+
+def test_a_run_that_is_cut_off_just_before_its_end_is_no_half_trained_one() -> None:
+    for share, said in ((0.2, "20 % of the schedule: half-trained."), (0.98, "98 % of the schedule: nearly done.")):
+        assert StepPlan(4000, 4000, step=106, position=share * 4000).sentence(106).endswith(said)

@@ -12,6 +12,7 @@ WARM_UP = 2  # steps that are not measured: buffers grow, layers compile
 RECENT = 15  # steps whose median is the speed
 SLACK = 0.03  # share of the steps to come by which a plan may be wrong before it is made anew
 NEWS = 0.1  # share of a plan by which it has to change to be said again: on a shared machine it wavers all the time
+NEARLY = 0.9  # share of a schedule behind which a run that is cut off is called nearly done
 ENDED = 0.99  # share of a schedule behind which nothing is left to learn: time may end a run a step before its plan
 
 
@@ -111,7 +112,8 @@ class StepPlan:
         if ending == "shortened":
             return f"Shortened: {step} of {self.max_steps} steps{given}, planned so that the schedule ended with them."
         share = 100 * self.at(step) / self.max_steps
-        return f"Cut off after {step} of {self.max_steps} steps{given}, {share:.0f} % of the schedule: half-trained."
+        how = "half-trained" if share < 100 * NEARLY else "nearly done"
+        return f"Cut off after {step} of {self.max_steps} steps{given}, {share:.0f} % of the schedule: {how}."
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
