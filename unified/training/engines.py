@@ -7,7 +7,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 from accelerate.utils.deepspeed import DummyOptim
-from transformers import Trainer, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 # of DeepSpeed's optimizers, what the run's arguments say, which HF holds against the configuration
@@ -84,7 +84,7 @@ def check_schedule(scheduler: Mapping[str, Any], args: TrainingArguments) -> Non
 
     HF has filled in what is "auto" and known before the training: a warm-up from 0 to the run's rate.
     """
-    kind, own = scheduler.get("type"), args.lr_scheduler_type.value
+    kind, own = scheduler.get("type"), SchedulerType(args.lr_scheduler_type).value
     remedy = "remove it, and set lr_scheduler_type and warmup_steps"
     if SCHEDULES.get(str(kind)) != own:
         named = f", which is lr_scheduler_type {SCHEDULES[str(kind)]}," if kind in SCHEDULES else ""
