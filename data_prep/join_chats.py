@@ -85,7 +85,7 @@ def main() -> None:
     rows, stamp = read_encoded("--first", [file for path in args.first for file in list_data_files(path)])
     chats = read_then(args.then, stamp)
     files = [file for path in (*args.first, *args.then) for file in list_data_files(path, "chats")]
-    opener = shared_opener(file for file in files if file.suffix == ".parquet")
+    opener = shared_opener(files)
     rng = np.random.default_rng(args.seed)
     for flag, paths, found in (("--first", args.first, rows), ("--then", args.then, chats)):
         if not found:

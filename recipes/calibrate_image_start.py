@@ -33,8 +33,9 @@ from unified.checkpoints.averaging import describe_copy
 from unified.checkpoints.load_options import LoadOptions
 from unified.checkpoints.loading import load, resolve_base_checkpoint
 from unified.checkpoints.publishing import check_adapter
-from unified.data.chat_dataset import ChatDataset, SFTCollator, concatenate, load_encoded_rows
+from unified.data.chat_dataset import ChatDataset, SFTCollator, concatenate, list_data_files, load_encoded_rows
 from unified.data.rows import ALL_FEATURES
+from unified.data.shard_metadata import check_one_encoding
 from unified.files.atomic import check_not_exists, new_folder
 from unified.files.records import RECORDS
 from unified.hardware.arguments import HardwareArguments
@@ -78,6 +79,7 @@ def open_rows(args: CalibrateArguments) -> dict[str, Dataset]:
                 raise ValueError(f"{flag} {path} has {len(rows)} rows; give {HELD_BACK} or more, better hundreds")
             parts.append(rows.select(range(min(args.limit, len(rows)))))
         opened[flag] = concatenate(parts, ALL_FEATURES)
+    check_one_encoding(file for path in args.images for file in list_data_files(path))
     if any(opened["--texts"]["codes"]):
         raise ValueError(f"--texts {args.texts} has rows with images; give chats in words")
     drawings = sum(map(is_text_to_image, opened["--images"]["messages"]))

@@ -272,7 +272,11 @@ def main() -> None:
     set_seed(args.seed)
     checkpoint = check(args)
     processor = load_processor(args.model, checkpoint)
-    adopt_fit(processor, [file for path in args.train_files for file in list_data_files(path, "pairs")])
+    train_files, eval_files = (
+        [file for path in paths for file in list_data_files(path, "pairs")]
+        for paths in (args.train_files, args.eval_files or [])
+    )
+    adopt_fit(processor, train_files, eval_files)
     collator = PairCollator(processor, args.max_length, args.num_scales)
     train, held_out = load_data(args, checkpoint, collator)
     data = {

@@ -33,10 +33,10 @@ from torch.utils.data import DataLoader
 from unified.arguments.parser import parse, run_main
 from unified.evaluation.metrics import psnr
 from unified.files.image_sets import say
-from unified.files.images import to_pixel_values, to_uint8, write_image
+from unified.files.images import OPENER_VERSION, to_pixel_values, to_uint8, write_image
 from unified.hardware.arguments import HardwareArguments
 from unified.image_tokenizer.configuration import VQConfig
-from unified.image_tokenizer.image_dataset import PixelDataset, StepSampler, held_out_split, open_images, stack
+from unified.image_tokenizer.image_dataset import PixelDataset, StepSampler, open_images, stack
 from unified.image_tokenizer.losses import (
     LPIPS,
     CodeUsage,
@@ -71,12 +71,13 @@ def main() -> None:
     accelerator = choose_for_accelerator(hardware, checkpoint, **tracked(args.report_to, args.output_dir))
     set_seed(args.seed)
     dataset = PixelDataset(open_images(args.data_dir), config.image_size, args.cache_gb, args.fit, args.max_bad)
-    train_rows, held_out_rows = held_out_split(len(dataset), args.eval_images, args.seed)
+    train_rows, held_out_rows = dataset.held_out_split(args.eval_images, args.seed)
     held_out = dataset.__getitems__(held_out_rows.tolist())  # uint8 (B, H, W, 3)
     run = TokenizerRun(accelerator, VQModel(config), lpips, loss_args, args, held_out)
     run.rows_of = lambda step: names_of(dataset, train_rows, step, run)
     start_tracker(accelerator, args.report_to, asdict(model_args) | asdict(loss_args) | asdict(args))
-    record = RunRecord.of((model_args, loss_args, args), dataset.digest(), "from nothing", recorded(accelerator))
+    launch = recorded(accelerator) | {"opener": OPENER_VERSION}
+    record = RunRecord.of((model_args, loss_args, args), dataset.digest(), "from nothing", launch)
     trained = run.run(record, checkpoint, lambda step: make_loader(dataset, train_rows, step, run))
     main_process = accelerator.is_main_process and trained
     shut_down(accelerator)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -98,7 +100,9 @@ def test_folders_of_classes_are_named_by_a_template(tmp_path: Path, convert: Run
     assert [Path(row.images[0].name).name for row in rows] == ["1.jpg", "1.jpg", "2.jpg"]
 
 
-def test_held_out_pictures_are_the_tokenizers_and_nowhere_else(tmp_path: Path, convert: Run) -> None:
+def test_held_out_pictures_are_the_tokenizers_and_nowhere_else(
+    tmp_path: Path, convert: Run, toy_rows: Callable[[str], Path], run_script: Callable[..., int], capsys
+) -> None:
     names = [f"{letter}/{number}.png" for letter in "ba" for number in (2, 1, 3)]
     images = add_pictures(tmp_path / "mine", *names)
     write_jsonl(images, *({"file_name": name, "text": [f"{name[0]} {name[2]}", "again"]} for name in names))
@@ -114,6 +118,11 @@ def test_held_out_pictures_are_the_tokenizers_and_nowhere_else(tmp_path: Path, c
     assert [record["held_out"] for record in prompts] == [True, True, False, False]
     pictures = [tmp_path / record["image"] for record in prompts]
     assert pictures[:2] == wanted and not {*pictures[2:]} & {*wanted} and pictures[2] != pictures[3]
+    (images / "other.parquet").write_bytes((toy_rows("d")).read_bytes())  # codes alone
+    assert len(convert(images, "--repeat", 3, *flags)) == 12
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": None}]}), images / "more.parquet")
+    assert run_script(SCRIPT, "--images", images, "--out", tmp_path / "rows.jsonl", *flags) == 2
+    assert "more.parquet holds images that recipes/train_vq.py counts" in capsys.readouterr().err
     assert [record["prompt"] for record in prompts] == [f"Draw {p.parent.name} {p.stem}." for p in pictures]
 
 

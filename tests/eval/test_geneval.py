@@ -16,6 +16,7 @@ from unified.evaluation.coco_detector import CLASS_NAMES, CocoDetector
 from unified.evaluation.detections import DetectionArguments, DetectionLog, load_detector, scenes_folder
 from unified.evaluation.detector import DetectorConfig, SceneDetector
 from unified.evaluation.geneval_files import check_image, read_folder, read_prompts
+from unified.files.images import OPENER_VERSION
 from unified.scenes.detector_ceilings import true_detections
 from unified.scenes.rendering import CLASSES, COLOURS, TAGS, draw_scene, sample_scene
 
@@ -110,6 +111,7 @@ def test_results_have_genevals_own_keys(run_script, folder):
 def test_a_run_that_was_stopped_goes_on_and_gives_the_same(run_script, folder, oracle):
     whole = score(run_script, folder)
     log, results = folder / "detections.jsonl", (folder / "results.jsonl").read_bytes()
+    assert json.loads(log.read_text().splitlines()[0])["opener"] == OPENER_VERSION
     content = log.read_text()
     oracle.batches.clear()
     assert score(run_script, folder)["tasks"] == whole["tasks"]

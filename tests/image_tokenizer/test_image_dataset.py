@@ -61,6 +61,29 @@ def test_held_out_images_are_apart_and_too_many_are_refused():
         held_out_split(4, 4, seed=0)
 
 
+@pytest.mark.parametrize("fit", ["crop", "refuse"])
+def test_what_is_left_out_moves_no_other_image_between_training_and_evaluation(tmp_path, fit):
+    for number in range(10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+
+    def parts():
+        dataset = PixelDataset(open_images(str(tmp_path)), image_size=8, cache_gb=1, fit=fit, max_bad=9)
+        return [[int(dataset[row][0, 0, 0]) for row in part.tolist()] for part in dataset.held_out_split(4, seed=0)]
+
+    train, held_out = parts()
+    assert [train, held_out] == [part.tolist() for part in held_out_split(10, 4, seed=0)]
+    for number in (train[0], held_out[1]):
+        if fit == "refuse":
+            Image.new("RGB", (9, 8)).save(tmp_path / f"{number}.png")
+        else:
+            (tmp_path / f"{number}.png").write_bytes(b"damaged")
+    assert parts() == [train[1:], [*held_out[:1], *held_out[2:]]]
+    for number in held_out:
+        (tmp_path / f"{number}.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not one image to hold out .eval_images 4. can be read; mend some"):
+        parts()
+
+
 def test_every_format_is_read_and_the_rest_is_counted_on_the_screen(tmp_path, capsys):
     formats = {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.avif": "AVIF", "e.jfif": "JPEG", "F.JPG": "JPEG"}
     for name, form in formats.items():

@@ -58,6 +58,9 @@ def test_a_model_opens_pictures_as_those_it_was_trained_on(
     sft = ["recipes/sft.py", "--config", CONFIG, "--model", toy_checkpoint, "--max_steps", 1, "--tuning", tuning]
     assert run_script(*sft, "--output_dir", tmp_path / "mixed", "--train_files", padded, cropped) == 2
     assert "was encoded with --fit crop" in capsys.readouterr().err.splitlines()[-1]
+    measured = ["--train_files", padded, "--eval_files", cropped, "--eval_strategy", "epoch"]
+    assert run_script(*sft, "--output_dir", tmp_path / "mixed", *measured) == 2
+    assert "was encoded with --fit crop" in capsys.readouterr().err.splitlines()[-1]
     assert run_script(*sft, "--output_dir", tmp_path / "out", "--train_files", padded, "--learning_rate", 0.1) == 0
     assert "padded with white in use, too" in capsys.readouterr().err
     publish(
@@ -77,7 +80,9 @@ def test_squares_say_nothing_and_older_folders_crop(encode: Encode, toy_checkpoi
     square, padded = encode("pad", noise((20, 20))), encode("pad")
     assert shared_fit([square]) is None and shared_fit([square, padded, tmp_path / "text.jsonl"]) == "pad"
     processor = UnifiedProcessor.from_pretrained(toy_checkpoint)
-    adopt_fit(processor, [padded])
+    with pytest.raises(ValueError, match="eval_files were encoded with --fit pad, and the model .* with crop; encode"):
+        adopt_fit(processor, [square], [padded])
+    adopt_fit(processor, [padded], [square, padded])
     adopt_fit(processor, [square])  # goes on as it was
     processor.save_pretrained(tmp_path / "new")
     assert UnifiedProcessor.from_pretrained(tmp_path / "new").fit == "pad"

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unified import VQModel
+from unified.files.images import OPENER_VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,7 @@ def test_two_steps_leave_a_tokenizer_logs_a_grid_and_a_checkpoint(trained):
     with Image.open(trained / "grids" / "0000002.png") as grid:
         assert grid.size == (4 * 16, 2 * 16)
     assert [path.name for path in trained.glob("checkpoint-*")] == ["checkpoint-0000002"]
+    assert json.loads((trained / "run.json").read_text())["made_of"]["opener"] == OPENER_VERSION
     assert tracked_images(trained / "tensorboard") == {"reconstructions": [2]}
     check_plot(trained, panels=3)
 

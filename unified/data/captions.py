@@ -15,10 +15,10 @@ from unified.arguments.parser import check_minimum, nearest
 from unified.data.mixtures import read_weights
 from unified.files.atomic import write_text
 from unified.files.image_sets import KINDS as IMAGE_KINDS
-from unified.files.image_sets import METADATA
+from unified.files.image_sets import METADATA, image_files
 from unified.files.images import image_suffixes
 from unified.files.jsonl import read_lines
-from unified.image_tokenizer.image_dataset import held_out_split
+from unified.image_tokenizer.image_dataset import held_out_split, image_shards
 
 KINDS = ("draw", "describe")
 REQUESTS = ("Describe the picture.", "What is in the picture?", "What do you see?", "Please write a caption.")
@@ -102,7 +102,7 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     pictures = read_folder(Path(os.path.normpath(args.images)), args.caption_column, args.caption_template)
     held_out: list[Captioned] = []
     if args.eval_images:
-        shuffled, held_out = split(pictures, args.eval_images, args.seed)
+        shuffled, held_out = split(Path(os.path.normpath(args.images)), pictures, args.eval_images, args.seed)
         pictures = [item for item in pictures if item not in held_out]
     rows = list(conversations(pictures, weights, args))
     write_lines(args.out, rows)
@@ -118,14 +118,20 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     return {"out": args.out, "pictures": len(pictures), **more, "rows": len(rows)} | counts
 
 
-def split(pictures: list[Captioned], count: int, seed: int) -> tuple[list[Captioned], list[Captioned]]:
-    """Images to train on, shuffled, and `count` held out, as recipes/train_vq.py chooses them: by their names' order.
+def split(folder: Path, pictures: list[Captioned], count: int, seed: int) -> tuple[list[Captioned], list[Captioned]]:
+    """Images to train on, shuffled, and `count` held out, as recipes/train_vq.py chooses them among the folder's.
 
-    Raises ValueError as `held_out_split`.
+    Raises ValueError as `held_out_split`, and for a folder of which that reads more than these.
     """
-    by_name = sorted(pictures, key=lambda item: item.path)
-    trained, held_out = held_out_split(len(by_name), count, seed)
-    return [by_name[index] for index in trained.tolist()], [by_name[index] for index in held_out.tolist()]
+    for shards in image_shards(folder).values():
+        raise ValueError(
+            f"{shards[0]} holds images that recipes/train_vq.py counts among the folder's, too, so that it would hold "
+            "others out; move it elsewhere, or leave out --eval_images"
+        )
+    by_path, names = {item.path: item for item in pictures}, image_files(folder)
+    parts = held_out_split(len(names), count, seed)
+    trained, held_out = ([by_path[names[index]] for index in part.tolist()] for part in parts)
+    return trained, held_out
 
 
 # --- reading

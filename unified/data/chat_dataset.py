@@ -48,7 +48,7 @@ def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.D
     ones, and without any row.
     """
     files = [file for path in paths for file in list_data_files(path)]
-    shared_opener(file for file in files if file.suffix == ".parquet")
+    shared_opener(files)
     errors: list[str] = []
     found = [_load_file(file, config.vq_fingerprint, errors) for file in files]
     if errors:

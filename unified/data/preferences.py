@@ -113,7 +113,7 @@ def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
     two openers of images.
     """
     files = [file for path in paths for file in list_data_files(path, "pairs")]
-    shared_opener(file for file in files if file.suffix == ".parquet")
+    shared_opener(files)
     parts = [_load_file(file, config) for file in files]
     pairs = concatenate(parts, ALL_PAIR_FEATURES)
     if not len(pairs):

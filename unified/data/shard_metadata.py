@@ -1,7 +1,7 @@
 """What the schema of an encoded shard says of its codes: tokenizer, opener's version, how images became square."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -28,13 +28,17 @@ def read_encoded_metadata(path: str | Path) -> tuple[str, tuple[tuple[int, int],
     return metadata[b"vq_fingerprint"].decode(), scales
 
 
+def _shards(paths: Iterable[str | Path]) -> Iterator[str | Path]:
+    return (path for path in paths if Path(path).suffix == ".parquet")
+
+
 def shared_opener(paths: Iterable[str | Path]) -> int:
-    """The version of the opener that the images of encoded shards went through; shards without codes do not count.
+    """The version of the opener that the images of encoded shards went through; files without codes do not count.
 
     Raises ValueError for shards of several: the same picture has other codes in each.
     """
     found: dict[int, list[str | Path]] = {}
-    for path in paths:
+    for path in _shards(paths):
         metadata = read_schema(path).metadata or {}
         if metadata.get(b"vq_fingerprint"):
             found.setdefault(int(metadata.get(b"opener", b"1")), []).append(path)
@@ -76,7 +80,7 @@ def shared_fit(paths: Iterable[str | Path]) -> Fit | None:
     Raises ValueError for shards in which it was done in two ways.
     """
     found: dict[str, str | Path] = {}
-    for path in (path for path in paths if Path(path).suffix == ".parquet"):
+    for path in _shards(paths):
         recorded = (read_schema(path).metadata or {}).get(b"fit")
         if recorded is not None:
             found.setdefault(recorded.decode(), path)
@@ -89,13 +93,28 @@ def shared_fit(paths: Iterable[str | Path]) -> Fit | None:
     return cast(Fit | None, next(iter(found), None))
 
 
-def adopt_fit(processor: UnifiedProcessor, paths: Iterable[str | Path]) -> None:
+def check_one_encoding(paths: Iterable[str | Path]) -> None:
+    """Raise ValueError for encoded shards of one run, those of evaluations among them, of two openers or two fits."""
+    files = [*paths]
+    shared_opener(files)
+    shared_fit(files)
+
+
+def adopt_fit(processor: UnifiedProcessor, paths: Iterable[str | Path], measured: Iterable[str | Path] = ()) -> None:
     """Have `processor` make pictures square as the encoded shards do that are trained on, and say where it changes.
 
-    Raises ValueError as `shared_fit`.
+    Raises ValueError as `shared_fit`, and for shards `measured` on that another fit or opener has made.
     """
-    fit = shared_fit(paths)
+    files, others = [*paths], [*measured]
+    check_one_encoding([*files, *others])
+    fit = shared_fit(files)
     if fit is not None and fit != processor.fit:
         processor.set_fit(fit)
         done = f"{DONE_BY[fit]} in use, too"
         say(f"pictures that are not square are {done}, as train_files were encoded with --fit {fit}")
+    found = shared_fit(others)
+    if found not in (None, processor.fit):
+        raise ValueError(
+            f"eval_files were encoded with --fit {found}, and the model opens pictures with {processor.fit}; encode "
+            f"them again with --fit {processor.fit}"
+        )

@@ -15,7 +15,7 @@ from unified.evaluation.detections import DetectionArguments, DetectionLog, Dete
 from unified.evaluation.geneval_files import Sample, check_image, read_folder, read_prompts, read_settings
 from unified.evaluation.metrics import GenevalRules, geneval_objects, geneval_summary, geneval_verdict
 from unified.files.atomic import write_text
-from unified.files.images import read_image
+from unified.files.images import OPENER_VERSION, read_image
 from unified.files.results import prompts_digest, write_result
 
 
@@ -52,7 +52,8 @@ def score_folder(args: GenevalArguments, detection: DetectionArguments, rules: G
     samples = read_folder(folder, args.images_per_prompt, read_prompts(args.prompts) if args.prompts else None)
     check_classes(samples, detection)
     identity, settings = detection.identity(), read_settings(folder)
-    log = DetectionLog(Path(args.detections or folder / "detections.jsonl"), identity)
+    made_by = identity | {"opener": OPENER_VERSION}
+    log = DetectionLog(Path(args.detections or folder / "detections.jsonl"), made_by)
     found = detect(samples, log, detection)
     records = [record(sample, detections, rules) for sample, detections in zip(samples, found, strict=True)]
     results = Path(args.results or folder / "results.jsonl")

@@ -96,6 +96,16 @@ class JoinedImages:
 Images = FolderImages | ParquetImages | JoinedImages
 
 
+def image_shards(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files of a folder that hold images, by the first of `COLUMNS` that they have."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        names = pq.read_schema(path).names
+        for column in [column for column in COLUMNS if column in names][:1]:
+            found.setdefault(column, []).append(path)
+    return {column: found[column] for column in COLUMNS if column in found}
+
+
 def open_images(data_dir: str) -> Images:
     """Images of a folder: its image files, searched recursively, and those in *.parquet shards of `COLUMNS`.
 
@@ -106,10 +116,9 @@ def open_images(data_dir: str) -> Images:
         raise ValueError(f"data_dir {data_dir} is not a folder; write one with data_prep/render_scenes.py")
     files = FolderImages(folder)
     sources: list[FolderImages | ParquetImages] = [files] if len(files) else []
-    read, names = [*files.paths], {path: pq.read_schema(path).names for path in sorted(folder.glob("*.parquet"))}
-    for column in COLUMNS:
-        shards = [path for path in names if column in names[path] and path not in read]
-        sources += [ParquetImages(folder, shards, column)] if shards else []
+    read = [*files.paths]
+    for column, shards in image_shards(folder).items():
+        sources.append(ParquetImages(folder, shards, column))
         read += shards
     say_passed_over(folder, read)
     images = sources[0] if len(sources) == 1 else JoinedImages(sources)
@@ -172,6 +181,20 @@ class PixelDataset(Dataset[Tensor]):
         size = inspect_image(self.source.read(index), name, self.exact)
         check_fit(size, self.fit, name)
         return size
+
+    def held_out_split(self, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+        """`held_out_split` of the source, each part without the images that are left out: damage moves no other image.
+
+        Raises ValueError as that does, and where one of the parts is empty.
+        """
+        place = {row: index for index, row in enumerate(self.rows)}
+        parts = held_out_split(len(self.source), held_out, seed)
+        kept = [[place[row] for row in part.tolist() if row in place] for part in parts]
+        for part, rows in zip(("train on", f"hold out (eval_images {held_out})"), kept, strict=True):
+            if not rows:
+                raise ValueError(f"not one image to {part} can be read; mend some, or choose others by another seed")
+        train, apart = (torch.tensor(rows) for rows in kept)
+        return train, apart
 
     def name(self, index: int) -> str:
         """Name of an image in messages."""

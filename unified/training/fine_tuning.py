@@ -97,7 +97,11 @@ def build_trainer(
     check_quantized(model_args.quantize, args)
     model = load_model(checkpoint, model_args, data_args.max_length, args.device)
     processor = load_processor(model_args.model, checkpoint)
-    adopt_fit(processor, [file for path in data_args.train_files for file in list_data_files(path)])
+    train_files, eval_files = (
+        [file for path in paths for file in list_data_files(path)]
+        for paths in (data_args.train_files, data_args.eval_files)
+    )
+    adopt_fit(processor, train_files, eval_files)
     adopt_chats(processor, model.config, trained_chats(Path(model_args.model), model.config), model_args.model)
     data_args, fraction = suit(model, data_args), data_args.last_scale_fraction
     datasets = []
