@@ -69,7 +69,7 @@ def test_weights_are_0_or_1_however_they_are_written(
         (answer(tool_calls=[{"function": {"name": "f", "arguments": "{x"}}]), "is not JSON"),
         (answer(tool_calls=[{"function": {"name": "f", "arguments": [1]}}]), "is none"),
         (answer(tool_calls=[{**CALL, "note": 1}]), "the key 'note', which nothing honours"),
-        (answer(tool_calls=[{"function": {"name": "f", "strict": True}}]), "the key 'strict', which"),
+        (answer(tool_calls=[{"function": {"name": "f", "strict": True}}]), "the key 'function.strict', which"),
         (answer(tool_calls=[{**CALL, "type": "code"}]), "type 'code', which nothing honours"),
         ({"messages": turns("a", "b"), "functions": [{"name": "f"}]}, "the key 'functions'"),
         ({"messages": turns("a", "b"), "tools": {"name": "f"}}, "is no list of objects"),
