@@ -255,6 +255,38 @@ def test_a_call_with_rendered_text(processor: UnifiedProcessor, picture: Path) -
     assert processor.image_pad_token_id not in plain, "text alone is ordinary text"
 
 
+def test_options_of_a_call_count_or_are_refused(processor: UnifiedProcessor, picture: Path) -> None:
+    """By groups, as transformers' processors take them, and beside each other."""
+    text = processor.apply_chat_template(part())
+    assert processor.image_token in text and processor.image_token_id == processor.image_pad_token_id
+    once = processor(text=text, images=picture, return_tensors="pt")
+    grouped = processor(
+        text=text, images=picture, common_kwargs={"return_tensors": "pt"}, text_kwargs={"padding": True}
+    )
+    assert torch.equal(grouped["input_ids"], once["input_ids"])
+    pixels = processor.image_processor(np.zeros((2, 3, 20, 30), np.uint8))["pixel_values"]
+    assert len(pixels) == 2 and torch.equal(pixels, -torch.ones_like(pixels))
+    both = processor(text=[text, "no picture"], images=[[picture], []], padding=True, return_tensors="pt")
+    assert len(both["pixel_values"]) == 1 and len(both["input_ids"]) == 2
+    length = once["input_ids"].shape[1]
+    assert processor(text=text, images=picture, truncation=True, max_length=length)["input_ids"]
+    for said, given in {
+        "do_resize: pictures are resized": {"images_kwargs": {"do_resize": False}},
+        "return_mm_token_type_ids: nothing honours it": {"return_mm_token_type_ids": True},
+        r"videos_kwargs \['fps'\]: nothing honours it": {"videos_kwargs": {"fps": 3}},
+        rf"max_length {length - 1} would cut {length} ids": {"truncation": True, "max_length": length - 1},
+        r"\[0, 1\] images for \[1, 0\] places": {"text": [text, "b"], "images": [[], [picture]]},
+        "videos is not supported": {"videos": np.zeros((2, 3, 4, 4), np.uint8)},
+        "text is <PIL": {"text": Image.new("RGB", (2, 2))},
+        "no picture is given": {"text": None, "images": []},
+        r"image 1 is an array \(0, 0, 3\)": {"images": np.zeros((0, 0, 3), np.uint8)},
+    }.items():
+        call = processor if given.get("text", text) is not None else processor.image_processor
+        settings = {"text": text, "images": picture} | given
+        with pytest.raises(ValueError, match=said):
+            call(**{key: value for key, value in settings.items() if value is not None})
+
+
 def test_the_image_processor_is_saved_and_found(processor: UnifiedProcessor, picture: Path, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     for found in (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_models import EOS, OFFSET, output_image, random_codes, toy_model
+from toy_models import EOS, OFFSET, input_image, output_image, random_codes, toy_model
 from transformers import AutoConfig, DynamicCache, GenerationConfig
 
 from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedModel
@@ -134,6 +134,16 @@ def test_all_that_trains_has_a_gradient_checkpointed_too() -> None:
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_what_forward_cannot_honour_is_refused(model: UnifiedForCausalLM) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask is \(2, 1, 4, 4\); give \(batch, sequence\)"):
+        model(TEXT, attention_mask=torch.ones(2, 1, 4, 4))
+    with pytest.raises(ValueError, match="shift_labels: labels are shifted here; pass labels"):
+        model(TEXT, labels=TEXT, shift_labels=TEXT)
+    codes, pixels = random_codes(model, 1), torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="pixel_values and image_codes are both given"):
+        model(torch.tensor([input_image(model)]), image_codes=codes, pixel_values=pixels)
 
 
 # --- generation

@@ -3,7 +3,7 @@
 Legend: B batch, T sequence, N images, L codes of one image, H W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,9 +13,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from unified.models.chat_templates import IMAGE_TEXT, check_written, render_pieces, text_runs
 from unified.models.chat_tokenization import ChatTokenizer, interleave
-from unified.models.image_processing import UnifiedImageProcessor, picture_list, take_pictures
+from unified.models.image_processing import UnifiedImageProcessor, picture_list, pictures_of_rows, take_pictures
 from unified.models.messages import Message, count_images, is_output, shorten, with_system_prompt
-from unified.models.padding import ROW_OPTIONS, Rows
+from unified.models.padding import ROW_OPTIONS, Rows, text_options
 from unified.models.tools import read_tools
 
 Codes = Sequence[int] | Tensor
@@ -63,6 +63,16 @@ class ChatInputs(ProcessorMixin):
     ) -> EncodedChat:
         """Ids and labels of one conversation."""
         raise NotImplementedError
+
+    @property
+    def image_token(self) -> str:
+        """Where an input image stands in a text, by the name that transformers' processors have."""
+        return IMAGE_TEXT
+
+    @property
+    def image_token_id(self) -> int:
+        """The id of a placeholder of an input image, likewise."""
+        return self.image_pad_token_id
 
     @property
     def model_input_names(self) -> list[str]:
@@ -145,34 +155,48 @@ class ChatInputs(ProcessorMixin):
         which has a place for every image; text alone is ordinary text, unless `split_special_tokens` is False.
         Rows are padded on the left, unless `padding_side` says "right".
 
-        Raises ValueError for other numbers of images, for videos and audio, and as `open_picture`.
+        Raises ValueError for other numbers of images, for options that nothing honours, where truncation would cut an
+        image, and as `open_picture`.
         """
         _refuse({"videos": videos, "audio": audio})
         if text is None and images is None:
             raise ValueError("neither text nor images given; pass at least one")
+        if not isinstance(text, str | list | tuple | None):
+            raise ValueError(f"text is {shorten(text)}; give a string or a list of them, and pictures as images=")
         data: dict[str, Any] = {}
-        tensors = kwargs.get("return_tensors")
+        options, of_images = text_options(kwargs)
+        tensors = options.get("return_tensors")
         pictures = [] if images is None else picture_list(images)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             whole = bool(pictures) if split_special_tokens is None else not split_special_tokens
             if pictures:
-                texts = self._with_places(texts, len(pictures))
-            kwargs = {"return_token_type_ids": False, **kwargs}
+                texts = self._with_places(texts, images)
+                self._check_truncation(texts, options)
             given = texts if not isinstance(text, str) else texts[0]
-            kwargs["padding_side"] = kwargs.get("padding_side") or "left"
-            data.update(self._chat_tokenizer.tokenize(given, split_special_tokens=not whole, **kwargs))
+            options["padding_side"] = options.get("padding_side") or "left"
+            data.update(self._chat_tokenizer.tokenize(given, split_special_tokens=not whole, **options))
         if pictures:
-            data.update(self.image_processor(pictures, return_tensors="np" if tensors == "np" else "pt"))
+            of_images["return_tensors"] = "np" if tensors == "np" else "pt"
+            data.update(self.image_processor(pictures, **of_images))
         return BatchFeature(data)
 
-    def _with_places(self, texts: list[str], count: int) -> list[str]:
+    def _check_truncation(self, texts: list[str], options: Mapping[str, Any]) -> None:
+        """Raise ValueError where the tokenizer's truncation would cut a text with images."""
+        limit = options.get("max_length") or self.tokenizer.model_max_length
+        rows = Rows(truncation=options.get("truncation"), max_length=limit)
+        if rows.truncation not in (None, False):
+            special = {self.boi_token_id, self.eoi_token_id, self.image_pad_token_id}
+            for ids in self._chat_tokenizer.tokenize(texts, split_special_tokens=False)["input_ids"]:
+                rows.cut(ids, special, self.tokenizer.truncation_side)
+
+    def _with_places(self, texts: list[str], images: Any) -> list[str]:
         """Texts with as many placeholders for each image as the model reads."""
-        found = sum(text.count(IMAGE_TEXT) for text in texts)
-        if found != count:
+        places, counts = [text.count(IMAGE_TEXT) for text in texts], pictures_of_rows(images)
+        if counts is not None and counts != places or len(picture_list(images)) != sum(places):
             raise ValueError(
-                f"{count} images for {found} places {IMAGE_TEXT} in the text; give messages with image parts to "
-                "apply_chat_template, which writes them"
+                f"{counts or len(picture_list(images))} images for {places if counts else sum(places)} places "
+                f"{IMAGE_TEXT} in the text; give messages with image parts to apply_chat_template, which writes them"
             )
         h, w = self.patch_nums[-1]
         boi, pad, eoi = IMAGE_TEXT.replace("><", "> <").split()
@@ -315,5 +339,5 @@ def _check_end(chats: Sequence[Sequence[Message]], add_generation_prompt: bool, 
 def _refuse(given: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument that cannot be honoured."""
     for name, value in given.items():
-        if value:
+        if value is not None and value is not False and not (isinstance(value, Sized) and not len(value)):
             raise ValueError(f"{name} is not supported; {REFUSED[name]}")

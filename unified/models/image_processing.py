@@ -62,16 +62,25 @@ def _of_array(values: np.ndarray, name: str) -> Image.Image:
     """An image of an array of 0 to 255 whose channels come first or last."""
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[-1] != 3:
         values = values.transpose(1, 2, 0)
-    if values.ndim != 3 or values.shape[-1] != 3 or values.dtype != np.uint8:
+    if values.ndim != 3 or 0 in values.shape or values.shape[-1] != 3 or values.dtype != np.uint8:
         raise ValueError(f"{name} is an array {values.shape} of {values.dtype}; give {FORMS}, as uint8")
     return Image.fromarray(np.ascontiguousarray(values))
 
 
 def picture_list(images: Any) -> list[Any]:
-    """Sources of several pictures: one, a list, or HF's list of lists, a list for each conversation."""
+    """Sources of several pictures: one, a list, an array of several, or HF's list of lists, a list for each text."""
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
     if not isinstance(images, list | tuple):
         return [images]
     return [one for some in images for one in (some if isinstance(some, list | tuple) else [some])]
+
+
+def pictures_of_rows(images: Any) -> list[int] | None:
+    """Numbers of pictures of each text, where they are given as a list for each; None where they are not."""
+    if not isinstance(images, list | tuple) or not any(isinstance(some, list | tuple) for some in images):
+        return None
+    return [len(some) if isinstance(some, list | tuple) else 1 for some in images]
 
 
 def take_pictures(chats: Sequence[Sequence[Message]]) -> tuple[list[list[Message]], list[Any]]:
@@ -147,6 +156,8 @@ class UnifiedImageProcessor(BaseImageProcessor):
                 f"{', '.join(kwargs)}: pictures are resized to {self.side} and scaled alone; leave it out"
             )
         sources = picture_list(images)
+        if not sources:
+            raise ValueError(f"no picture is given; give {FORMS}")
         pictures = [open_picture(one, f"image {number}", self.side) for number, one in enumerate(sources, start=1)]
         pixels = torch.stack([image_to_pixels(picture, self.side, self.fit) for picture in pictures])
         return BatchFeature({"pixel_values": pixels.numpy() if return_tensors == "np" else pixels})

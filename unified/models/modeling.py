@@ -268,6 +268,8 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         is the divisor. In training the balance loss of a mixture of experts is added, see `balance_of`.
         See `UnifiedModel.forward` for the other arguments.
         """
+        if kwargs.get("shift_labels") is not None:
+            raise ValueError("shift_labels: labels are shifted here; pass labels")
         balance = balance_of(self.model.language_model) if self.training and labels is not None else None
         outputs = self.model(
             input_ids,

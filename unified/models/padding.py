@@ -3,13 +3,35 @@
 Legend: B batch, T sequence.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from transformers.processing_utils import TextKwargs
 
 # of HF's tokenizers, which arrive among other arguments or in processor_kwargs
 ROW_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens")
+
+# of HF's processors, in one call: options of the tokenizer, of pictures, and of what is not read here
+GROUPS = ("text_kwargs", "common_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
+OPTIONS = TextKwargs.__annotations__.keys() - {"return_mm_token_type_ids"}
+
+
+def text_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the tokenizer and of pictures among those `given` to a processor, by groups or not.
+
+    Raises ValueError for names that neither has.
+    """
+    groups = {name: dict(given.get(name) or {}) for name in GROUPS}
+    options = {"return_token_type_ids": False} | {name: value for name, value in given.items() if name not in GROUPS}
+    options |= groups["common_kwargs"] | groups["text_kwargs"]
+    unknown = [name for name, value in options.items() if name not in OPTIONS and value not in (None, False)]
+    unknown += [f"{name} {sorted(groups[name])}" for name in GROUPS[3:] if groups[name]]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: nothing honours it; valid are {', '.join(sorted(OPTIONS))}")
+    pictures = {name: value for name, value in groups["images_kwargs"].items() if name != "return_tensors"}
+    return {name: value for name, value in options.items() if name in OPTIONS}, pictures
 
 
 @dataclass

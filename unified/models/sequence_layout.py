@@ -95,13 +95,17 @@ def read_packing(
     """Attention mask (B, past + T), position ids and document ids (B, T) of a forward pass; None: derive, none.
 
     As in HF's models, positions that restart separate documents where no mask is given; they are derived anew, as HF's
-    count every token of an image. Raises ValueError for a mask that numbers documents.
+    count every token of an image. Raises ValueError for a mask that numbers documents, or is no row of 0 and 1.
     """
     if attention_mask is None:
         if document_ids is None and position_ids is not None and not past:
             document_ids = packed_documents(position_ids.expand_as(input_ids))
             position_ids = position_ids if document_ids is None else None
         return input_ids.new_ones(len(input_ids), past + input_ids.shape[1]), position_ids, document_ids
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask is {tuple(attention_mask.shape)}; give (batch, sequence): images have their own"
+        )
     if attention_mask.dtype != torch.bool and attention_mask.numel() and int(attention_mask.max()) > 1:
         raise ValueError(
             f"attention_mask holds {int(attention_mask.max())}, but takes 0 and 1; pass the documents of packed "
