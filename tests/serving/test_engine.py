@@ -323,3 +323,25 @@ def test_a_prompt_that_fills_the_context_is_refused(prompt: list[int]) -> None:
 def test_raster_models_are_not_served() -> None:
     with pytest.raises(ValueError, match="image_order raster"):
         engine_of(toy_model(image_order="raster"))
+
+
+def test_what_runs_together_is_one_batch(slow: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves of guidance, all texts' tokens; the unconditional prompt was run when the engine began."""
+    rows, run = [], slow.model.model.run_backbone
+
+    def counted(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(states.shape[0])
+        return run(states, *args, **kwargs)
+
+    monkeypatch.setattr(slow.model.model, "run_backbone", counted)
+    scales = len(slow.model.config.patch_nums)
+    for job, expected in (
+        (picture([5], 0, guidance_scale=2.0), [4] * scales),
+        (picture([5], 0), [2] * scales),
+        (Job([5, 6], NO_CODES, frozenset(), max_images=0, max_new_tokens=4), [2] * 4),
+    ):
+        answers = Answers(slow, [job, job])
+        slow.gate.release(100)
+        assert all(isinstance(events[-1], Finished) for events in answers.wait())
+        assert rows == expected
+        rows.clear()
