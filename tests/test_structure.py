@@ -197,6 +197,7 @@ def test_launch_configurations_load(path: Path) -> None:
         # a number here and another in the run's YAML is an error of DeepSpeed's
         assert config.deepspeed_config["gradient_accumulation_steps"] == "auto"
     assert config.num_processes % config.num_machines == 0
+    assert config.gpu_ids in (None, "all")  # a number would win over CUDA_VISIBLE_DEVICES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

@@ -15,7 +15,7 @@ from unified.hardware.allocator import keep_freed_memory
 from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Wishes, decide
 from unified.hardware.device import best_device
-from unified.hardware.machine import Machine
+from unified.hardware.machine import Gpu, Machine
 from unified.hardware.setup import products, record, set_up
 from unified.hardware.waiting import current_policy, set_wait_policy, wished_policy
 
@@ -201,3 +201,57 @@ def test_other_systems_can_be_asked(
     assert not keep_freed_memory()
     set_up(HardwareArguments(device="cpu", threads=1))
     assert capsys.readouterr().err.startswith("hardware: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "policy"),
+    [
+        ("wait_policy: active", [], "active"),
+        ("wait_policy: active", ["--wait-policy", "brief"], "brief"),
+        ("env: {OMP_WAIT_POLICY: ACTIVE}", [], "active"),
+        ("env: {UNIFIED_WAIT_POLICY: passive}", [], "passive"),
+        ("wait_policy: brief\nenv: {UNIFIED_WAIT_POLICY: passive}", [], "brief"),
+        ("wait_policy: {", [], "passive"),  # the parser refuses the file
+        ("- wait_policy", [], "passive"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_file_says_how_threads_wait(
+    text: str, flags: list[str], policy: str, joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"UNIFIED_WAIT_POLICY": "passive"} if "env" not in text else {})
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    set_wait_policy([f"--config={path}"] + flags if joined else ["--config", str(path), *flags])
+    assert current_policy() == policy
+
+
+SMALL, SLOW, FAST = (Gpu(name, memory_gib=gib, capability=(8, 0), bf16=True) for name, gib in
+                     (("small", 1), ("slow", 8), ("fast", 80)))  # fmt: skip
+CPU_ALONE = [("float32", "cpu"), ("bf16", "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wishes", "line", "measured"),
+    [
+        (FAST, Wishes(device="cpu"), "cpu (asked for), bf16 (bf16 385 against 140 GFLOP/s)", CPU_ALONE),
+        (FAST, Wishes(device="cpu", precision="float32"), "cpu (asked for), float32 (asked for)", []),
+        (FAST, Wishes(device="cuda"), "cuda (asked for), bf16 (it has bf16 units)", []),
+        (FAST, Wishes(), "cuda (80 GiB), bf16 (it has", [("float32", "cuda"), ("float32", "cpu")]),
+        (SLOW, Wishes(), ", it 140), bf16 (bf16 385 ag", [("float32", "cuda"), ("float32", "cpu"), ("bf16", "cpu")]),
+        (SMALL, Wishes(), "too little), bf16 (bf16 385 against", CPU_ALONE),
+    ],
+)
+def test_what_is_measured_is_what_the_device_decides_on(
+    gpu: Gpu, wishes: Wishes, line: str, measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {("float32", "cpu"): 140.0, ("bf16", "cpu"): 385.0, ("float32", "cuda"): 10.0 if gpu is SLOW else 5e4}
+    asked: dict[tuple[str, str], float] = {}
+
+    def speed(precision: str, device: str = "cpu") -> float:
+        return asked.setdefault((precision, device), speeds[precision, device])
+
+    monkeypatch.setattr(probe, "speed", speed)
+    monkeypatch.setattr(setup, "ask", lambda processes: Machine("amx", cores=2, bf16_products=True, gpus=(gpu,)))
+    assert line in setup.choose(wishes, training=True, minutes=0).line()
+    assert list(asked) == measured

@@ -21,6 +21,12 @@ WINDOWS = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memor
         (RuntimeError(MPS), "out of memory: 1.0 GiB more were asked for; try "),
         (RuntimeError(WINDOWS), "out of memory: 4 KiB more were asked for; try "),
         (MemoryError("Unable to allocate 1.50 GiB for an array with shape (9,)"), "out of memory: 1.5 GiB more"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of memory; ",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of memory; try a smaller batch"),
+        (RuntimeError("unable to mmap 4000 bytes from file <x>: Cannot allocate memory (12)"), "out of memory; try "),
         (MemoryError(), "out of memory; try a smaller batch"),
     ],
 )

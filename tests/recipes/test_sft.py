@@ -178,7 +178,7 @@ def test_a_run_that_goes_on_keeps_the_precision_of_its_checkpoint(
     assert sft(*arguments, "--output_dir", tmp_path, "--resume", "--precision", "bf16") == 2
     assert "checkpoint-2 was trained in float32, and bf16 is asked for" in capfd.readouterr().err
     units = Machine("amx", bf16_products=True, float32_gflops=140, bf16_gflops=385)
-    monkeypatch.setattr(setup, "measured", lambda found, training: units)
+    monkeypatch.setattr(setup, "measured", lambda *_: units)
     assert sft(*arguments, "--output_dir", tmp_path, "--resume") == 0
     assert "float32 (as checkpoint-2 was trained)" in capfd.readouterr().err
     assert_same_run(tmp_path, whole)

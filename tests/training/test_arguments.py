@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from unified import UnifiedConfig, VQConfig
-from unified.arguments.parser import parse, run_main
+from unified.arguments.parser import _read_yaml, parse, run_main
 from unified.evaluation.detector import DetectorConfig
 from unified.scenes.detector_arguments import DetectorArguments
 from unified.training.arguments import ModelArguments
@@ -232,3 +233,27 @@ def test_architectures_have_one_owner_of_their_defaults():
         name: getattr(UnifiedConfig, name) for name in ("modality_stride", "text_loss_weight", "scale_loss_weights")
     }
     assert loss.items() <= asdict(ModelArguments()).items()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rate: 1.0e-4\nresume: true\nlearning_rate: 1.0e-3\n", "learning_rate stands in line 1 and again"),
+        ("env: {A: 1, A: 2}\n", "A stands in line 1 and again in 1; keep one"),
+        ("resume: true\nextra:\n  cycles: 1\n  cycles: 2\n", "cycles stands in line 3 and again in 4; keep one"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"run\.yaml is not valid YAML: {said}"):
+        toy(["--config", str(path)])
+
+
+def test_yamls_merge_keys_are_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "lr_scheduler_type: cosine_with_min_lr\nfsdp_config: &a {min_num_params: 1}\n"
+        "lr_scheduler_kwargs: &b {min_lr: 1.0e-6}\naccelerator_config: {<<: *b, min_lr: 2, split_batches: false}\n"
+    )
+    assert _read_yaml(str(path))["accelerator_config"]["min_lr"] == 2

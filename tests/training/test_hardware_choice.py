@@ -14,6 +14,7 @@ from unified.hardware.arguments import HardwareArguments
 from unified.hardware.decisions import Wishes
 from unified.hardware.machine import Gpu, Machine
 from unified.training.hardware_choice import (
+    HardwareRecord,
     as_before,
     choose_for_accelerator,
     choose_for_trainer,
@@ -32,7 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
     for name in ("UNIFIED_DEVICE", "UNIFIED_PRECISION", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(setup, "_CHOSEN", [])
-    monkeypatch.setattr(setup, "measured", lambda found, training: found)
+    monkeypatch.setattr(setup, "measured", lambda found, *_: found)
 
     def be(one: Machine) -> None:
         monkeypatch.setattr(setup, "ask", lambda processes: replace(one, processes=processes))
@@ -127,3 +128,35 @@ def test_loading_a_model_changes_no_dtype(machine: Callable, toy_checkpoint: Pat
     choose_for_trainer(HardwareArguments(), arguments(tmp_path))
     model, _ = load(toy_checkpoint, "cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("mixed", ["fp16", "bf16"])
+def test_the_launchers_precision_counts_or_is_refused(
+    mixed: str, machine: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(replace(AVX2, float32_gflops=1, gpus=(Gpu("T4", memory_gib=16, float32_gflops=4000),)))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mixed)
+    wished = HardwareArguments(device="cuda")
+    choice, args = choose_for_trainer(wished, TrainingArguments(output_dir=str(tmp_path), report_to="none"))
+    assert (choice.precision, args.mixed_precision) == (mixed, mixed) and (args.bf16, args.fp16) == (
+        mixed == "bf16", mixed == "fp16"
+    )  # fmt: skip
+    assert dict(choice.reasons)["precision"] == f"accelerate launch --mixed_precision {mixed}"
+    with pytest.raises(ValueError, match=f"precision float32 .*and {mixed} .accelerate launch .* keep one"):
+        choose_for_trainer(replace(wished, precision="float32"), arguments(tmp_path))
+    if mixed == "fp16":
+        with pytest.raises(ValueError, match=r"precision bf16 \(bf16 true\) and fp16 .* keep one"):
+            choose_for_trainer(wished, arguments(tmp_path, bf16=True))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # also what a launcher says that was told nothing
+    assert choose_for_trainer(HardwareArguments(device="cpu"), arguments(tmp_path))[0].precision == "float32"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="mixed_precision fp8 is not supported; give bf16, fp16 or no"):
+        choose_for_accelerator(HardwareArguments(), None)
+
+
+def test_a_run_that_python_began_leaves_the_choice_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "_CHOSEN", [])
+    state = {"stateful_callbacks": {"HardwareRecord": HardwareRecord().state()}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    for wishes in (Wishes(), Wishes(precision="float32", compile_layers=False)):
+        assert as_before(wishes, tmp_path) == wishes

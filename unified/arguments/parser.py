@@ -30,6 +30,23 @@ from unified.hardware.quiet import quiet_libraries
 _MANUAL: ContextVar[str] = ContextVar("manual", default="")
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's loader would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """yaml's; raises YAMLError for a repeated key."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise yaml.YAMLError(
+                        f"{key.value} stands in line {lines[key.value]} and again in {line}; keep one"
+                    )
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 class OneLineParser(TrlParser):
     """TRL's parser, which raises ValueError of one line for bad flags and values, naming what is valid."""
 
@@ -163,7 +180,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         remedy = nearest(path, others) if others else f"there is no .yaml in {folder}/; give another path"
         raise ValueError(f"config file {path} does not exist; {remedy}")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if values is not None and not isinstance(values, dict):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
-from unified.hardware.decisions import decide
+from unified.hardware.decisions import Wishes, choose_device, decide
 from unified.hardware.limits import cpu_quota, omp_threads, other_tasks, usable_cores
 from unified.hardware.machine import Gpu, Machine
 from unified.hardware.waiting import current_policy
@@ -126,11 +126,17 @@ def wait_for(device: str) -> None:
         torch.mps.synchronize()
 
 
-def measured(machine: Machine, training: bool) -> Machine:
-    """`machine` with those products measured on which a decision depends: a quarter of a second for each."""
-    if machine.gpus:  # the first is the one that a single process uses
-        first = replace(machine.gpus[0], float32_gflops=speed("float32", machine.gpus[0].kind))
-        return replace(machine, float32_gflops=speed("float32"), gpus=(first, *machine.gpus[1:]))
-    if training and machine.bf16_products:
-        return replace(machine, float32_gflops=speed("float32"), bf16_gflops=speed("bf16"))
+def measured(machine: Machine, training: bool, wishes: Wishes | None = None) -> Machine:
+    """`machine` with those products measured on which a decision depends: a quarter of a second for each.
+
+    A GPU is not touched where another device is asked for. Raises ValueError as `choose_device`.
+    """
+    wishes = wishes or Wishes()
+    _, gpu, _ = choose_device(machine, wishes)
+    if gpu is not None and wishes.device is None:  # the first is the one that a single process uses
+        first = replace(machine.gpus[0], float32_gflops=speed("float32", gpu.kind))
+        machine = replace(machine, float32_gflops=speed("float32"), gpus=(first, *machine.gpus[1:]))
+    device, _, _ = choose_device(machine, wishes)
+    if device == "cpu" and training and machine.bf16_products and wishes.precision is None:
+        machine = replace(machine, float32_gflops=speed("float32"), bf16_gflops=speed("bf16"))
     return machine

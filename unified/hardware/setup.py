@@ -64,9 +64,7 @@ def set_up_processes(arguments: HardwareArguments, **options: Any) -> PartialSta
 
 def choose(wishes: Wishes, training: bool, minutes: float, processes: int = 1) -> Choice:
     """`decide` for this machine; measures nothing that was asked for."""
-    machine = ask(processes)
-    asked_for = wishes.device is not None and (wishes.precision is not None or wishes.device != "cpu")
-    return decide(machine if asked_for else measured(machine, training), wishes, training, minutes)
+    return decide(measured(ask(processes), training, wishes), wishes, training, minutes)
 
 
 def record() -> dict[str, Any]:

@@ -10,12 +10,14 @@ leaves out what libraries say while they are imported; `import unified` sets not
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from unified.hardware.limits import other_tasks
 from unified.hardware.quiet import quiet_libraries
 
 OPENMP, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-OVERRIDE, FLAG = "UNIFIED_WAIT_POLICY", "--wait_policy"
+OVERRIDE, KEY = "UNIFIED_WAIT_POLICY", "wait_policy"
+FLAG, CONFIG = f"--{KEY}", "--config"
 POLICIES = ("passive", "brief", "active", "system")
 BRIEF_SPINS = "1000"  # 10,000 are as bad beside others as OpenMP's own, 300 keep half of what passive waiting costs
 
@@ -23,8 +25,9 @@ BRIEF_SPINS = "1000"  # 10,000 are as bad beside others as OpenMP's own, 300 kee
 def set_wait_policy(argv: Sequence[str] | None = None) -> None:
     """Let OpenMP's threads sleep while they wait, unless `--wait_policy`, UNIFIED_WAIT_POLICY or OMP_WAIT_POLICY says.
 
-    Where nobody says: `brief`, or `passive` where others want to run just now. `system` leaves it to OpenMP. Says
-    nothing of bad words: `wished_policy` is for those who can refuse them.
+    A `--config` file may say so, too: by `wait_policy`, or by one of these variables under `env`. Where nobody says:
+    `brief`, or `passive` where others want to run just now. `system` leaves it to OpenMP. Says nothing of bad words:
+    `wished_policy` is for those who can refuse them.
     """
     quiet_libraries()
     policy = wished_policy(sys.argv[1:] if argv is None else argv)
@@ -38,14 +41,42 @@ def set_wait_policy(argv: Sequence[str] | None = None) -> None:
 
 
 def wished_policy(argv: Sequence[str]) -> str | None:
-    """What the flag says, else the environment variable, in lower case; None where neither is given."""
+    """What the flag says, else the `--config` file, else the environment; in lower case, None where none is given.
+
+    Variables under the file's `env` are set.
+    """
+    values = keys_of_file(value_of(argv, CONFIG))
+    variables = values.get("env")
+    for name in (OPENMP, OVERRIDE) if isinstance(variables, dict) else ():
+        if name in variables:
+            os.environ[name] = str(variables[name])
+    told = value_of(argv, FLAG) or values.get(KEY) or os.environ.get(OVERRIDE)
+    return str(told).lower() if told else None
+
+
+def value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, spelt with underscores or dashes; None where it has none."""
     words = [word.replace("-", "_").replace("__", "--", 1) for word in argv]
     for place, word in enumerate(words):
-        if word.startswith(f"{FLAG}="):
-            return word.partition("=")[2].lower()
-        if word == FLAG and place + 1 < len(words):
-            return argv[place + 1].lower()
-    return os.environ.get(OVERRIDE, "").lower() or None
+        if word.startswith(f"{flag}="):
+            return argv[place].partition("=")[2]
+        if word == flag and place + 1 < len(words):
+            return argv[place + 1]
+    return None
+
+
+def keys_of_file(path: str | None) -> dict[str, Any]:
+    """The keys of a YAML file; none where it cannot be read, which its parser refuses later."""
+    if path is None or not os.path.isfile(path):
+        return {}
+    import yaml  # what commands without a file need not load
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def current_policy() -> str | None:

@@ -48,7 +48,11 @@ def choose_for_trainer(
     given = next((name for name, on in own.items() if on), None)
     if given is not None:
         wishes = agreed(wishes, "precision", given, f"{given} true")
-    elif engine and wishes.precision is None:  # DeepSpeed's bf16 rounds what is stored: a launch file's to choose
+    if not engine:
+        wishes = with_launch_precision(wishes, os.environ)
+    elif (
+        given is None and wishes.precision is None
+    ):  # DeepSpeed's bf16 rounds what is stored: a launch file's to choose
         launch = {mixed: name for name, mixed in MIXED.items()}.get(args.mixed_precision)
         wishes = with_reason(wishes, "the launch file", precision=launch)
     if engine:
@@ -69,9 +73,7 @@ def choose_for_accelerator(hardware: HardwareArguments, checkpoint: Path | None,
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "ACCELERATE_USE_CPU" in os.environ:
         state = PartialState(cpu=wishes.device == "cpu")
         wishes = launched(wishes, state.device.type, os.environ)
-    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if mixed != "no":
-        wishes = agreed(wishes, "precision", mixed, f"accelerate launch --mixed_precision {mixed}")
+    wishes = with_launch_precision(wishes, os.environ)
     choice = set_up(wishes=as_before(wishes, checkpoint), training=True)
     return Accelerator(cpu=choice.device == "cpu", mixed_precision=MIXED[choice.precision], **options)
 
@@ -82,6 +84,19 @@ def launched(wishes: Wishes, device: str, environment: Mapping[str, str]) -> Wis
     if processes == 1 and environment.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
         return wishes
     return agreed(wishes, "device", device, "accelerate launch")
+
+
+def with_launch_precision(wishes: Wishes, environment: Mapping[str, str]) -> Wishes:
+    """`wishes` with the precision that a launcher was given; `no` is its own default, and leaves the choice.
+
+    Raises ValueError where another one is wished.
+    """
+    mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed == "no":
+        return wishes
+    if mixed not in MIXED.values():
+        raise ValueError(f"accelerate launch --mixed_precision {mixed} is not supported; give bf16, fp16 or no")
+    return agreed(wishes, "precision", mixed, f"accelerate launch --mixed_precision {mixed}")
 
 
 def agreed(wishes: Wishes, name: str, value: Any, who: str) -> Wishes:
@@ -100,12 +115,13 @@ def as_before(wishes: Wishes, checkpoint: Path | None) -> Wishes:
     kept = None if checkpoint is None else read_record(checkpoint)
     if checkpoint is None or kept is None:
         return wishes
-    if wishes.precision not in (None, kept["precision"]):
+    before = kept.get("precision")  # None where the run was begun by Python, which need not choose
+    if before is not None and wishes.precision not in (None, before):
         raise ValueError(
-            f"{checkpoint} was trained in {kept['precision']}, and {wishes.precision} is asked for "
+            f"{checkpoint} was trained in {before}, and {wishes.precision} is asked for "
             f"({wishes.reason('precision')}); leave it out, or give another output_dir"
         )
-    wished = {name: kept[name] for name in ("precision", "compile_layers") if vars(wishes)[name] is None}
+    wished = {name: kept.get(name) for name in ("precision", "compile_layers") if vars(wishes)[name] is None}
     return with_reason(wishes, f"as {checkpoint.name} was trained", **wished)
 
 
