@@ -289,7 +289,11 @@ def main() -> None:
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     resumed = newest_checkpoint(args, trainer.model)
     rows = digest(train.select_columns(list(PAIR_FEATURES)))
-    record = RunRecord.of([args], rows, base_of(args.model, checkpoint), recorded(trainer.accelerator))
+    evaluated = ", ".join(
+        f"{name} {digest(pairs.select_columns(list(PAIR_FEATURES)))}" for name, pairs in held_out.items()
+    )
+    made_of = rows, base_of(args.model, checkpoint), recorded(trainer.accelerator)
+    record = RunRecord.of([args], *made_of, evaluated)
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, resumed, [change["name"] for change in changes])

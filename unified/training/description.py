@@ -22,4 +22,4 @@ class Description:
     def __call__(self, folder: Path) -> None:
         if is_adapter(folder):
             self.digest = name_base(folder, self.checkpoint, self.chat_fingerprint, self.made_with, self.digest)
-        write_card(folder, [self.checkpoint], vars(self.record))
+        write_card(folder, [self.checkpoint], self.record.kept())

@@ -165,6 +165,12 @@ def rows_of(trainer: UnifiedTrainer) -> str:
     return digest(data.rows)
 
 
+def eval_rows_of(trainer: UnifiedTrainer) -> str:
+    """The digest of what is evaluated on; empty for nothing."""
+    data: Any = trainer.eval_dataset
+    return "" if data is None else digest(data.rows)
+
+
 def base_of(model: str, checkpoint: Path) -> str:
     """The fingerprint of what is trained, with an adapter's base, the `checkpoint` below it."""
     return fingerprint(*dict.fromkeys([Path(model), checkpoint]))
@@ -205,7 +211,8 @@ def fine_tune(
     trainer = build_trainer(model_args, data_args, args)
     checkpoint = newest_checkpoint(args, trainer.model)
     settings, base = (model_args, data_args, args), resolve_checkpoint(model_args.model, args)
-    record = RunRecord.of(settings, rows_of(trainer), base_of(model_args.model, base), recorded(trainer.accelerator))
+    made_of = rows_of(trainer), base_of(model_args.model, base), recorded(trainer.accelerator)
+    record = RunRecord.of(settings, *made_of, eval_rows_of(trainer))
     check_batches(trainer)
     changes, finished = begin(record, folder, newest, args.allow_changed)
     check_complete(args, checkpoint, [change["name"] for change in changes])

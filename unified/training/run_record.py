@@ -47,6 +47,16 @@ FREE = {
     *LENGTH,
     *REFUSED,
 }
+# what each process of a run may have of its own: where things lie on its machine, how it reads them, what it shows.
+# All else decides how many steps there are, or what processes do together in one
+OF_A_PROCESS = {
+    *"""
+    output_dir model base vq data_dir train_files eval_files lpips_path deepspeed fsdp_config report_to run_name
+    project disable_tqdm log_level log_level_replica log_on_each_node local_rank use_cpu tf32 debug skip_memory_metrics
+    dataloader_num_workers num_workers cache_gb dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor dataloader_multiprocessing_context
+    """.split()
+}
 # what a run that goes on can be given anew, if that is said
 OPTIMIZER = ("learning_rate", "new_parts_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 CHANGEABLE = {
@@ -69,6 +79,7 @@ class RunRecord:
     """What a run is made of, by name; `length` is how long it was to be, `changes` what was allowed to change.
 
     `named` is what it was told of files and prompts, which may be anywhere and is not compared; `steps` how far it is.
+    `shared` is what its processes must have in common, and not kept.
     """
 
     made_of: dict[str, Any]
@@ -76,20 +87,28 @@ class RunRecord:
     changes: Changes = field(default_factory=list)
     named: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Iterable[Any], rows: str, base: str, launch: Mapping[str, Any]) -> "RunRecord":
+    def of(
+        cls, settings: Iterable[Any], rows: str, base: str, launch: Mapping[str, Any], eval_rows: str = ""
+    ) -> "RunRecord":
         """Of dataclasses of settings, digests of the rows and of the base, and what is recorded of the launch."""
         known = {f.name: vars(one)[f.name] for one in settings for f in fields(one)}
         values: dict[str, Any] = json.loads(json.dumps(known, default=str))
         around = {"rows": rows, "base": base, **launch, "processes": PartialState().num_processes}
         compared = {name: value for name, value in values.items() if name not in FREE}
         length, named = ({name: values[name] for name in names if name in values} for names in (LENGTH, NAMED))
-        return cls(compared | around, length, named=named)
+        shared = {name: value for name, value in values.items() if name not in OF_A_PROCESS}
+        return cls(compared | around, length, named=named, shared=shared | around | {"eval rows": eval_rows})
+
+    def kept(self) -> dict[str, Any]:
+        """What is written of it."""
+        return {name: value for name, value in vars(self).items() if name != "shared"}
 
     def agree(self) -> None:
-        """Raise ValueError, on all ranks, where a process is made of something else than the first."""
-        first, *others = gather_object([self.made_of])
+        """Raise ValueError, on all ranks, where a process has other settings, rows or another base than the first."""
+        first, *others = gather_object([self.shared])
         for rank, other in enumerate(others, start=1):
             for name, value in first.items():
                 if other.get(name) != value:
@@ -126,7 +145,7 @@ class RunRecord:
 
     def write(self, folder: Path, finished: int | None = None) -> None:
         """Leave it in a folder, with the step after which the run has `finished`."""
-        write_text(folder / RUN, json.dumps({**vars(self), "finished": finished}, indent=1) + "\n")
+        write_text(folder / RUN, json.dumps({**self.kept(), "finished": finished}, indent=1) + "\n")
 
 
 def check_same_checkpoint(checkpoint: Path | None) -> None:
@@ -194,7 +213,7 @@ class Recorder(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Kept in a checkpoint's trainer_state.json."""
-        return {"args": {}, "attributes": {"record": vars(self.record)}}
+        return {"args": {}, "attributes": {"record": self.record.kept()}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
