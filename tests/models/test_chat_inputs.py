@@ -104,9 +104,9 @@ def test_several_conversations_with_pictures(processor: UnifiedProcessor, pictur
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "http": (lambda p: p.apply_chat_template(part(url="https://x.org/a.png"), **ALL), "nothing is downloaded here"),
+    "http": (lambda p: p.apply_chat_template(part(url="https://x.org/a.png"), **ALL), "is on the web; download it"),
     "no file": (lambda p: p.apply_chat_template(part(path="/no.png"), **ALL), "is not a file; give a PIL image"),
-    "no base64": (lambda p: p.apply_chat_template(part(base64="?"), **ALL), "neither a file nor base64"),
+    "no base64": (lambda p: p.apply_chat_template(part(base64="?"), **ALL), "'data:;base64,?' is no base64"),
     "no picture": (lambda p: p.apply_chat_template(part(base64="aGVsbG8="), **ALL), "cannot be read"),
     "a number": (lambda p: p.apply_chat_template(part(image=5), **ALL), "is 5; give a PIL image"),
     "floats": (lambda p: p.apply_chat_template(part(image=np.zeros((4, 4, 3))), **ALL), "as uint8"),

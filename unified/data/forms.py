@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unified.files.image_sources import as_data_uri
 from unified.models.messages import ROLES, Message, content_parts, shorten
 from unified.models.tools import as_json, read_tool_calls, read_tools
 
@@ -242,7 +243,7 @@ def _inside(given: Mapping[str, Any]) -> Any:
         raise ValueError(f"an image part with both {' and '.join(map(repr, given))}; keep one of them")
     ((key, picture),) = given.items()
     if key == "base64" and isinstance(picture, str):
-        return f"data:;base64,{picture}"
+        return as_data_uri(picture)
     if isinstance(picture, Mapping) and "url" in picture:
         more = {name: held for name, held in picture.items() if held is not None and name not in ("url", "detail")}
         check_unknown(more, (), "`url`")  # `detail` says how finely OpenAI's models look

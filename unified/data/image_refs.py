@@ -1,18 +1,15 @@
 """Pictures of rows before they are read: a path, `{bytes, path}`, or base64, each with its name for messages."""
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
+from unified.files.image_sources import image_source
 from unified.files.images import read_file
 from unified.models.messages import shorten
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+LONGEST_NAME = 255  # characters of an image's name in messages
 
 
 @dataclass(frozen=True)
@@ -32,33 +29,23 @@ def image_ref(image: Any, folder: Path, where: str) -> ImageRef:
     """A picture of the record `where`, whose paths start in `folder`; raises ValueError for what is none."""
     if isinstance(image, bytes):
         return ImageRef(where, data=image)
-    if isinstance(image, str) and image.startswith("data:"):
-        return ImageRef(where, data=_decoded(image))
     if isinstance(image, str):
-        return ImageRef(image, file=_file(image, folder))
+        return _of_text(image, folder, where)
     inner, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, None)
     if isinstance(inner, bytes):
-        return ImageRef(path if isinstance(path, str) and path else where, data=inner)
+        return ImageRef(_name(path) if isinstance(path, str) and path else where, data=inner)
     if inner is None and isinstance(path, str):
-        return ImageRef(path, file=_file(path, folder))
+        return _of_text(path, folder, where)
     raise ValueError(f"image {shorten(image)}; give a path (JSONL) or {{bytes, path}} (parquet)")
 
 
-def _decoded(url: str) -> bytes:
-    head, _, body = url.partition(",")
-    if not head.endswith(";base64"):
-        raise ValueError(f"image {shorten(url)} is no base64; give the picture's path")
+def _of_text(text: str, folder: Path, where: str) -> ImageRef:
     try:
-        return base64.b64decode("".join(body.split()), validate=True)  # lines, as MIME has them
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"image {shorten(url)} is no base64 ({error}); write it whole") from None
+        found = image_source(text, folder)
+    except ValueError as error:
+        raise ValueError(f"image {shorten(text)} {error}") from None
+    return ImageRef(where, data=found) if isinstance(found, bytes) else ImageRef(_name(text), file=found)
 
 
-def _file(name: str, folder: Path) -> Path:
-    scheme = _SCHEME.match(name)
-    if scheme and scheme[1].lower() != "file":
-        raise ValueError(f"image {shorten(name)} is on the web; download it and give its path")
-    path = unquote(urlparse(name).path) if scheme else name
-    if not path.strip() or "\0" in path:
-        raise ValueError(f"image {shorten(name)} names no file; give the picture's path")
-    return folder / path
+def _name(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else shorten(text)

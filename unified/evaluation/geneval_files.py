@@ -5,16 +5,14 @@ A prompt set is JSONL, a prompt's metadata a line. A folder has `00000/metadata.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from unified.evaluation.metrics import check_geneval_metadata
+from unified.files.image_integrity import check_whole
 from unified.files.jsonl import parse_object, read_lines
 
 PROMPT_SET = "prompts.jsonl"  # in a folder: the set it was made from, by eval/generate_images.py
@@ -181,8 +179,7 @@ def check_image(path: Path) -> str:
     """SHA-256 of a PNG that is whole by its checksums. Raises ValueError naming one that is not."""
     data = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.verify()
+        check_whole(data, "PNG")
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to say that a PNG is broken
         raise ValueError(f"{path} is not a whole PNG ({error}); delete it and generate it again") from None
     return hashlib.sha256(data).hexdigest()

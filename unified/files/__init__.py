@@ -8,6 +8,7 @@ hub              names of the Hugging Face hub in place of folders and files
 images           the one opener of images; squares; writing; PIL images <-> pixel values
 image_modes      what a picture shows, as 8-bit sRGB
 image_sets       the images of a folder; those that cannot be read, and what squares leave out
+image_sources    a picture in a text: data: URI, base64, file: URL or path
 image_integrity  whether an image file is whole
 records          names of the files in which a run says what it was
 results          the result JSON of every evaluation
@@ -21,6 +22,7 @@ __all__ = [
     "image_integrity",
     "image_modes",
     "image_sets",
+    "image_sources",
     "images",
     "json_lists",
     "jsonl",

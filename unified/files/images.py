@@ -99,6 +99,20 @@ def inspect_image(source: str | Path | bytes, name: str, exact: bool = False) ->
         raise _unreadable(name, error) from None
 
 
+def image_kind(data: bytes, name: str) -> tuple[str, tuple[int, int]]:
+    """Pillow's name of an image's format, and its size (width, height), of however many pixels; nothing is decoded.
+
+    Raises ValueError starting with `name` for what is no image, and for an icon whose pictures are too large.
+    """
+    try:
+        image = _identify(data, name, exact=False)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+    return image.format or "", image.size
+
+
 def _checked(data: bytes, name: str, exact: bool) -> ImageFile.ImageFile:
     """An image whose pixels are not decoded yet."""
     image = _identify(data, name, exact)

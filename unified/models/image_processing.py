@@ -3,13 +3,10 @@
 Legend: N images, H W pixels, S side of a square image.
 """
 
-import base64
-import binascii
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from unified.files.image_sources import as_data_uri, image_source
 from unified.files.images import Fit, image_to_pixels, read_image, to_rgb, to_square
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import Message, shorten
@@ -38,24 +36,15 @@ def open_picture(source: Any, name: str = "the image", side: int | None = None) 
         return read_image(Path(source), f"{name} {source}", side)
     if not isinstance(source, str):
         raise ValueError(f"{name} is {shorten(source)}; give {FORMS}")
-    scheme = urlparse(source).scheme if ":" in source[:9] else ""
-    if scheme in ("http", "https"):
-        raise ValueError(f"{name} is {shorten(source)}; nothing is downloaded here: save it and give its path")
-    if scheme == "data":
-        return read_image(_decoded(source.partition(",")[2], name), name, side)
-    path = unquote(urlparse(source).path) if scheme == "file" else source
-    if scheme == "file" or len(source) < 4096 and os.path.exists(path):  # Path's raises for a name that is too long
-        return read_image(Path(path), f"{name} {path}", side)
-    if len(source) < 4096 and Path(path).suffix:
-        raise ValueError(f"{name} {shorten(source)} is not a file; give {FORMS}")
-    return read_image(_decoded(source, name), name, side)
-
-
-def _decoded(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode("".join(text.split()), validate=True)  # lines, as MIME has them
-    except (binascii.Error, ValueError):
-        raise ValueError(f"{name} {shorten(text)} is neither a file nor base64; give {FORMS}") from None
+        found = image_source(source)
+    except ValueError as error:
+        raise ValueError(f"{name} {shorten(source)} {error}") from None
+    if isinstance(found, bytes):
+        return read_image(found, name, side)
+    if not os.path.exists(found):  # Path's raises for a name that is too long
+        raise ValueError(f"{name} {shorten(source)} is not a file; give {FORMS}")
+    return read_image(found, f"{name} {found}", side)
 
 
 def _of_array(values: np.ndarray, name: str) -> Image.Image:
@@ -126,7 +115,8 @@ def _plain_part(part: Any, is_output_part: bool, found: list[Any]) -> Any:
             '{"type": "image"} and give its codes as codes=, from model.model.vq_model.encode'
         )
     for key, source in given.items():
-        found.append(source.get("url") if key == "image_url" and isinstance(source, Mapping) else source)
+        source = source.get("url") if key == "image_url" and isinstance(source, Mapping) else source
+        found.append(as_data_uri(source) if key == "base64" and isinstance(source, str) else source)
     return {"type": "image", **{key: value for key, value in part.items() if key not in ("type", *SOURCES)}}
 
 

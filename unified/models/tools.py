@@ -54,15 +54,10 @@ def read_tool_calls(value: Any) -> list[dict[str, Any]]:
 
 def _check_call(call: Mapping[str, Any], function: Mapping[str, Any]) -> None:
     """Raise ValueError for what of a call no template would write."""
-    levels = (
-        {"": (call, _CALL), "function.": (function, _NAMED)} if "function" in call else {"": (call, _CALL | _NAMED)}
+    levels = ((call, _CALL), (function, _NAMED)) if "function" in call else ((call, _CALL | _NAMED),)
+    unknown = sorted(
+        key for held, known in levels for key, value in held.items() if value is not None and key not in known
     )
-    unknown = [
-        f"{prefix}{key}"
-        for prefix, (held, known) in levels.items()
-        for key, value in sorted(held.items())
-        if value is not None and key not in known
-    ]
     if unknown or call.get("type") not in (None, "function"):
         what = f"the key {unknown[0]!r}, which" if unknown else f"type {call['type']!r}, which"
         raise ValueError(f"tool call {shorten(call)} has {what} nothing honours; take it out")

@@ -6,21 +6,18 @@ Legend: L codes of an image.
 import base64
 import hashlib
 import io
-import re
 from collections import OrderedDict
-from urllib.parse import unquote
 
 from PIL import Image
 from torch import Tensor
 
-from unified.files.images import UNREADABLE, read_image
+from unified.files.image_sources import decode_data_uri, scheme_of
+from unified.files.images import image_kind, read_image
 from unified.serving.errors import ApiError, unsupported
 from unified.serving.fetching import fetch
 from unified.serving.settings import ServerSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-DATA = re.compile(r"\s*data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
-URL_SAFE = str.maketrans("-_", "+/")  # RFC 4648's other alphabet
 NO_URL = "neither a data URI in base64 (data:image/png;base64,...) nor an http(s) URL"
 REMEMBERED = 1024  # images whose codes are kept
 
@@ -30,13 +27,13 @@ def read_url(url: str, where: str, settings: ServerSettings) -> Image.Image:
 
     Raises ApiError that begins with `where` for whatever is no such image.
     """
-    head = DATA.match(url)
-    if head:
+    scheme = scheme_of(url)
+    if scheme == "data":
         try:
-            data = base64.b64decode("".join(unquote(url[head.end() :]).split()).translate(URL_SAFE), validate=True)
-        except ValueError:  # binascii's, and that of other characters than ASCII
+            data = decode_data_uri(url)
+        except ValueError:
             raise ApiError(400, f"{where}: not valid base64", where, "invalid_image_url") from None
-    elif url.lstrip()[:5].lower() in ("http:", "https"):
+    elif scheme in ("http", "https"):
         if not settings.allow_urls:
             raise unsupported(where, "URLs are not fetched here; send a data URI (data:image/png;base64,...)")
         data = fetch(url.strip(), where, settings.max_body_bytes)
@@ -48,15 +45,16 @@ def read_url(url: str, where: str, settings: ServerSettings) -> Image.Image:
 def read_bytes(data: bytes, where: str, max_pixels: int) -> Image.Image:
     """RGB image of a file's bytes; ApiError for what is none, or has more pixels."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-        if width * height > max_pixels:
+        kind, (width, height) = image_kind(data, where)
+        if kind in FORMATS and width * height > max_pixels:
             raise ApiError(
                 413, f"{where}: {width}x{height} pixels are more than {max_pixels}", where, "image_too_large"
             )
-        return read_image(data, where)
-    except UNREADABLE:
-        raise ApiError(400, f"{where}: no complete PNG, JPEG, WebP or GIF image", where, "invalid_image") from None
+        if kind in FORMATS:
+            return read_image(data, where)
+    except ValueError:
+        pass
+    raise ApiError(400, f"{where}: no complete PNG, JPEG, WebP or GIF image", where, "invalid_image")
 
 
 def image_bytes(image: Image.Image, output_format: str, quality: int | None = None) -> bytes:
