@@ -71,7 +71,9 @@ def test_a_stream_says_what_the_whole_answer_says(artist: Server) -> None:
     assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
     images = [image for delta in deltas for image in (delta.model_extra.get("images") or [])]
     assert images == whole.choices[0].message.images
-    partial = [delta.unified["partial_image"] for delta in deltas if "unified" in delta.model_extra]
+    told = [delta.unified for delta in deltas if "unified" in delta.model_extra]
+    assert told.pop() == whole.choices[0].message.unified
+    partial = [said["partial_image"] for said in told]
     assert [(part["scale"], part["scales"]) for part in partial] == [(0, 2)] and opened(partial[0]["url"]).size == (
         16,
         16,

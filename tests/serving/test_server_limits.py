@@ -23,6 +23,7 @@ from unified.serving.engine import EngineLimits
 from unified.serving.errors import ApiError
 from unified.serving.fetching import fetch, is_public
 from unified.serving.jobs import Finished, TextToken
+from unified.serving.metrics import Metrics
 from unified.serving.pictures import data_uri
 from unified.serving.service import Answers
 from unified.serving.settings import ServerSettings, read_keys
@@ -245,13 +246,13 @@ def test_a_client_that_has_gone_is_noticed_however_fast_tokens_come(monkeypatch:
         return True
 
     async def listen() -> int:
-        answers = Answers(1)
+        answers = Answers(1, Metrics())
 
         async def write() -> None:
             for token in range(100):
                 answers.hear(0, TextToken(token))
                 await asyncio.sleep(0.01)
-            answers.hear(0, Finished("length", 0))
+            answers.hear(0, Finished("length"))
 
         writing = asyncio.create_task(write())
         async for _ in answers.events(SimpleNamespace(is_disconnected=gone)):

@@ -16,7 +16,7 @@ from unified.serving.chat_protocol import AnswerMessage, ChatRequest, ChatRespon
 from unified.serving.conversation import ids_with_tools, read_messages
 from unified.serving.drawing import ERRORS, JSON, STREAM, partial_scales
 from unified.serving.errors import ApiError, unsupported
-from unified.serving.jobs import Event, Finished, Job, PartialImage, TextSampling, TextToken, WholeImage
+from unified.serving.jobs import Event, Failed, Finished, Job, PartialImage, TextSampling, TextToken, WholeImage
 from unified.serving.pictures import data_uri
 from unified.serving.protocol import ImageSettings, Unified, without_nulls
 from unified.serving.service import Answers, AnswerStream, Service, seeds_from
@@ -64,16 +64,20 @@ class Answer:
             return self.stream.add(event.token)
         if isinstance(event, WholeImage):
             return self.stream.show(event)
+        if isinstance(event, Finished | Failed):
+            self.cached = event.cached
         if not isinstance(event, Finished):
             return []
         pieces = self.stream.end()
-        self.cached = event.cached
         self.reason = "length" if event.reason == "length" and not self.stopped else "stop"
         return pieces
 
+    def told(self, seed: int) -> Parts:
+        """What OpenAI's messages have no field for."""
+        return Parts(parts=self.parts, seed=seed)
+
     async def show(self, event: WholeImage) -> dict[str, Any]:
         """Add a picture, as a part of `message.images`."""
-        self.service.metrics.images.inc()
         self.service.known.add(event.image, event.codes)
         url = await asyncio.to_thread(data_uri, event.image)
         image = {"type": "image_url", "image_url": {"url": url}, "index": event.number}
@@ -174,7 +178,7 @@ class Answering:
         async for number, event in answers.events(http):
             answer = self.answers[number]
             was_stopped = answer.stopped
-            if was_stopped and not isinstance(event, Finished):
+            if was_stopped and not isinstance(event, Finished | Failed):
                 continue
             for piece in answer.hear(event):
                 if isinstance(piece, str):
@@ -187,8 +191,6 @@ class Answering:
                 yield number, {"unified": {"partial_image": shown}}
             if answer.stopped and not was_stopped and not isinstance(event, Finished):
                 answers.stop(number)
-        self.service.metrics.tokens.inc(sum(answer.tokens for answer in self.answers))
-        self.service.metrics.cached.inc(max(answer.cached for answer in self.answers))
 
     async def whole(self, http: Request) -> Response:
         """All answers at once."""
@@ -203,7 +205,7 @@ class Answering:
                 message=AnswerMessage(
                     content=answer.text,
                     images=answer.images or None,
-                    unified=Parts(parts=answer.parts, seed=self.seeds[number]),
+                    unified=answer.told(self.seeds[number]),
                 ),
                 finish_reason=answer.reason,
             )
@@ -240,7 +242,8 @@ class Answering:
             async for number, change in self.follow(answers, None):
                 yield self.chunk([delta(number, change)])
             for number, answer in enumerate(self.answers):
-                yield self.chunk([delta(number, {}, answer.reason)], unified=without_nulls(self.note()))
+                told = {"unified": answer.told(self.seeds[number]).model_dump()}
+                yield self.chunk([delta(number, told, answer.reason)], unified=without_nulls(self.note()))
             if self.counts_usage:
                 yield self.chunk([], usage=self.usage().model_dump())
         except ApiError as error:

@@ -39,13 +39,37 @@ def check_sizes(messages: Sequence[ChatMessage], service: Service) -> None:
 
 
 def parts_of(message: ChatMessage) -> list[TextPart | ImagePart]:
-    """A message's parts in order; null content is none, and the images of an answer stand behind its words."""
+    """A message's parts in order; null content is none.
+
+    The images of an answer stand where its `unified.parts` say, or behind its words where these are of other words.
+    """
     content = message.content
     if content is None or isinstance(content, str):
         parts: list[TextPart | ImagePart] = [TextPart(type="text", text=content)] if content else []
     else:
         parts = list(content)
-    return [*parts, *(message.images or [])]
+    images = message.images or []
+    return parts_said(message, parts, images) or [*parts, *images]
+
+
+def parts_said(message: ChatMessage, words: Sequence[Any], images: Sequence[ImagePart]) -> list[Any] | None:
+    """An answer's `words` and `images` in the order that this server gave with it; None where they are others."""
+    given = (message.model_extra or {}).get("unified")
+    said = given.get("parts") if isinstance(given, dict) and message.role == "assistant" else None
+    parts: list[TextPart | ImagePart] = []
+    shown: list[int] = []
+    for part in said if isinstance(said, list) else ():
+        match part:
+            case {"type": "text", "text": str(text)}:
+                parts.append(TextPart(type="text", text=text))
+            case {"type": "image", "index": int(index)} if 0 <= index < len(images):
+                parts.append(images[index])
+                shown.append(index)
+            case _:
+                return None
+    texts = ["".join(part.text for part in some if isinstance(part, TextPart)) for some in (words, parts)]
+    is_same = texts[0] == texts[1] and shown == [*range(len(images))]
+    return parts if is_same and all(isinstance(part, TextPart) for part in words) else None
 
 
 async def read_messages(messages: Sequence[ChatMessage], service: Service) -> tuple[list[Message], list[Tensor]]:

@@ -116,8 +116,7 @@ class Drawing:
         return await asyncio.to_thread(base64_of, event.image, self.format, self.request.output_compression)
 
     async def remember(self, event: WholeImage) -> None:
-        """Count a drawn image, and keep its codes."""
-        self.service.metrics.images.inc()
+        """Keep a drawn image's codes."""
         self.service.known.add(event.image, event.codes)
 
     async def whole(self, http: Request) -> Response:

@@ -6,7 +6,7 @@ Legend: L codes of an image, M input images.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -88,7 +88,7 @@ class Finished:
     """
 
     reason: str
-    cached: int
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Failed:
 
     reason: str
     message: str
+    cached: int = 0
 
 
 Event = TextToken | PartialImage | WholeImage | Finished | Failed
@@ -109,6 +110,7 @@ class Ticket:
         self.job, self.on_event = job, on_event
         self.deadline = time.monotonic() + job.seconds
         self.cancelled, self.ended = threading.Event(), threading.Event()
+        self.cached = 0  # prompt positions that are not run again
 
     def cancel(self) -> None:
         """Give its place free; what has been begun ends within a token or a scale."""
@@ -120,4 +122,5 @@ class Ticket:
             return
         if isinstance(event, Finished | Failed):
             self.ended.set()
+            event = replace(event, cached=self.cached)
         self.on_event(event)

@@ -84,7 +84,6 @@ class Reply:
             if isinstance(event, WholeImage):
                 self.codes.append(event.codes)
                 self.service.known.add(event.image, event.codes)
-                self.service.metrics.images.inc()
 
     def text(self, ids: list[int]) -> str:
         """Text of ids, without the half of a character at its end."""

@@ -101,7 +101,6 @@ def frame_of(service: Service, event: Any) -> Frame | None:
     """The picture that an event holds, if it holds one."""
     if isinstance(event, WholeImage):
         service.known.add(event.image, event.codes)
-        service.metrics.images.inc()
         return Frame(event.image, service.scales - 1, service.scales)
     if isinstance(event, PartialImage):
         return Frame(event.image, event.scale, service.scales)

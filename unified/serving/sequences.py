@@ -25,7 +25,7 @@ class Sequence:
     def __init__(self, ticket: Ticket, model: UnifiedForCausalLM) -> None:
         self.ticket, self.job, self.model = ticket, ticket.job, model
         self.ids = list(self.job.input_ids)  # of all positions, in the cache or not
-        self.text, self.images, self.reused = 0, 0, 0
+        self.text, self.images = 0, 0
         self.text_generator = torch.Generator(model.device).manual_seed(self.job.seed)
         self.alone = False  # failed in a batch, and is tried again by itself
         self.restart()
@@ -38,6 +38,7 @@ class Sequence:
     def restart(self) -> None:
         """Begin again with all that has been said as the prompt; an unfinished image is drawn again."""
         self.cached: CachedRow | None = None
+        self.ticket.cached = 0
         self.row = Row(list(self.ids), self.job.input_codes)
         self.reset_image()
 
@@ -50,7 +51,7 @@ class Sequence:
 
     def reuse(self, prefix: Prefix) -> None:
         """Begin with what is cached of the prompt."""
-        self.cached, self.reused = prefix.row, prefix.length
+        self.cached, self.ticket.cached = prefix.row, prefix.length
         codes = self.job.input_codes[prefix.images :]
         self.row = Row(self.ids[prefix.length :], codes, prefix.position, prefix.image_seen)
 
@@ -116,4 +117,4 @@ class Sequence:
 
     def finish(self, reason: str) -> None:
         """The answer is complete."""
-        self.ticket.say(Finished(reason, self.reused))
+        self.ticket.say(Finished(reason))

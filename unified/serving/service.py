@@ -17,7 +17,7 @@ from unified.models.image_sampling import ImageSampling
 from unified.models.messages import Message
 from unified.serving.engine import Busy, Engine
 from unified.serving.errors import ApiError, of_busy, of_failure
-from unified.serving.jobs import Event, Failed, Finished, Job, Ticket
+from unified.serving.jobs import Event, Failed, Finished, Job, TextToken, Ticket, WholeImage
 from unified.serving.metrics import Metrics
 from unified.serving.pictures import KnownImages
 from unified.serving.protocol import MAX_SEED, ImageSettings, Request
@@ -92,7 +92,7 @@ class Service:
     def submit(self, jobs: Sequence[Job], param: str) -> "Answers":
         """Let the engine work on `jobs`; ApiError where the queue is full, or a prompt (`param`) too long."""
         self.check_alive()
-        answers = Answers(len(jobs))
+        answers = Answers(len(jobs), self.metrics)
         try:
             answers.tickets = self.engine.submit(jobs, answers.hear)
         except Busy as busy:
@@ -123,13 +123,20 @@ class Service:
 class Answers:
     """Events of several jobs, in an event loop; leaving `async with` cancels what has not ended."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, metrics: Metrics) -> None:
+        self.metrics = metrics
         self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
         self.tickets: list[Ticket] = []
         self.running, self.unwanted = count, set[int]()
 
     def hear(self, number: int, event: Event) -> None:
-        """Called in the engine's thread."""
+        """Called in the engine's thread; counts what is said, whoever still listens."""
+        if isinstance(event, TextToken):
+            self.metrics.tokens.inc()
+        elif isinstance(event, WholeImage):
+            self.metrics.images.inc()
+        elif isinstance(event, Finished | Failed):
+            self.metrics.cached.inc(event.cached)
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.queue.put_nowait, (number, event))
 
