@@ -19,7 +19,7 @@ from unified import ImageSampling, VQConfig, VQModel
 from unified.checkpoints.extension import extend
 from unified.checkpoints.loading import load
 from unified.serving.app import AppServer, create_app
-from unified.serving.engine import Engine
+from unified.serving.engine import Engine, EngineLimits
 from unified.serving.page_about import Card
 from unified.serving.settings import ServerSettings
 
@@ -51,7 +51,7 @@ def main(folder: Path, *keys: str) -> None:
     from unified.serving.page import mount_page
 
     torch.set_num_threads(1)
-    engine = Engine(*toy(folder))
+    engine = Engine(*toy(folder), EngineLimits(max_queue=0))
     step = engine.scheduler.step
 
     def slow_step() -> None:

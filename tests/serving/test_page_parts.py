@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import io
 import re
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from unified import UnifiedConfig, UnifiedProcessor
+from unified.checkpoints.loading import load
+from unified.serving.engine import Engine
 from unified.serving.errors import ApiError
 from unified.serving.gate import key_number
 from unified.serving.jobs import Ticket
-from unified.serving.page_about import Card
+from unified.serving.page_about import Card, about
 from unified.serving.page_access import PageAccess
-from unified.serving.page_chat import Talk, Turn, check_turn
+from unified.serving.page_chat import Talk, Turn, answer, check_turn
 from unified.serving.page_create import Drawn
 from unified.serving.page_pictures import (
     Frame,
@@ -29,6 +33,7 @@ from unified.serving.page_pictures import (
     preview_of,
     read_file,
 )
+from unified.serving.service import Service
 from unified.serving.settings import ServerSettings
 
 RED = Image.new("RGB", (4, 4), (255, 0, 0))
@@ -100,6 +105,37 @@ def test_the_pages_bounds_are_those_of_the_api(tmp_path: Path) -> None:
 def test_previews_are_no_larger_than_the_page_needs() -> None:
     uri = re.search('src="data:image/png;base64,([^"]+)"', preview_of(Image.new("RGB", (2000, 1000)), "a"))
     assert Image.open(io.BytesIO(base64.b64decode(uri[1]))).size == (768, 384)
+
+
+@pytest.mark.parametrize(("fit", "said"), [("crop", "cropped to their centre and"), ("pad", "put on white and")])
+def test_about_says_how_pictures_become_square(fit: str, said: str, toy_checkpoint: Path) -> None:
+    processor = UnifiedProcessor.from_pretrained(toy_checkpoint)
+    processor.set_fit(fit)
+    engine = SimpleNamespace(
+        processor=processor, model=SimpleNamespace(config=UnifiedConfig.from_pretrained(toy_checkpoint))
+    )
+    service = SimpleNamespace(engine=engine, settings=ServerSettings(), scales=2)
+    assert f"those you show are {said}" in " ".join(about(service, Card()).split())
+
+
+def test_a_conversation_of_the_page_goes_on_with_itself_alone(toy_checkpoint: Path) -> None:
+    """Each begins as gradio's copy of the same empty one; what another's cache holds would tell how fast it comes."""
+    empty, turn = Talk(), Turn("a red cat", max_images=0)
+    talks = [copy.deepcopy(empty) for _ in range(2)]
+
+    async def ask(talk: Talk) -> float:
+        before = service.metrics.cached._value.get()
+        async for _ in answer(service, talk, turn):
+            pass
+        return service.metrics.cached._value.get() - before
+
+    async def cached() -> list[float]:
+        return [await ask(talk) for talk in (*talks, talks[0])]
+
+    with Engine(*load(toy_checkpoint, device="cpu")) as engine:
+        service = Service(engine, ServerSettings(default_new_tokens=2))
+        first, other, again = asyncio.run(cached())
+    assert first == other == 0 and again > 0
 
 
 @pytest.mark.parametrize("kind", [Talk, Drawn])

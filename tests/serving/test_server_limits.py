@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 from toy_server import Server, serve
 
+from unified.models.image_processing import UnifiedImageProcessor
 from unified.serving.conversation import read_square
 from unified.serving.engine import EngineLimits
 from unified.serving.errors import ApiError
-from unified.serving.fetching import fetch, is_public
+from unified.serving.fetching import fetch, is_public, public_addresses
 from unified.serving.jobs import Finished, TextToken
 from unified.serving.metrics import Metrics
 from unified.serving.pictures import data_uri
@@ -208,20 +209,34 @@ def test_private_addresses_are_not_fetched(url: str) -> None:
 def test_a_name_is_looked_up_once_and_that_address_asked(small: Server) -> None:
     """A name that is public when it is looked at and private when it is asked is asked where it was public."""
     port = int(small.url.rsplit(":", 1)[1])
-    with patch("unified.serving.fetching.public_address", return_value="127.0.0.1") as looked_up:
+    with patch("unified.serving.fetching.public_addresses", return_value=["127.0.0.1"]) as looked_up:
         data = fetch(f"http://public.localhost:{port}/health", "image", 1000)
     assert json.loads(data)["status"] == "ok" and looked_up.call_count == 1
-    with patch("unified.serving.fetching.public_address", return_value="127.0.0.1"):
+    with patch("unified.serving.fetching.public_addresses", return_value=["127.0.0.1"]):
         with pytest.raises(ApiError, match="more than 10 bytes"):
             fetch(f"http://public.localhost:{port}/health", "image", 10)
         with pytest.raises(ApiError, match="status 404"):
             fetch(f"http://public.localhost:{port}/none", "image", 10)
 
 
+@pytest.mark.parametrize("addresses", [["127.0.0.2", "127.0.0.1"], ["::1", "127.0.0.1", "127.0.0.2"]])
+def test_a_host_is_asked_where_it_answers(addresses: list[str], small: Server) -> None:
+    """A host has addresses of IPv4 and IPv6, and this machine may have only one of them."""
+    port = int(small.url.rsplit(":", 1)[1])
+    found = [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+    with patch("socket.getaddrinfo", return_value=found), patch("unified.serving.fetching.is_public"):
+        assert public_addresses("a.b", port) == addresses
+    with patch("unified.serving.fetching.public_addresses", return_value=addresses):
+        assert json.loads(fetch(f"http://public.localhost:{port}/health", "image", 1000))["status"] == "ok"
+    with patch("unified.serving.fetching.public_addresses", return_value=["127.0.0.2", "127.0.0.3"]):
+        with pytest.raises(ApiError, match="cannot be fetched .ConnectionRefusedError"):
+            fetch(f"http://public.localhost:{port}/health", "image", 1000)
+
+
 def test_a_slow_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that sends a byte now and then, which no limit on a single read ends."""
     monkeypatch.setattr("unified.serving.fetching.SECONDS", 0.3)
-    monkeypatch.setattr("unified.serving.fetching.public_address", lambda *_: "127.0.0.1")
+    monkeypatch.setattr("unified.serving.fetching.public_addresses", lambda *_: ["127.0.0.1"])
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
@@ -266,7 +281,7 @@ def test_a_client_that_has_gone_is_noticed_however_fast_tokens_come(monkeypatch:
 def test_images_are_made_small_as_they_are_read() -> None:
     """Many large ones of a conversation would fill the memory."""
     url = data_uri(Image.new("RGB", (90, 60), "red"))
-    engine = SimpleNamespace(processor=SimpleNamespace(image_size=16))
+    engine = SimpleNamespace(processor=SimpleNamespace(image_processor=UnifiedImageProcessor(16)))
     image = read_square(url, "a", SimpleNamespace(engine=engine, settings=ServerSettings()))
     assert image.size == (16, 16) and image.getpixel((8, 8)) == (255, 0, 0)
 

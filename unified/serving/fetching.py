@@ -5,7 +5,8 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +17,12 @@ SECONDS = 10.0  # to connect, and for all of the answer, as slow servers may sen
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address behind it
 
 
-def public_address(host: str, port: int) -> str:
-    """An address of `host`; ValueError unless all it has are public, as a name may have one of each."""
-    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+def public_addresses(host: str, port: int) -> list[str]:
+    """Addresses of `host`, the one to try first first; ValueError unless all are public, as a name may have both."""
+    found = dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     if not found or not all(is_public(address.split("%")[0]) for address in found):
         raise ValueError("not a public address")
-    return sorted(found)[0]
+    return list(found)
 
 
 def is_public(address: str) -> bool:
@@ -42,7 +43,7 @@ def fetch(url: str, where: str, max_bytes: int) -> bytes:
         if parts.username or parts.password or not host:
             raise ValueError("a host without user and password is asked for")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        with closing(connect(host, public_address(host, port), port, secure)) as connection:
+        with closing(connect(host, public_addresses(host, port), port, secure)) as connection:
             connection.connect()
             with ended_in_time(connection.sock):
                 connection.request("GET", path, headers={"User-Agent": "unified", "Accept": "image/*"})
@@ -78,12 +79,30 @@ def ended_in_time(connected: socket.socket) -> Iterator[None]:
             raise TimeoutError
 
 
-def connect(host: str, address: str, port: int, secure: bool) -> http.client.HTTPConnection:
-    """A connection to the address that was looked at, whatever the name resolves to the next time."""
+def connect(host: str, addresses: Sequence[str], port: int, secure: bool) -> http.client.HTTPConnection:
+    """A connection to the first of the addresses that answers, whatever the name resolves to the next time.
+
+    Raises the last one's OSError where none does, such as those of IPv6 on a machine without it.
+    """
     connection: Any = (
         http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl.create_default_context())
         if secure
         else http.client.HTTPConnection(host, port, timeout=SECONDS)
     )
-    connection._create_connection = lambda _, *args: socket.create_connection((address, port), SECONDS)
+    end = time.monotonic() + SECONDS
+    connection._create_connection = lambda *_: connected(addresses, port, end)
     return connection  # type: ignore[no-any-return]
+
+
+def connected(addresses: Sequence[str], port: int, end: float) -> socket.socket:
+    """A socket to the first of the addresses that answers before `end`, of time.monotonic()."""
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        try:
+            share = (end - time.monotonic()) / left  # so that one that never answers leaves the others theirs
+            found = socket.create_connection((address, port), max(share, 0.001))
+            found.settimeout(SECONDS)
+            return found
+        except OSError:
+            if left == 1:
+                raise
+    raise OSError("no address")

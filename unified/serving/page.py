@@ -96,7 +96,7 @@ def build_page(service: Service, card: Card) -> gr.Blocks:
                 look_tab(service)
             with gr.Tab("About"):
                 gr.Markdown(about(service, card))
-    page.queue(default_concurrency_limit=None, max_size=service.engine.limits.max_queue)
+    page.queue(default_concurrency_limit=None)  # the engine bounds what waits, and says so
     return page
 
 

@@ -11,9 +11,10 @@ from unified.serving.service import Service
 # pictures of a card would be asked for from elsewhere, or from a folder that is not served
 PICTURES = re.compile(r"!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>", re.IGNORECASE)
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+SQUARE = {"crop": "cropped to their centre", "pad": "put on white"}
 LIMITS = """## Limits
 
-* Pictures are squares of {side} × {side} pixels, whatever is asked for; those you show are cropped to their centre and
+* Pictures are squares of {side} × {side} pixels, whatever is asked for; those you show are {fit} and
   scaled to it.
 * A conversation holds {context} tokens, of which a picture takes {image}. When it is full, begin a new one.
 * Answers and descriptions may be wrong, and no filter stands between the model and you. Do not rely on them.
@@ -53,6 +54,7 @@ def about(service: Service, card: Card) -> str:
     )
     limits = LIMITS.format(
         side=service.engine.processor.image_size,
+        fit=SQUARE[service.engine.processor.fit],
         context=text.max_position_embeddings,
         image=config.image_rope_positions,
     )

@@ -4,9 +4,10 @@ Legend: L codes of an image, M input images.
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,17 @@ DRAWN = "a picture drawn by the model"
 
 @dataclass
 class Talk:
-    """A conversation of the page: what the model has of it, and what is shown."""
+    """A conversation of the page: what the model has of it, and what is shown.
+
+    owner: of what is cached of it, for no other conversation; given with a question, as gradio copies empty ones.
+    """
 
     messages: list[Message] = field(default_factory=list)
     codes: list[Tensor] = field(default_factory=list)
     input_codes: list[Tensor] = field(default_factory=list)
     shown: Shown = field(default_factory=list)
     running: list[Ticket] = field(default_factory=list)
+    owner: str = ""
 
     closed: bool = False  # what is still said is not shown
 
@@ -120,7 +125,8 @@ async def answer(service: Service, talk: Talk, turn: Turn) -> AsyncIterator[Show
     asked: list[Message] = [*talk.messages, {"role": "user", "content": question}]
     all_codes, input_codes = [*talk.codes, *codes], [*talk.input_codes, *codes]
     reply = Reply(service)
-    job = job_of(service, asked, all_codes, input_codes, turn)
+    talk.owner = talk.owner or f"page {secrets.token_hex(16)}"
+    job = replace(job_of(service, asked, all_codes, input_codes, turn), owner=talk.owner)
     answers = service.submit([job], "messages")
     place: dict[str, Any] = {"role": "assistant", "content": ["…"]}
     talk.shown += [{"role": "user", "content": [*previews, *([turn.text] if turn.text else [])]}, place]
