@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not has_chromium(), reason=MISSING)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with page_server(tmp_path_factory.mktemp("page")) as running:
         yield running
-        assert running.active == 0
+        wait_until(lambda: running.active == 0, "an answer has no end")
 
 
 @pytest.fixture(scope="module")
