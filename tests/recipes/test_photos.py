@@ -11,6 +11,7 @@ from toys import make_tokenizer, save_llm
 
 from unified import UnifiedProcessor, VQModel
 from unified.data.rows import read_encoded_rows
+from unified.files.images import OPENER_VERSION
 
 __all__ = ["repository"]  # a fixture
 
@@ -41,7 +42,7 @@ def test_the_commands_lead_from_a_folder_to_an_adapter_at_both_sizes(
         assert (vq.config.image_size, vq.config.upsampling) == (side, "bilinear")
         rows = read_encoded_rows(repository / f"data/photos_{side}/00000.parquet")
         assert len(rows) == 20 and {len(row["codes"][0]) for row in rows} == {codes}
-        assert json.loads((repository / f"data/photos_{side}/settings.json").read_text())["opener"] == 2
+        assert json.loads((repository / f"data/photos_{side}/settings.json").read_text())["opener"] == OPENER_VERSION
         assert (repository / f"out/photos/lora_{side}/adapter_model.safetensors").is_file()
         logged = json.loads((repository / f"out/photos/lora_{side}/trainer_state.json").read_text())["log_history"]
         assert any("eval_image_loss" in entry for entry in logged)

@@ -3,8 +3,9 @@
 * EXIF's orientation (or XMP's) is applied; a note that cannot be read turns nothing.
 * Transparency is laid on white, half-transparent pixels mixed: palettes, keys (tRNS), alpha and premultiplied alpha.
 * A PNG's gamma (gAMA) is followed where it has neither a profile nor says that it is sRGB, as browsers do.
-* More than 8 bits are scaled: 16-bit grey from 0 to 65535; 32-bit integers and floats, which state no range, from 0
-  to the first of 1 (floats alone), 255, 65535 and 2^31 - 1 that holds the largest value.
+* More than 8 bits are scaled: 16-bit grey from 0 to 65535, and a TIFF's fewer or signed bits to their largest value;
+  32-bit integers and floats, which state no range, from 0 to the first of 1 (floats alone), 255, 65535 and 2^31 - 1
+  that holds the largest value, of floats within `OVERSHOOT`. A TIFF whose 0 is white is inverted.
 * An ICC profile is followed to sRGB (relative colorimetric, black point compensated, as Adobe's programs do). One that
   is broken or of another colour space than the picture's is passed over, as browsers do, and so is one that moves
   no colour by more than `SAME_COLOR`: such pictures are sRGB, and stay to the bit.
@@ -17,10 +18,11 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 BACKGROUND = (255, 255, 255)  # what transparent pixels and padding show
 SAME_COLOR = 2  # of 255: sRGB profiles of different makers differ by 1
+OVERSHOOT = 0.01  # of the range: what resampling leaves below and above it
 SRGB_GAMMA = 0.45455  # that PNG's files of sRGB state
 SAME_GAMMA = 0.05  # libpng's threshold
 
@@ -39,6 +41,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_UNSIGNED, _SIGNED = 1, 2  # TIFF's sample formats
 _KEYED = ("1", "L", "RGB", "P")  # modes in which Pillow gives one value or entry as transparent
 _BAND_ROWS = 256  # rows scaled at once, so that 64 million floats do not stand in memory three times
 
@@ -50,14 +53,14 @@ def show_as_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise ValueError(f"it is {image.width} x {image.height} and has no pixels")
-    steps = _steps_of_grey(image)
+    steps, (stated, inverted) = _steps_of_grey(image), _tiff_range(image)
     image.load()  # TIFF's own turn is applied while loading
     if steps and "transparency" in image.info:
         image.info["transparency"] *= steps
     image = _upright(image)
     profile, gamma = image.info.get("icc_profile"), _gamma(image)
     if image.mode in _DEEP:
-        image = _to_8_bit(image)
+        image = _to_8_bit(image, stated, inverted)
     colors, alpha = _split_alpha(image)
     rgb = _to_srgb(colors, profile)
     if gamma is not None:
@@ -77,6 +80,19 @@ def _steps_of_grey(image: Image.Image) -> int:
     return {"L;2": 85, "L;4": 17}.get(str(tile[3]), 0) if tile else 0
 
 
+def _tiff_range(image: Image.Image) -> tuple[int | None, bool]:
+    """The value of white that a TIFF of at most 16 bits states, None for others; and whether its 0 is white."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None, False
+    tags = image.tag_v2
+    (bits, *_), (form, *_) = (
+        tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)),
+        tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)),
+    )
+    top = 2 ** (bits - (form == _SIGNED)) - 1 if bits <= 16 and form in (_UNSIGNED, _SIGNED) else None
+    return top, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
 def _gamma(image: Image.Image) -> float | None:
     """The gamma that a PNG's pixels have; None for sRGB's, within `SAME_GAMMA`, and where something else says it."""
     gamma = image.info.get("gamma")
@@ -94,28 +110,32 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """L of a deep grey image; LA where it has a transparent value."""
+def _to_8_bit(image: Image.Image, stated: int | None, inverted: bool) -> Image.Image:
+    """L of a deep grey image, whose white has the value that is `stated`; LA where it has a transparent value."""
     values = np.asarray(image)
-    top, scaled = _full_scale(values, image.mode), np.empty(values.shape, np.uint8)
+    top, scaled = _full_scale(values, image.mode, stated), np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _BAND_ROWS):
         band = values[start : start + _BAND_ROWS].astype(np.float64)
         scaled[start : start + _BAND_ROWS] = np.rint(band.clip(0, top) * (255 / top))
+    scaled = 255 - scaled if inverted else scaled
     grey, key = Image.fromarray(scaled), image.info.get("transparency")
     if key is None:
         return grey
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
-def _full_scale(values: np.ndarray, mode: str) -> float:
-    """The value that white has."""
+def _full_scale(values: np.ndarray, mode: str, stated: int | None) -> float:
+    """The value that white has, or black where 0 is white."""
     if mode.startswith("I;16"):
-        return 65535
+        return stated or 65535
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it holds values that are no finite numbers")
-    tops = [top for top in (1, 255, 65535, 2**31 - 1) if high <= top and (top > 1 or mode == "F")]
-    if not tops or low < -0.01 * tops[0]:
+    more = 1 + OVERSHOOT if mode == "F" else 1
+    known = (stated,) if stated else (1, 255, 65535, 2**31 - 1)[mode != "F" :]
+    tops = [top for top in known if high <= more * top]
+    between = mode == "F" and any(more * top < high <= 2 * top for top in (1, 255))  # else nearly black of the next
+    if not tops or between or low < -OVERSHOOT * tops[0]:
         raise ValueError(f"its values go from {low:g} to {high:g}; scale them to 0 to {1 if mode == 'F' else 65535}")
     return tops[0]
 

@@ -24,7 +24,7 @@ from unified.files.image_integrity import CONCLUSIVE, check_whole, inner_pngs
 from unified.files.image_modes import BACKGROUND, UNREADABLE, show_as_rgb
 
 Fit = Literal["crop", "pad", "refuse"]
-OPENER_VERSION = 2  # 1 was Pillow's convert("RGB"): no turn, no transparency, no depth, no colour profile
+OPENER_VERSION = 3  # 1 was Pillow's convert("RGB"); 2 left out gAMA and passed over what a TIFF says of its grey
 MAX_PIXELS = 2**26  # of an image in memory: 256 MiB as RGB, at Pillow's 4 bytes a pixel
 MAX_JPEG_PIXELS = 2**29  # of a baseline JPEG, which is decoded at 1/2, 1/4 or 1/8 of its sides
 MAX_FILE_BYTES = 2**30  # of a file: 2**26 pixels of 4 channels of 32 bits
