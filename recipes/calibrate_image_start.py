@@ -120,6 +120,7 @@ def main() -> None:
     set_up(hardware)
     check_adapter(args.model)
     check_not_exists(args.out)
+    output_rows(Path(args.model))
     opened = open_rows(args)
     model, processor = load(args.model, dtype="float32", base=args.base)
     both = [
@@ -131,13 +132,24 @@ def main() -> None:
     print(json.dumps({"fitted": as_record(fitted, shifts), "held_back": as_record(held_back, shifts)}))
 
 
+def output_rows(adapter: Path) -> tuple[str, list[int]]:
+    """The output matrix by PEFT's name, and which of its rows the adapter trains; ValueError for one of no rows."""
+    ids = read_adapter_config(adapter).get("trainable_token_indices")
+    if not ids:
+        raise ValueError(
+            f"--model {adapter} trains no rows of tokens, which are what is calibrated (those that dpo.py "
+            "makes of a checkpoint are of layers alone); give an adapter of sft.py"
+        )
+    matrix = "lm_head" if "lm_head" in ids else next(iter(ids))  # tied embeddings are one, of the backbone's own name
+    return matrix, ids[matrix]
+
+
 def write(adapter: Path, out: str, shifts: Tensor, vocabulary: Vocabulary) -> None:
     """A copy of `adapter` in the new folder `out` whose rows of the output matrix are shifted."""
-    ids = read_adapter_config(adapter)["trainable_token_indices"]
-    matrix = "lm_head" if "lm_head" in ids else "embed_tokens"  # tied embeddings have one matrix, with the latter name
+    matrix, ids = output_rows(adapter)
     weights = load_file(adapter / ADAPTER_WEIGHTS)
     (name,) = [name for name in weights if name.endswith(ROWS) and f".{matrix}." in name]
-    weights[name] = shift_rows(weights[name], ids[matrix], shifts, vocabulary).to(weights[name].dtype)
+    weights[name] = shift_rows(weights[name], ids, shifts, vocabulary).to(weights[name].dtype)
     with new_folder(out) as folder:
         for path in adapter.iterdir():
             if path.is_file() and path.name not in NOT_COPIED:

@@ -71,6 +71,7 @@ from unified.training.engines import check_deepspeed, decay_groups, optimizer_of
 from unified.training.fine_tuning import base_of, finish
 from unified.training.finite import FiniteTrainer, check_batches
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
+from unified.training.inherited import check_metric
 from unified.training.loss_plots import OF_PREFERENCES, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
@@ -286,6 +287,7 @@ def main() -> None:
         # TRL has text to tokenize when it precomputes: see `for_trl`
         "processing_class": processor.tokenizer if args.precompute_ref_log_probs else processor,
     }
+    check_metric(args, [*(f"{name}_loss" for name in held_out), *REWARDS])
     trainer = build_trainer(args, checkpoint, data, Report(held_out, collator, processor), processor)
     resumed = newest_checkpoint(args, trainer.model)
     rows = digest(train.select_columns(list(PAIR_FEATURES)))

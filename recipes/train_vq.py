@@ -139,13 +139,17 @@ class TokenizerRun(AveragedRun):
         self.revive(step, pixel_values)
         self.set_learning_rate(step)
         output = self.model(pixel_values, self.kept_scales(step, len(pixel_values)))
-        adversarial = self.loss_args.gan_weight > 0 and step >= self.loss_args.gan_start_step
+        adversarial = self.is_adversarial(step)
         loss = self.loss(pixel_values, output.reconstruction.float(), output.commitment_loss, adversarial)
         self.update(loss)
         if adversarial:
             self.step_critic(pixel_values, output.reconstruction.detach().float())
         self.usage.update(output.codes)
         self.update_average()
+
+    def is_adversarial(self, step: int) -> bool:
+        """Whether a step has the GAN loss; a shortened run has it for the same share of its steps."""
+        return self.loss_args.gan_weight > 0 and self.position(step) >= self.loss_args.gan_start_step
 
     def kept_scales(self, step: int, batch: int) -> Tensor | None:
         """How many scales each image is decoded from, (B,); None: all of them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import load_script
 from safetensors.torch import load_file
 from tolerances import assert_sums_agree
 
@@ -29,6 +30,7 @@ from unified.training.image_start import (
 )
 
 SCRIPT = "recipes/calibrate_image_start.py"
+output_rows = vars(load_script(SCRIPT))["output_rows"]
 TEXTS = [[{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]] * 6
 
 
@@ -100,6 +102,25 @@ def test_decisions_are_the_models_own(image_adapter: Path, toy_rows: Callable[[s
     assert drawn == 2 * processor.image_length
     # two answers in words; two pictures, whose ends have no label in scale order; their starts
     assert [int((found.groups == group).sum()) for group in (0, 2, 3)] == [2, drawn, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ({"lm_head": [7, 8], "embed_tokens": [5]}, ("lm_head", [7, 8])),
+        ({"embed_tokens": [5]}, ("embed_tokens", [5])),
+        ({"wte": [5]}, ("wte", [5])),
+        (None, None),
+        ({}, None),
+    ],
+)
+def test_the_matrix_is_the_one_that_an_adapter_trains(rows: Any, found: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "trainable_token_indices": rows}))
+    if found is not None:
+        assert output_rows(tmp_path) == found
+        return
+    with pytest.raises(ValueError, match="trains no rows of tokens.* give an adapter of sft.py"):
+        output_rows(tmp_path)
 
 
 def weigh(row: dict[str, Any]) -> dict[str, Any]:

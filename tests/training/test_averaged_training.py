@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unified import VQConfig, VQModel
 from unified.training.averaged_training import AveragedRun, newest_checkpoint
+from unified.training.loss_plots import read_log
 from unified.training.tokenizer_arguments import AveragedTrainingArguments
 
 
@@ -104,3 +105,12 @@ def test_every_seed_has_random_numbers_of_its_own_a_step(tmp_path: Path, seed: i
 def test_a_seed_is_one_of_numpys() -> None:
     with pytest.raises(ValueError, match=r"seed 4\.29497e\+09 is not in \[0, "):
         AveragedTrainingArguments(seed=2**32)
+
+
+def test_a_run_that_begins_logs_from_its_first_step(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 99, "train/loss": 1}\n')  # killed before its first checkpoint
+    one = run(tmp_path)
+    one.args.log_steps = 2
+    one.load(None)
+    one.train(range(5), 0)
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [2, 4, 5]

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import load_script
 
 from unified.arguments.parser import parse
 from unified.training.arguments import DataArguments, DpoArguments, UnifiedTrainingArguments
-from unified.training.inherited import NEEDS
+from unified.training.inherited import NEEDS, check_metric
+from unified.training.step_plan import StepPlan
 from unified.training.tokenizer_arguments import LOSS_NEEDS, TokenizerLossArguments
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,29 @@ def test_what_counts_beside_a_metric_that_hf_sets_is_taken(kind: type, given: di
         kind(output_dir=str(tmp_path), use_cpu=True, **EVALUATED, **given | {"lr_scheduler_kwargs": {"gamma": 1}})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric_for_best_model": "image_los"}, "image_los"),
+        ({"load_best_model_at_end": True, "save_steps": 7}, "loss"),  # HF's default, which no modality has
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "loss"),
+        ({"metric_for_best_model": "eval_image_loss"}, None),
+        ({"metric_for_best_model": "image_loss"}, None),
+        ({"metric_for_best_model": "image_los", "eval_strategy": "no", "eval_steps": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_metric_that_evaluation_does_not_give_is_refused(
+    given: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    args = UnifiedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **EVALUATED | given)
+    if said is None:
+        check_metric(args, ["image_loss"])
+        return
+    with pytest.raises(ValueError, match=f"^metric_for_best_model {said} is not evaluated; give one of image_loss$"):
+        check_metric(args, ["image_loss"])
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # HF's deprecated names
 @pytest.mark.parametrize("kind", [UnifiedTrainingArguments, DpoArguments])
 def test_gradient_checkpointing_by_its_older_name_counts(kind: type, tmp_path: Path) -> None:
@@ -144,6 +169,16 @@ def test_a_loss_that_no_step_would_have_is_refused(
     command = ["--config", ROOT / "recipes/configs/tiny_vq.yaml", "--max_steps", 6, "--output_dir", tmp_path]
     assert run_script("recipes/train_vq.py", *command, *given) == 2
     assert said in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_shortened_run_has_the_discriminator_for_the_same_share() -> None:
+    run = object.__new__(vars(load_script("recipes/train_vq.py"))["TokenizerRun"])
+    run.loss_args, run.plan = TokenizerLossArguments(gan_weight=0.5, gan_start_step=10), StepPlan(20, 20)
+    assert [step for step in range(20) if run.is_adversarial(step)] == [*range(10, 20)]
+    run.plan.replan(2, 8)
+    assert [step for step in range(8) if run.is_adversarial(step)] == [5, 6, 7]
+    run.loss_args = TokenizerLossArguments()
+    assert not run.is_adversarial(7)
 
 
 def test_a_flag_switches_off_what_the_file_says_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

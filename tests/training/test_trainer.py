@@ -1,7 +1,9 @@
 """The trainer on a toy: what it logs, what it divides by, what each kind of tuning moves, and what it saves."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from unified.checkpoints.loading import load
 from unified.data.chat_dataset import ChatDataset, SFTCollator, load_encoded_rows
 from unified.training.arguments import UnifiedTrainingArguments
 from unified.training.compiled_layers import compile_layers
+from unified.training.finite import FiniteTrainer
 from unified.training.trainer import TrimMemoryCallback, UnifiedTrainer, check_launch
 from unified.training.tuning import prepare
 
@@ -327,3 +330,13 @@ def test_wrong_codes_are_fed_in_training_and_not_in_evaluation(make_trainer: Cal
     assert losses[0.0]["eval"] == losses[0.9]["eval"]
     assert len(set(losses[0.0]["train"])) == 1  # the same batch, and nothing moves
     assert len(set(losses[0.9]["train"])) == 3  # other wrong codes at every step
+
+
+def test_the_speed_of_training_leaves_evaluations_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(FiniteTrainer, "evaluate", lambda self: {"eval_loss": now.__setitem__(0, now[0] + 60)})
+    trainer: Any = object.__new__(UnifiedTrainer)
+    trainer.args, trainer.last_log = SimpleNamespace(sample_prompts=[]), 90.0
+    trainer.evaluate()
+    assert now[0] - trainer.last_log == 10  # of steps

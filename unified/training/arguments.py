@@ -140,7 +140,9 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         "wall-time limit: max_steps is reduced if all do not fit, and the schedule covers the reduced number",
         above(0),
     )
-    speed_steps: int = arg(0, "above 0: measure the speed of this many steps, write speed.json and stop", at_least(0))
+    speed_steps: int = arg(
+        0, "2 or more: measure the speed of this many steps, write speed.json and stop", at_least(2, 0)
+    )
     label_names: list[str] | None = arg(["labels"], "HF's; with PEFT, HF does not find the model's")
     report_to: list[str] = arg(["tensorboard"], "HF's; trackers, or none")
 

@@ -238,7 +238,9 @@ class AveragedRun(ABC):
     def load(self, checkpoint: Path | None) -> int:
         """Continue from `checkpoint`, the same on all processes as `begin` has checked; returns the first step."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
+        if checkpoint is None:  # what a run that was killed before its first checkpoint logged is not this one's
+            if self.accelerator.is_main_process:
+                Path(self.args.output_dir, LOG).unlink(missing_ok=True)
             return 0
         step = step_of(checkpoint)
         check_states(checkpoint)

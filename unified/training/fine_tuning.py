@@ -137,7 +137,7 @@ def build_trainer(
 def measure_speed(model_args: ModelArguments, data_args: DataArguments, args: UnifiedTrainingArguments) -> None:
     """Train a few steps and write output_dir/speed.json only."""
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-    args.max_steps = WARM_UP + args.speed_steps
+    args.max_steps, args.report_to = WARM_UP + args.speed_steps, []
     trainer = build_trainer(model_args, data_args, args)
     halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = halves.get(trainer.accelerator.mixed_precision, trainer.core.dtype)

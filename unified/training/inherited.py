@@ -3,6 +3,7 @@
 A test goes over all of them, so that a new version's new key needs a decision here.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
@@ -245,6 +246,16 @@ def check_scheduler(args: Any) -> None:
                 f"lr_scheduler_kwargs {name}: lr_scheduler_type {kind} has no such; it takes "
                 + ", ".join(sorted(known))
             )
+
+
+def check_metric(args: Any, names: Collection[str]) -> None:
+    """Raise ValueError where evaluation does not give `metric_for_best_model`, which HF sets where it needs one.
+
+    `names` are those that it gives, without HF's `eval_`, which a setting may have or not.
+    """
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name and evaluates(args) and name not in names:
+        raise ValueError(f"metric_for_best_model {name} is not evaluated; give one of {', '.join(names) or 'none'}")
 
 
 def check_inherited(args: Any) -> None:

@@ -1,12 +1,14 @@
 """The folder of a run: not another's, not trained into twice at once, and whether the run in it has finished."""
 
+import fcntl
 import json
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from accelerate import PartialState
@@ -89,21 +91,48 @@ def locked(folder: str | os.PathLike, new: bool = False) -> Iterator[None]:
         yield
     finally:
         if main:
-            path.unlink(missing_ok=True)
+            give_back(path)
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Processes of this machine wait for each other here; a file system without locks, as Lustre may be, lets them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def take(path: Path, new: bool) -> None:
     """Write this process's lock; ValueError where another one holds it."""
-    holder = holder_of(path)
-    if holder is not None:
-        raise ValueError(
-            f"output_dir {path.parent} is being trained into by process {holder} of this machine; wait for it, stop "
-            "it, or give another folder"
-        )
-    if new:
-        check_unused(path.parent)
+    with in_turn(path.parent):
+        holder = holder_of(path)
+        if holder is not None:
+            raise ValueError(
+                f"output_dir {path.parent} is being trained into by process {holder} of this machine; wait for it, "
+                "stop it, or give another folder"
+            )
+        if new:
+            check_unused(path.parent)
+        write_text(path, json.dumps(own_lock()) + "\n")
+
+
+def give_back(path: Path) -> None:
+    """Remove the lock if it is this process's."""
+    if path.is_file():
+        with in_turn(path.parent):
+            if path.is_file() and read_object(path) == own_lock():
+                path.unlink()
+
+
+def own_lock() -> dict[str, Any]:
+    """What a lock of this process says."""
     me = psutil.Process()
-    write_text(path, json.dumps({"host": socket.gethostname(), "pid": me.pid, "began": me.create_time()}) + "\n")
+    return {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time()}
 
 
 def holder_of(path: Path) -> int | None:

@@ -73,7 +73,9 @@ class TokenizerLossArguments(CheckedArguments, WithNeeds):
     lpips_weight: float = arg(0.0, "weight of the perceptual LPIPS distance; needs lpips_path", at_least(0))
     lpips_path: str | None = arg(None, "file with torch.save(lpips.LPIPS(net='vgg').state_dict(), FILE)")
     gan_weight: float = arg(0.0, "weight of the patch discriminator, on top of VQGAN's adaptive weight", at_least(0))
-    gan_start_step: int = arg(10_000, "step from which the GAN loss is used; before it L1/L2 only", at_least(0))
+    gan_start_step: int = arg(
+        10_000, "step of max_steps from which the GAN loss counts; L1/L2 only before", at_least(0)
+    )
     gan_learning_rate: float = arg(1e-4, "learning rate of the discriminator", at_least(0))
     gan_base_channels: int = arg(32, "width of the discriminator's first layer", at_least(1))
 

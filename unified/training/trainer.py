@@ -27,6 +27,7 @@ from unified.models.processing import UnifiedProcessor
 from unified.training.arguments import DpoArguments, UnifiedTrainingArguments
 from unified.training.engines import check_deepspeed, decay_groups, engine_of, optimizer_of_deepspeed
 from unified.training.finite import FiniteTrainer
+from unified.training.inherited import check_metric
 from unified.training.run_folder import checkpoints_of
 from unified.training.run_state import check_states
 from unified.training.self_correction import SelfCorrection
@@ -177,6 +178,8 @@ class UnifiedTrainer(FiniteTrainer):
             self.core = self.core.get_base_model()
         check_frozen(self.core.model.vq_model)
         check_fsdp(self.accelerator, self.core)
+        scales = [f"scale_{scale + 1}_loss" for scale in range(len(self.core.config.patch_nums))]
+        check_metric(self.args, ["loss", "text_loss", "image_loss", *scales])
         noise = self.args.code_noise
         self.self_correction = SelfCorrection(self.core, noise) if noise else None
         groups = 1 + len(self.core.config.patch_nums)
@@ -268,10 +271,12 @@ class UnifiedTrainer(FiniteTrainer):
         return [group for group in groups if group["params"]]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """HF's evaluation, then a grid of images of `args.sample_prompts`."""
+        """HF's evaluation, then a grid of images of `args.sample_prompts`; its time is none of the log's."""
+        began = time.monotonic()
         with torch.compiler.set_stance("force_eager"):  # layers are compiled for training batches
             metrics = super().evaluate(*args, **kwargs)
             if self.args.sample_prompts:
                 assert isinstance(self.processing_class, UnifiedProcessor)
                 write_samples(self, self.core, self.processing_class)
+        self.last_log += time.monotonic() - began
         return metrics
