@@ -94,7 +94,8 @@ def test_kinds_and_wordings_are_mixed_as_asked_and_depend_on_the_seed_alone(imag
 
 
 def test_folders_of_classes_are_named_by_a_template(tmp_path: Path, convert: Run) -> None:
-    folder = add_pictures(tmp_path / "classes", "train/red_panda/1.jpg", "train/red_panda/2.jpg", "train/cat/1.jpg")
+    folder = add_pictures(tmp_path / "classes", "train/red_panda/1.jpg", "train/red_panda/2.jpg")
+    (folder / "train/cat").symlink_to(add_pictures(tmp_path / "elsewhere", "1.jpg"))
     rows = convert(folder, "--caption_template", "a photo of a {}", "--kinds", "draw", "--wordings", "{}")
     assert [texts(row) for row in rows] == [["a photo of a cat"], *[["a photo of a red panda"]] * 2]
     assert [Path(row.images[0].name).name for row in rows] == ["1.jpg", "1.jpg", "2.jpg"]

@@ -84,6 +84,22 @@ def test_what_is_left_out_moves_no_other_image_between_training_and_evaluation(t
         parts()
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "store" / "deep" / "b.png")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    for name in ("cat", "dog"):
+        (photos / name).symlink_to(tmp_path / "store")
+    (photos / "self").symlink_to(photos)
+    (tmp_path / "store" / "deep" / "up").symlink_to("..")
+    images = open_images(str(photos))
+    assert [images.name(row) for row in range(len(images))] == [
+        str(photos / name) for name in ("a.png", "cat/deep/b.png", "dog/deep/b.png")
+    ]
+
+
 def test_every_format_is_read_and_the_rest_is_counted_on_the_screen(tmp_path, capsys):
     formats = {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.avif": "AVIF", "e.jfif": "JPEG", "F.JPG": "JPEG"}
     for name, form in formats.items():

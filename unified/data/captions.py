@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,7 @@ from unified.arguments.parser import check_minimum, nearest
 from unified.data.mixtures import read_weights
 from unified.files.atomic import write_text
 from unified.files.image_sets import KINDS as IMAGE_KINDS
-from unified.files.image_sets import METADATA, image_files
-from unified.files.images import image_suffixes
+from unified.files.image_sets import METADATA, image_files, visible_files
 from unified.files.jsonl import read_lines
 from unified.image_tokenizer.image_dataset import held_out_split, image_shards
 
@@ -147,9 +145,7 @@ def read_folder(folder: Path, column: str, template: str | None = None) -> list[
         raise ValueError(f"--images {folder} is a file of rows, which data_prep/encode_images.py reads as it is")
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder; give one of pictures with captions")
-    visible = (path for path in folder.rglob("*") if not re.search(r"(^|/)\.", path.relative_to(folder).as_posix()))
-    files = sorted(path for path in visible if not path.is_dir())
-    pictures = [path for path in files if path.suffix.lower() in image_suffixes()]
+    files, pictures = visible_files(folder), image_files(folder)
     texts = [path for path in files if path.suffix.lower() == ".txt"]
     tables = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(tables) + bool(texts) > 1:

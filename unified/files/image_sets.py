@@ -20,7 +20,12 @@ def image_files(folder: Path) -> list[Path]:
 
     Files of other kinds, and hidden ones, are passed over; `say_passed_over` tells of them.
     """
-    return [path for path in _files(folder) if not _hidden(path, folder) and path.suffix.lower() in image_suffixes()]
+    return [path for path in visible_files(folder) if path.suffix.lower() in image_suffixes()]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files under a folder that are not hidden, in the order of their names; links to folders are followed."""
+    return [path for path in _files(folder) if not _hidden(path, folder)]
 
 
 def say_passed_over(folder: Path, read: Iterable[Path]) -> None:
@@ -36,7 +41,15 @@ def say_passed_over(folder: Path, read: Iterable[Path]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir())  # a dead link is named when it is read
+    """Also dead links, which are named when they are read; a link to a folder that it lies in leads nowhere."""
+    found: list[Path] = []
+    above = {str(folder): {os.path.realpath(folder)}}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        found += [Path(parent, name) for name in names]
+        inner = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = [name for name in folders if inner[name] not in above[parent]]
+        above |= {os.path.join(parent, name): above[parent] | {inner[name]} for name in folders}
+    return sorted(found)
 
 
 def _holds_captions(path: Path, stems: set[Path]) -> bool:
