@@ -99,6 +99,20 @@ def test_the_nearest_counts_and_another_is_refused(
         load(tmp_path / "shared", "cpu")
 
 
+def test_pictures_of_a_card_are_drawn_with_the_base_that_is_told(
+    image_adapter: Path, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(image_adapter, adapter, ignore=shutil.ignore_patterns("checkpoint-*"))
+    for path in adapter.glob("*.json"):
+        path.write_text(path.read_text().replace(str(toy_checkpoint), "/nowhere/base"))
+    (tmp_path / "prompts.txt").write_text("a red cat\n")
+    told = ["--base", toy_checkpoint, "--prompts", tmp_path / "prompts.txt"]
+    result = run("publish", "--model", adapter, "--out", tmp_path / "shared", *told)
+    assert result.exit_code == 0, result.output
+    assert list((tmp_path / "shared").rglob("*.png"))
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_that_loads_a_model_takes_its_base(path: Path) -> None:
     """A script that loads adapters has the flag of their base."""

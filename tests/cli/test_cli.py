@@ -266,6 +266,10 @@ def test_bad_input_is_one_line(model_dir: Path, vq_dir: Path, tiny_llm_dir: Path
         (["draw"], "error: Missing option '--model'; see --help"),
         (["merge", "--out", "x"], "error: Missing option '--model'; see --help"),
         (["draw", "cat", "--model", "x", "--out", "x.png", "--seed", "one"], "error: Invalid value for '--seed': "),
+        (
+            ["draw", "cat", "--model", "x", "--out", "x.png", "--seed", 2**64],
+            "is not in the range 0<=x<=9223372036854",
+        ),
         (["draw", "cat", "--model", "x", "--out", "x.png", "--top-p", "2"], "error: Invalid value for '--top-p': "),
         (["extend", "--llm", "a", "--vq", "b", "--out", "c", "--image-order", "z"], "error: Invalid value for '--im"),
     ],

@@ -257,6 +257,10 @@ def test_a_loop_of_the_callers_own() -> None:
     model = toy_model()
     found = model.generate(PROMPT, custom_generate=lambda model, input_ids, **kwargs: input_ids + 1)
     assert torch.equal(found, PROMPT + 1)
+    own = {"generation_mode": "text", "seed": 3, "generator": torch.Generator(), "image_sampling": ImageSampling()}
+    for name, value in {**own, "max_images": 0, "negative_prompt_ids": PROMPT}.items():
+        with pytest.raises(ValueError, match=f"^{name}: a loop of custom_generate"):
+            model.generate(PROMPT, custom_generate=lambda model, input_ids, **kwargs: input_ids, **{name: value})
 
 
 REFUSED: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +42,16 @@ def test_rendered_rows_are_padded_as_messages_are(
         assert all(torch.equal(found[name], expected[name]) for name in ("input_ids", "attention_mask"))
     right = processor(text=texts, **settings, padding_side="right")
     assert right["attention_mask"][:, 0].all() and torch.equal(right["input_ids"][1], expected["input_ids"][1])
+
+
+@pytest.mark.parametrize(("kind", "made"), [("pt", torch.Tensor), ("np", np.ndarray), (None, list)])
+def test_all_inputs_of_messages_are_of_the_kind_asked_for(
+    kind: str | None, made: type, processor: UnifiedProcessor
+) -> None:
+    chats, codes = [asked(SHORT, {"type": "image"})] * 2, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    found = processor.apply_chat_template(chats, codes=codes, return_tensors=kind)
+    assert {name: type(value) for name, value in found.items()} == dict.fromkeys(found, made)
+    assert [list(map(int, row)) for row in found["image_codes"]] == codes
 
 
 CALLS: dict[str, Callable[[UnifiedProcessor], Any]] = {

@@ -99,13 +99,18 @@ def publish(
         write_card(folder, sources, run_of(model), name or str(out), licence)
 
 
+def base_here(model: Path, base: str | None) -> str | None:
+    """Where `model`'s base is now: `base` if it is a folder here and the adapter's is not found; else None."""
+    elsewhere = base is not None and Path(base).is_dir() and is_adapter(model) and found_base(model) is None
+    return base if elsewhere else None
+
+
 def publish_adapter(
     adapter: Path, folder: Path, dtype: torch.dtype, base: str | None, made_with: Sequence[str]
 ) -> list[Path]:
     """The files of a published adapter, in `folder`; returns its base. See `publish`."""
     trained = trained_weights(adapter)
-    elsewhere = base is not None and Path(base).is_dir() and found_base(adapter) is None
-    source = resolve_base_checkpoint(adapter, base if elsewhere else None)
+    source = resolve_base_checkpoint(adapter, base_here(adapter, base))
     repository = hub_name(source)
     default = str(base_name(adapter)) if repository is None else repository[0]
     record = make_base_record(adapter, source, base or default, made_with)

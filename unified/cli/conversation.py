@@ -13,6 +13,7 @@ from urllib.request import url2pathname
 import typer
 
 from unified.cli.images import save, save_numbered
+from unified.cli.options import MAX_SEED
 from unified.hardware.console import ImageProtocol, harmless, is_interactive
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Conversation:
 
     def seed(self, argument: str) -> None:
         if argument:
-            if not argument.isdecimal() or int(argument) >= 2**63:
+            if not argument.isdecimal() or int(argument) > MAX_SEED:
                 raise ValueError(f"/seed {argument}: give a whole number from 0 to 2**63 - 1")
             self.chat.seed = int(argument)
         typer.echo(f"[seed {self.chat.seed}]")

@@ -63,22 +63,24 @@ def publish(
     if push and name is None:
         raise ValueError("--push needs a name of the hub; give --name ORG/NAME")
     check_not_exists(out)
-    samples = None if prompts is None else drawn(model, prompts)
+    samples = None if prompts is None else drawn(model, prompts, base)
     publish_model(model, out, getattr(torch, dtype), base, made_with or (), results or (), name, samples, licence)
     typer.echo(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB")
     if push and name is not None:
         typer.echo(upload(out, name))
 
 
-def drawn(model: Path, prompts: Path) -> Any:
+def drawn(model: Path, prompts: Path, base: str | None) -> Any:
     """A grid of pictures of the prompts in a file, with seed 0, guidance 3 and temperature 0.7."""
     from unified.checkpoints.loading import load
+    from unified.checkpoints.publishing import base_here
     from unified.files.jsonl import read_prompts
     from unified.inference.text_to_image import contact_sheet, draw
     from unified.models.image_sampling import ImageSampling
 
     asked = list(read_prompts(prompts))
-    images = draw(*load(model), asked, ImageSampling(temperature=0.7, guidance_scale=3.0), seed=0)
+    sampling = ImageSampling(temperature=0.7, guidance_scale=3.0)
+    images = draw(*load(model, base=base_here(model, base)), asked, sampling, seed=0)
     return contact_sheet(images, asked)
 
 

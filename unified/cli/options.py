@@ -40,7 +40,8 @@ Quantize = Annotated[
     Literal["4bit", "8bit"] | None,
     typer.Option(help="the LLM's layers in 4 or 8 bit of bitsandbytes; default: as the weights are stored"),
 ]
-Seed = Annotated[int, typer.Option(help="seed of the generated images")]
+MAX_SEED = 2**63 - 1  # torch's have 64 bits; the others of several pictures are behind it
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="seed of the generated images")]
 GuidanceScale = Annotated[float, sampling_option("guidance_scale")]
 Temperature = Annotated[float, sampling_option("temperature")]
 TopK = Annotated[int, sampling_option("top_k")]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -254,7 +253,7 @@ class ChatInputs(ProcessorMixin):
         if pictures:
             features |= self.image_processor(pictures, return_tensors="np" if rows.return_tensors == "np" else "pt")
         elif any(image_codes):
-            features["image_codes"] = torch.tensor([image for chat in image_codes for image in chat])
+            features["image_codes"] = rows.tensor([image for chat in image_codes for image in chat])
         return features
 
     def _codes_of_parts(

@@ -19,6 +19,7 @@ from unified.models.generation_arguments import (
     check_arguments,
     check_cache,
     check_inputs,
+    check_loop_of_others,
     image_sampling_of,
     max_images_of,
     seeded,
@@ -87,6 +88,8 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
         check_inputs(kwargs.get("input_ids") if inputs is None else inputs, kwargs, self.config)
         resolved = self._resolved(generation_config, kwargs)
         if kwargs.get("custom_generate") is not None or resolved.is_assistant:
+            own = (generation_mode, image_sampling, negative_prompt_ids, max_images, generator, seed)
+            check_loop_of_others(*own)
             kwargs |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
             return self._hf().generate(inputs, generation_config, **kwargs)
         generator = seeded(seed, generator, self.device)
@@ -99,8 +102,7 @@ class UnifiedGenerationMixin(ImageGenerationMixin, GenerationMixin):
             inputs, kwargs = self._begin_images(inputs, kwargs)
         if not writes_text:
             generation_config, kwargs = _without_lengths(generation_config, kwargs)
-        vocabulary = self.config.vocabulary
-        allowed = AllowedIds(vocabulary.text_ids, vocabulary.special_ids)
+        allowed = AllowedIds(self.config.vocabulary.text_ids, self.config.vocabulary.special_ids)
         processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
         kwargs["call_settings"] = CallSettings(
             sampling, images, writes_text, generator, negative_prompt_ids, allowed, processors, criteria

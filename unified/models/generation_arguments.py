@@ -18,6 +18,7 @@ from unified.models.sampling import Generators
 
 DEFAULT_NEW_TOKENS = 256  # where neither arguments nor configurations limit an answer
 MODES = ("text", "image", "interleaved")
+OWN = ("generation_mode", "image_sampling", "negative_prompt_ids", "max_images", "generator", "seed")
 DERIVED = "it is derived from input_ids; leave it out"
 # arguments of HF's and of `forward` that cannot be honoured, and why
 REFUSED: dict[str, str] = {
@@ -153,6 +154,15 @@ def check_images(
     size = config.vq_config.codebook_size
     if codes is not None and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
         raise ValueError(f"image_codes holds {int(codes.max())}; codes of this tokenizer are 0 to {size - 1}")
+
+
+def check_loop_of_others(*given: Any) -> None:
+    """Raise ValueError for those of `OWN` arguments that are `given` for a loop which does not read them."""
+    named = [name for name, value in zip(OWN, given, strict=True) if value is not None]
+    if named:
+        raise ValueError(
+            f"{', '.join(named)}: a loop of custom_generate or of an assistant does not read them; leave them out"
+        )
 
 
 def check_cache_kind(implementation: str | None, given: Cache | None, device: torch.device) -> None:

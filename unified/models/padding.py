@@ -90,8 +90,12 @@ class Rows:
             left = (self.padding_side or side) == "left"
             fill = [[filler] * (width - len(row)) for row in rows]
             rows = [more + row if left else row + more for more, row in zip(fill, rows, strict=True)]
+        if self.return_tensors is not None and len({len(row) for row in rows}) > 1:
+            raise ValueError(f"rows of {sorted({len(row) for row in rows})} ids make no tensor; set padding to True")
+        return self.tensor(rows)
+
+    def tensor(self, rows: list[list[int]]) -> Any:
+        """Rows of one length as `return_tensors` says."""
         if self.return_tensors is None:
             return rows
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError(f"rows of {sorted({len(row) for row in rows})} ids make no tensor; set padding to True")
         return torch.tensor(rows) if self.return_tensors == "pt" else torch.tensor(rows).numpy()
