@@ -79,11 +79,17 @@ def test_what_cannot_be_read_is_refused(adapter: ModuleType, part: dict) -> None
         adapter.as_query([{"role": "user", "content": [part]}])
 
 
-@pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.2}, {"num_beams": 3}])
+PENALTY = {"repetition_penalty": 1.2}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": True}, {"temperature": 0.2}, {"num_beams": 3}, PENALTY, {"seed": 5}]
+)
 def test_sampling_is_refused(adapter: ModuleType, settings: dict) -> None:
-    with pytest.raises(ValueError, match="answers are greedy"):
+    with pytest.raises(ValueError, match="answers are plain and greedy|which nothing honours; leave it out"):
         adapter.check_greedy(settings)
     adapter.check_greedy({"do_sample": False, "temperature": 0.0, "num_beams": 1, "top_p": 1.0})
+    adapter.check_greedy({"until": ["a"], "max_new_tokens": 3, "repetition_penalty": 1.0, "num_beams": None})
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,18 @@ def test_damage_at_every_tenth_is_seen_by_both_readers(form: str) -> None:
             for read in (read_image, inspect_image):
                 with pytest.raises(ValueError, match="^x cannot be read"):
                     read(broken, "x")
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True}])
+def test_zeros_in_a_webps_notes_are_no_damage(options: dict[str, Any]) -> None:
+    noise = Image.effect_noise((96, 96), 90).convert("RGB")
+    if "save_all" in options:
+        options = options | {"append_images": [Image.new("RGB", (96, 96))]}
+    file = io.BytesIO()
+    noise.save(file, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(2060), **options)
+    whole = file.getvalue()
+    assert not any(whole[-2000:]) and read_image(whole, "x").size == inspect_image(whole, "x") == (96, 96)
+    for kept in (len(whole) - 2100 - size for size in (600, 1200)):  # zeros from within the pixels on
+        if "save_all" not in options:
+            with pytest.raises(ValueError, match="^x cannot be read"):
+                read_image(whole[:kept].ljust(len(whole), b"\0"), "x")

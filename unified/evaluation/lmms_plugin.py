@@ -30,6 +30,9 @@ from unified.files.images import read_image, to_rgb
 from unified.inference.batched_answers import Query, answer
 
 GREEDY: dict[str, tuple[Any, ...]] = {"do_sample": (False, None), "temperature": (0, None), "num_beams": (1, None)}
+GREEDY |= {"repetition_penalty": (1, None), "length_penalty": (1, None), "no_repeat_ngram_size": (0, None)}
+GREEDY |= {"image_aspect_ratio": ("original", None), "use_cache": (True, None)}  # tasks say these, too
+HONOURED = ("max_new_tokens", "until", "top_p", "top_k", "min_p")  # the last three leave the likeliest token as it is
 
 
 def manifest() -> Any:
@@ -63,10 +66,15 @@ def _open(image: Any) -> Image.Image:
 
 
 def check_greedy(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for a task whose answers are not greedy."""
-    for name, allowed in GREEDY.items():
-        if settings.get(name) not in allowed:
-            raise ValueError(f"the task asks for {name}={settings[name]}; answers are greedy: --gen_kwargs {name}=0")
+    """Raise ValueError for a task whose answers are not greedy, or that asks for what nothing here honours."""
+    for name, value in settings.items():
+        if name in GREEDY and value not in GREEDY[name]:
+            neutral = GREEDY[name][0]
+            raise ValueError(
+                f"the task asks for {name}={value}; answers are plain and greedy: --gen_kwargs {name}={neutral}"
+            )
+        if name not in GREEDY and name not in HONOURED:
+            raise ValueError(f"the task asks for {name}={value}, which nothing honours; leave it out of --gen_kwargs")
 
 
 def shorten(text: str, until: str | Sequence[str] | None) -> str:

@@ -1,8 +1,9 @@
 """Whether an image file is whole: what Pillow decodes without a word although bytes are missing.
 
 A file whose copying broke off has its length, and zeros where its end should be. PNG has checksums, JPEG an end mark;
-of WebP, AVIF, GIF and JPEG 2000, which are compressed, the end holds no `ZEROS` zeros in a row; QOI ends with a
-mark, and icons (ICO, ICNS) hold PNGs. What lies uncompressed (BMP, TIFF, PPM, TGA) may end in black.
+of WebP, AVIF, GIF and JPEG 2000, which are compressed, the end holds no `ZEROS` zeros in a row, of WebP that of its
+pixels; QOI ends with a mark, and icons (ICO, ICNS) hold PNGs. What lies uncompressed (BMP, TIFF, PPM, TGA) may end in
+black.
 """
 
 import io
@@ -13,6 +14,7 @@ from PIL import PngImagePlugin
 CONCLUSIVE = ("PNG", "JPEG", "MPO")  # formats of which `check_whole` finds what is missing
 ZEROS = 512  # bytes: a disk's sector
 _COMPRESSED = ("WEBP", "AVIF", "GIF", "JPEG2000")
+_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")  # chunks of WebP
 _ICONS = ("ICO", "ICNS")
 _PNG, _QOI_END = b"\x89PNG\r\n\x1a\n", bytes(7) + b"\1"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within a scan: no stuffed byte, no fill, no restart
@@ -35,7 +37,20 @@ def check_whole(data: bytes, kind: str) -> None:
     elif kind == "QOI" and _QOI_END not in data[-ZEROS:]:
         raise ValueError("its end is missing")
     elif kind in _COMPRESSED and len(data) > ZEROS and not any(data[-ZEROS:]):
-        raise ValueError(f"its last {len(data) - len(data.rstrip(bytes(1)))} bytes are zeros")
+        zeros = len(data) - len(data.rstrip(bytes(1)))
+        if kind != "WEBP" or len(data) - zeros < _end_of_webp(data):
+            raise ValueError(f"its last {zeros} bytes are zeros")
+
+
+def _end_of_webp(data: bytes) -> int:
+    """Where the last chunk of pixels ends: behind it are notes, such as EXIF that Windows pads with zeros."""
+    position, end = 12, 0
+    while any(kind := data[position : position + 4]):
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        if kind in _PIXELS:
+            end = position + 8 + size
+        position += 8 + size + size % 2  # chunks begin at even places
+    return end or len(data)
 
 
 def inner_pngs(data: bytes, kind: str) -> list[PngImagePlugin.PngImageFile]:
