@@ -1,5 +1,6 @@
 """Fixtures every test shares: the toys of toys.py, fresh for a test or made once for the session, and scripts."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -34,6 +35,12 @@ def _same_hardware() -> Iterator[None]:
         for name, value in CHOSEN.items():
             patch.setenv(name, os.environ.get(name, value))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that no collection of garbage looks at it; ends of trainings ask for one."""
+    gc.collect()
+    gc.freeze()
 
 
 def load_script(path: str) -> ModuleType:

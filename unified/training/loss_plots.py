@@ -39,7 +39,11 @@ def plot_history(history: Iterable[Mapping[str, Any]], panels: Mapping[str, str]
     from matplotlib.figure import Figure  # draws without a display
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(1 + 4.5 * len(found), 3.8), dpi=110, layout="constrained")
+    width = 1 + 4.5 * len(found)
+    figure = Figure(figsize=(width, 3.8), dpi=110)
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.2 / width, bottom=0.14, top=0.91, wspace=0.16
+    )  # layouts measure
     for axes, (title, curves) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         names = list(dict.fromkeys(name for name, _ in curves))
         colour = {name: colormaps["viridis"](place / max(1, len(names) - 0.5)) for place, name in enumerate(names)}
