@@ -13,9 +13,10 @@ from accelerate import PartialState
 from unified import UnifiedConfig
 from unified.data.chat_dataset import load_encoded_rows
 from unified.data.encoding import Shard, share_of, with_rows
-from unified.data.parquet import count_parquet_rows, parquet_rows, read_schema
+from unified.data.parquet import count_parquet_rows, parquet_rows
 from unified.data.preferences import load_pairs
 from unified.data.rows import ROW_SCHEMA, BadRow, count_rows, read_encoded_rows, read_rows, write_encoded_shard
+from unified.files.parquet import read_schema
 
 ASK = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
 DRAWN = {"role": "assistant", "content": [{"type": "image", "text": None}]}

@@ -129,6 +129,18 @@ def test_shards_beside_files_hide_no_image(tmp_path, capsys):
     assert PixelDataset(images, image_size=8, cache_gb=1)[1][0, 0].tolist() == [1, 2, 3]
 
 
+def test_a_damaged_parquet_is_named(tmp_path):
+    noise = torch.randint(0, 256, (4096,), dtype=torch.uint8).numpy().tobytes()
+    for name in "ab":
+        table = pa.table({"image": [{"bytes": noise, "path": None}] * 4})
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="zstd")
+    whole = (tmp_path / "b.parquet").read_bytes()
+    for harm in (b"", whole[:9], whole[:4] + bytes(len(whole) - 1500) + whole[len(whole) - 1496 :]):
+        (tmp_path / "b.parquet").write_bytes(harm)
+        with pytest.raises(ValueError, match=r"^[^\n]*b\.parquet cannot be read as parquet [^\n]*; copy or write"):
+            open_images(str(tmp_path))
+
+
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_damage_is_named_and_counted_before_the_first_batch(tmp_path, cache_gb, capsys):
     for number in range(8):

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unified.data.packing import Document, LastScaleDropping, PackedRow, pack_tightly, stack_rows
-from unified.data.parquet import arrow_errors, count_parquet_rows, read_schema
+from unified.data.parquet import count_parquet_rows
 from unified.data.rows import (
     ALL_FEATURES,
     ENCODED_FEATURES,
@@ -33,6 +33,7 @@ from unified.data.rows import (
 )
 from unified.data.shard_metadata import has_codes, shared_opener
 from unified.files.jsonl import numbered_lines
+from unified.files.parquet import arrow_errors, read_schema
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import Message, content_parts, draws_once, is_output, is_trained, shorten
 from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcessor

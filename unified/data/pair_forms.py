@@ -11,8 +11,8 @@ from typing import Any
 
 from unified.data.forms import NOTES, check_unknown, metadata_of, on_disk, place, pop_pictures, with_parts
 from unified.data.image_refs import ImageRef, image_ref
-from unified.data.parquet import read_schema
 from unified.data.rows import BadRow, as_record, iter_records
+from unified.files.parquet import read_schema
 from unified.models.messages import count_images, shorten
 from unified.models.tools import as_json, read_tools
 

@@ -1,36 +1,18 @@
-"""Parquet files: rows in memory of a few megabytes, every row group read once; Arrow's errors in one line."""
+"""Parquet files: rows in memory of a few megabytes, every row group read once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError
 
 from unified.files.atomic import atomic_path
+from unified.files.parquet import arrow_errors
 
 BATCH_BYTES = 8 << 20  # of rows decoded at once, by the mean of their row group
 BATCH_ROWS = 256
 BUFFER_BYTES = 1 << 20
-
-
-@contextmanager
-def arrow_errors(path: str | Path) -> Iterator[None]:
-    """Turn what Arrow and `datasets` raise for a damaged file into a ValueError of one line that names it."""
-    try:
-        yield
-    except (pa.ArrowException, DatasetGenerationError, UnicodeDecodeError, OSError) as error:
-        found = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        said = " ".join(str(found).split()) or type(found).__name__
-        raise ValueError(f"{path} cannot be read as parquet ({said}); copy or write the file again") from None
-
-
-def read_schema(path: str | Path) -> pa.Schema:
-    """Columns and metadata; raises ValueError for a file that is no parquet."""
-    with arrow_errors(path):
-        return pq.read_schema(path)
 
 
 def count_parquet_rows(path: str | Path) -> int:

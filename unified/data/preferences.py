@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from unified.data.chat_dataset import concatenate, list_data_files
 from unified.data.pair_forms import CODES_OF, TURNS, Pair, as_pair, check_turns
-from unified.data.parquet import arrow_errors, read_schema, write_parquet
+from unified.data.parquet import write_parquet
 from unified.data.preference_collator import PreferenceCollator
 from unified.data.rows import (
     ALL_MESSAGES,
@@ -36,6 +36,7 @@ from unified.data.rows import (
 )
 from unified.data.shard_metadata import shared_opener
 from unified.files.images import Fit
+from unified.files.parquet import arrow_errors, read_schema
 from unified.image_tokenizer.scales import PatchNums, normalize_patch_nums, scale_ids
 from unified.models.configuration import UnifiedConfig
 from unified.models.messages import content_parts, count_images

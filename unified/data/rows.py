@@ -18,16 +18,11 @@ from datasets import Features, Image, List, Value
 
 from unified.data.forms import as_row
 from unified.data.image_refs import ImageRef, image_ref
-from unified.data.parquet import (
-    count_parquet_rows,
-    parquet_rows,
-    read_parquet,
-    read_schema,
-    write_parquet,
-)
+from unified.data.parquet import count_parquet_rows, parquet_rows, read_parquet, write_parquet
 from unified.files.atomic import write_text
 from unified.files.images import OPENER_VERSION, Fit
 from unified.files.jsonl import numbered_lines, parse_object
+from unified.files.parquet import read_schema
 from unified.image_tokenizer.scales import PatchNums, image_length, normalize_patch_nums
 from unified.models.format_version import upgrade_settings
 from unified.models.messages import shorten

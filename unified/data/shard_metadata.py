@@ -8,9 +8,9 @@ from typing import cast
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unified.data.parquet import arrow_errors, read_schema
 from unified.files.image_sets import say
 from unified.files.images import OPENER_VERSION, Fit
+from unified.files.parquet import arrow_errors, read_schema
 from unified.models.processing import UnifiedProcessor
 
 DONE_BY = {"crop": "cropped to their centre", "pad": "padded with white"}

@@ -10,6 +10,7 @@ image_modes      what a picture shows, as 8-bit sRGB
 image_sets       the images of a folder; those that cannot be read, and what squares leave out
 image_sources    a picture in a text: data: URI, base64, file: URL or path
 image_integrity  whether an image file is whole
+parquet          damaged parquet files in one line
 records          names of the files in which a run says what it was
 results          the result JSON of every evaluation
 weights          integrity of safetensors files, and models that refuse incomplete weights
@@ -26,6 +27,7 @@ __all__ = [
     "images",
     "json_lists",
     "jsonl",
+    "parquet",
     "records",
     "results",
     "weights",

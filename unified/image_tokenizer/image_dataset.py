@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from unified.files.digests import sampled_digest
 from unified.files.image_sets import KINDS, CropCount, image_files, leave_out, say, say_passed_over
 from unified.files.images import Fit, check_fit, image_to_uint8, inspect_image, read_image, read_named
+from unified.files.parquet import check_pages, read_schema
 
 
 class FolderImages:
@@ -43,10 +43,15 @@ class ParquetImages:
     """Every image of a column (`images`: lists of {bytes, path}; `image`: one) of parquet shards, memory-mapped."""
 
     def __init__(self, folder: Path, shards: Sequence[Path], column: str) -> None:
-        from datasets import Image, List, load_dataset  # slow to import, and not needed for image files
+        from datasets import Image, List, load_dataset
+        from datasets.exceptions import DatasetGenerationError  # slow to import, and not needed for image files
 
         self.folder, self.column = folder, column
-        rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=[column])
+        try:
+            rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=[column])
+        except DatasetGenerationError:
+            check_pages(shards, [column])  # names the file
+            raise
         kind = Image(decode=False)
         self.rows = rows.cast_column(column, List(kind) if column == "images" else kind)
         stored = self.rows.data.column(column)  # null where a row is of words alone
@@ -100,7 +105,7 @@ def image_shards(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of a folder that hold images, by the first of `COLUMNS` that they have."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        names = pq.read_schema(path).names
+        names = read_schema(path).names
         for column in [column for column in COLUMNS if column in names][:1]:
             found.setdefault(column, []).append(path)
     return {column: found[column] for column in COLUMNS if column in found}
