@@ -71,7 +71,7 @@ from unified.training.engines import check_deepspeed, decay_groups, optimizer_of
 from unified.training.fine_tuning import base_of, finish
 from unified.training.finite import FiniteTrainer, check_batches
 from unified.training.hardware_choice import HardwareRecord, choose_for_trainer
-from unified.training.inherited import check_metric
+from unified.training.inherited import check_metric, evaluates
 from unified.training.loss_plots import OF_PREFERENCES, plot_history
 from unified.training.memory import train_within_memory
 from unified.training.other_ranks import one_line_when_others_end
@@ -174,7 +174,7 @@ def check(args: DpoArguments) -> Path:
         raise ValueError("train_files is empty; name pairs made by data_prep/build_preferences.py")
     if args.eval_files and args.held_out_share:
         raise ValueError(f"held_out_share {args.held_out_share} and eval_files are both given; keep one")
-    if args.tuning == "full" and args.precompute_ref_log_probs and args.kl_pairs:
+    if args.tuning == "full" and args.precompute_ref_log_probs and args.kl_pairs and evaluates(args):
         raise ValueError(
             f"kl_pairs {args.kl_pairs} needs the reference, which full tuning with precompute_ref_log_probs does not "
             "keep; set kl_pairs 0"

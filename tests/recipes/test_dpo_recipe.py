@@ -97,7 +97,7 @@ def reference(log: list[dict[str, float]]) -> list[float]:
 def test_all_ways_to_the_reference_agree(dpo: Dpo) -> None:
     steps = ("--max_steps", 4, "--train_sampling_strategy", "sequential")
     computed = dpo("imutimut", *steps)
-    precomputed = dpo("imutimut", *steps, "--precompute_ref_log_probs", True, "--kl_pairs", 0)
+    precomputed = dpo("imutimut", *steps, "--precompute_ref_log_probs", True)
     for entry, other in zip(computed, precomputed, strict=True):
         assert {k: v for k, v in entry.items() if k in other and "time" not in k} == pytest.approx(other, rel=1e-5)
     adapters_off = dpo("imutimut", *steps, "--tuning", "lora")
@@ -224,7 +224,7 @@ def test_precomputed_log_probs_of_an_adapter_are_those_of_its_copy(dpo: Dpo, ima
         (["--max_length", "40"], ["pair 0", "beyond max_length 40"]),
         (["--max_length", "513"], ["context of 512"]),
         (["--num_scales", "3"], ["num_scales 3", "set it to 1 to 2"]),
-        (["--precompute_ref_log_probs", "True"], ["kl_pairs 2", "set kl_pairs 0"]),
+        (["--precompute_ref_log_probs", "True", "--eval_on_start", "True"], ["kl_pairs 16", "set kl_pairs 0"]),
         (
             ["--held_out_share", "0.5", "--eval_files", "/a.parquet", "--eval_strategy", "epoch"],
             ["held_out_share 0.5", "keep one"],

@@ -17,6 +17,15 @@ ROOT = Path(__file__).parents[2]
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 7}
 # a value for every name, and what else makes it count
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "save_steps": (7, {"save_strategy": "steps"}),
+    "save_total_limit": (3, {"save_strategy": "epoch"}),
+    "save_only_model": (True, {"save_strategy": "steps"}),
+    "load_best_model_at_end": (True, EVALUATED | {"save_strategy": "steps", "save_steps": 7}),
+    "logging_steps": (7, {"logging_strategy": "steps"}),
+    "num_train_epochs": (7, {"max_steps": -1}),
+    "kl_pairs": (3, EVALUATED),
+    "learning_rate": (1e-3, {"tuning": "full"}),
+    "weight_decay": (0.1, {"tuning": "lora"}),
     "eval_steps": (7, {"eval_strategy": "steps"}),
     "eval_delay": (2, EVALUATED),
     "sample_prompts": (["a cat"], EVALUATED),
@@ -51,7 +60,15 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gan_learning_rate": (1e-5, {"gan_weight": 1.0}),
     "gan_base_channels": (8, {"gan_weight": 1.0}),
 }
-OFF = {"lr_scheduler_type": "constant", "optim": "sgd"}  # where it is not off by default
+# where it is not off by default
+OFF = {
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "max_steps": 5,
+}
+OF_ALIGN = ("learning_rate", "weight_decay")  # off with that alone, which DPO has not
 RULED = {name for rule in (*NEEDS, *LOSS_NEEDS) for name in rule.names.split()}
 
 
@@ -64,11 +81,12 @@ def test_every_rule_has_a_case() -> None:
 def test_a_setting_that_needs_another_is_refused_without_it(kind: type, name: str, tmp_path: Path) -> None:
     known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     value, needed = CASES[name]
-    if name not in known:
+    if name not in known or (name in OF_ALIGN and kind is DpoArguments):
         pytest.skip(f"{kind.__name__} has none")
     base = {} if kind is TokenizerLossArguments else {"output_dir": str(tmp_path), "use_cpu": True}
     off = {key: OFF[key] for key in needed if key in OFF}
-    off |= {"tuning": "full" if needed["tuning"] == "lora" else "lora"} if "tuning" in needed else {}
+    off |= {"tuning": "align"} if name in OF_ALIGN else {}
+    off |= {"tuning": "full" if needed["tuning"] == "lora" else "lora"} if "tuning" in needed and not off else {}
     with pytest.raises(ValueError, match=rf"^{name} .* would have no effect: .+, or leave it out$"):
         kind(**base, **off, **{name: value})
     if not name.startswith("gradient_checkpointing"):  # HF's deprecated name warns

@@ -149,6 +149,32 @@ def evaluates(args: Any) -> bool:
 
 
 NEEDS = (
+    Needs("save_steps", lambda args: args.save_strategy == "steps", "set save_strategy to steps", "save_strategy"),
+    Needs(
+        "save_total_limit save_only_model load_best_model_at_end",
+        lambda args: args.save_strategy != "no",
+        "nothing is saved in between while save_strategy is no; set it to steps or epoch",
+        "save_strategy",
+    ),
+    Needs(
+        "logging_steps",  # which eval_steps are where nothing else is said
+        lambda args: "steps" in (args.logging_strategy, args.eval_strategy),
+        "set logging_strategy to steps",
+        "logging_strategy",
+    ),
+    Needs("num_train_epochs", lambda args: args.max_steps < 0, "max_steps counts; set that to -1", "max_steps"),
+    Needs(
+        "kl_pairs",
+        lambda args: evaluates(args) or not args.kl_pairs,
+        "nothing is evaluated while eval_strategy is no; set it to steps or epoch",
+        "eval_strategy eval_on_start",
+    ),
+    Needs(
+        "learning_rate weight_decay",
+        lambda args: args.tuning != "align",
+        "with tuning align the new parts learn alone, at their own rate, without decay; set new_parts_learning_rate",
+        "tuning",
+    ),
     Needs("eval_steps", lambda args: args.eval_strategy == "steps", "set eval_strategy to steps", "eval_strategy"),
     Needs(
         "eval_delay", lambda args: args.eval_strategy != "no", "set eval_strategy to steps or epoch", "eval_strategy"
