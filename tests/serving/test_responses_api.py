@@ -145,4 +145,4 @@ def test_an_answers_items_are_sent_back_as_they_came(artist: Server) -> None:
 def test_settings_of_the_tool_without_effect_are_named(artist: Server) -> None:
     tool: Any = {**TOOL, "size": "1024x1024", "quality": "high"}
     answer = artist.client().responses.create(model="any", input="a", tools=[tool], max_output_tokens=1)
-    assert answer.unified["ignored"] == ["tools.quality", "tools.size"]
+    assert answer.unified["ignored"] == ["tools.partial_images", "tools.quality", "tools.size"]

@@ -164,7 +164,7 @@ class Answering:
         if any((message.model_extra or {}).get("tool_calls") for message in self.request.messages):
             given.add("messages.tool_calls")
         given -= {"tools", "tool_choice", "messages.tool_calls"} if self.has_tools else set()
-        ignored = sorted(given | set(self.request.model_extra or {})) or None
+        ignored = sorted(given | self.request.without_effect()) or None
         return Unified(
             model=self.service.settings.model_name, seed=self.seeds[0], size=self.service.size, ignored=ignored
         )

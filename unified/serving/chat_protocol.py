@@ -1,5 +1,6 @@
 """Requests and answers of `/v1/chat/completions`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,6 +46,24 @@ class ChatMessage(BaseModel):
     images: list[ImagePart] | None = None
 
 
+def unread(messages: Sequence[ChatMessage]) -> set[str]:
+    """Names of what messages hold and the model is not shown: who speaks, and how closely to look at a picture."""
+    found = {"messages.name" for message in messages if (message.model_extra or {}).get("name")}
+    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    for part in (part for part in parts if isinstance(part, ImagePart)):
+        beside = (part.model_extra or {}) | (
+            part.image_url.model_extra or {} if isinstance(part.image_url, ImageUrl) else {}
+        )
+        if beside.get("detail") not in (None, "auto"):
+            found.add("messages.image_url.detail")
+    return found
+
+
+def unread_sampling(settings: ImageSettings | None) -> set[str]:
+    """Names of what a request's `image_sampling` holds and no picture is drawn by."""
+    return {f"image_sampling.{name}" for name in (settings.model_extra or {})} if settings else set()
+
+
 class StreamOptions(BaseModel):
     """Whether the last chunk of a stream counts tokens."""
 
@@ -81,6 +100,12 @@ class ChatRequest(Request):
     function_call: Any = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
+
+    def without_effect(self) -> set[str]:
+        """Fields that change nothing here: unknown ones, and those of a stream without one."""
+        of_stream = {"partial_images": self.partial_images, "stream_options": self.stream_options}
+        idle = set() if self.stream else {name for name, value in of_stream.items() if value}
+        return {*(self.model_extra or {}), *idle, *unread_sampling(self.image_sampling), *unread(self.messages)}
 
     @property
     def is_picture_alone(self) -> bool:

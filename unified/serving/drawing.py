@@ -53,8 +53,13 @@ class Drawing:
         service.check_model(request)
         self.service, self.request, self.owner = service, request, owner
         self.format, self.count = request.output_format or "png", request.n or 1
-        self.ignored = sorted({name for name in UNUSED if getattr(request, name) not in (None, "auto")})
-        self.ignored += sorted(request.model_extra or {})
+        idle = {
+            "partial_images": request.partial_images and not request.stream,
+            "output_compression": request.output_compression is not None and self.format == "png",
+            "response_format": request.response_format == "url" and request.stream,
+        }
+        idle |= {name: getattr(request, name) not in (None, "auto") for name in UNUSED}
+        self.ignored = sorted({*(request.model_extra or {}), *(name for name, without in idle.items() if without)})
         if request.size not in (None, "", "auto", service.size):
             self.ignored.append("size")
         self.check()

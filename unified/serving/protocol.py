@@ -29,9 +29,9 @@ class Request(BaseModel):
 
 
 class ImageSettings(BaseModel):
-    """How codes are sampled; what is not given is the server's default."""
+    """How codes are sampled; what is not given is the server's default, and unknown fields are kept to be named."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
     temperature: Scale | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
     top_p: Share | None = None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import ServerSentEvent
 
 from unified.serving.answering import NO_TOOLS, Answer, Answering
-from unified.serving.chat_protocol import ChatMessage, ChatRequest, ImagePart, Text, Tokens
+from unified.serving.chat_protocol import ChatMessage, ChatRequest, ImagePart, Text, Tokens, unread, unread_sampling
 from unified.serving.conversation import parts_of
 from unified.serving.drawing import ERRORS, JSON, STREAM, sse
 from unified.serving.errors import ApiError, unsupported
@@ -90,8 +90,11 @@ class ResponseRequest(ApiRequest):
     def without_effect(self) -> set[str]:
         """Fields that change nothing here: unknown ones, tools that are not called, and settings of that which is."""
         others = {"tools"} if any(tool.get("type") != DRAWING for tool in self.tools or []) else set()
-        settings = {f"tools.{name}" for name in self.drawing() or {} if name not in ("type", "partial_images")}
-        return {*(self.model_extra or {}), *others, *settings}
+        honoured = {"type", "partial_images"} if self.stream else {"type"}
+        settings = {f"tools.{name}" for name in self.drawing() or {} if name not in honoured}
+        said = [item for item in self.input if isinstance(item, ChatMessage)]
+        inside = {*unread_sampling(self.image_sampling), *unread(said)}
+        return {*(self.model_extra or {}), *others, *settings, *inside}
 
 
 def joined(items: Sequence[ChatMessage | DrawnItem]) -> list[ChatMessage]:
