@@ -6,14 +6,15 @@
 Inputs are rows as JSONL or parquet, in the forms that people publish (docs/data.md), with or without pictures,
 or preference pairs with pictures, for recipes/dpo.py. A picture is opened once for all of its rows, and shown as
 viewers show it: upright, on white, in sRGB. One that is not square is cropped to its centre, and the last line counts
-what that loses; `--fit pad` puts it on white, `--fit refuse` leaves it out. Outputs are shards `OUT/00000.parquet` of
+what that loses; `--fit pad` puts it on white, `--fit refuse` makes it bad. Outputs are shards `OUT/00000.parquet` of
 --shard-size rows, one input file after the other, and each process takes its share of them, neighbours. A run that was
 stopped goes on with the shards that are missing. `OUT/settings.json` records the folder's inputs and the opener of
 pictures: another tokenizer, other inputs or another opener are refused.
 
 A picture or row that cannot be read is named on the screen, and goes to `OUT/00000.bad.jsonl` in place of the shard.
-All are counted in one pass, and more than --max-bad fail the run at its end (status 2); mend the files, or allow them,
-and start it again: what could be read stays. Paths of pictures start in the folder of their file, or in --image_root.
+All are counted in one pass, and more than --max-bad fail the run at its end (status 2); mend the pictures, or allow
+them, and start it again: what could be read stays. A file of rows that was changed needs another --out. Paths of
+pictures start in the folder of their file, or in --image_root.
 """
 
 from unified.hardware.waiting import set_wait_policy

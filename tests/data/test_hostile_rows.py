@@ -69,7 +69,7 @@ def test_weights_are_0_or_1_however_they_are_written(
         (answer(tool_calls=[{"function": {"name": "f", "arguments": "{x"}}]), "is not JSON"),
         (answer(tool_calls=[{"function": {"name": "f", "arguments": [1]}}]), "is none"),
         (answer(tool_calls=[{**CALL, "note": 1}]), "the key 'note', which nothing honours"),
-        (answer(tool_calls=[{"function": {"name": "f", "strict": True}}]), "the key 'function.strict', which"),
+        (answer(tool_calls=[{"function": {"name": "f", "strict": True}}]), "the key 'strict', which"),
         (answer(tool_calls=[{**CALL, "type": "code"}]), "type 'code', which nothing honours"),
         ({"messages": turns("a", "b"), "functions": [{"name": "f"}]}, "the key 'functions'"),
         ({"messages": turns("a", "b"), "tools": {"name": "f"}}, "is no list of objects"),
@@ -89,6 +89,11 @@ def test_weights_are_0_or_1_however_they_are_written(
         ({"messages": turns([{"image": "red.png"}], "b")}, "part {'image'"),
         (shown({"image": "red.png", "min_pixels": 9}), "part {'type': 'image', 'min_pixels'"),
         (shown({"image": "red.png", "path": "blue.png"}), "an image part with both 'image' and 'path'; keep one"),
+        (shown({"image": "red.png", "index": 0}), "an image part with both 'image' and 'index'; keep one"),
+        ({"messages": turns([IMAGE, say("a <image>")], "b"), "images": ["red.png"]}, "says <image> beside image"),
+        ({"conversations": [{"from": "human", "value": "a", "content": "b"}]}, "with both 'value' and 'content'"),
+        ({"conversations": [{"from": "human", "role": "user", "value": "a"}]}, "with both 'from' and 'role'"),
+        ({"messages": turns("a", "b"), "metadata": {"id": 1}, "id": 2}, "'id' 2 beside 1 in `metadata`; keep one"),
         (shown({"image_url": {"url": "red.png", "size": 3}}), "the key 'size' (3) beside `url`"),
         (shown({"base64": "é"}), "is no base64"),
         *((shown({"image": url}), "is on the web; download it") for url in ("HTTPS://a/b.png", "s3://a/b.png")),
@@ -171,6 +176,12 @@ def test_read_right(record: dict[str, Any], meaning: list, folder: Path) -> None
     row = read(record, folder)
     assert not isinstance(row, BadRow) and said(row.messages) == meaning
     assert all(image.read() in (png(RED), png(BLUE)) for image in row.images)
+
+
+@pytest.mark.parametrize("value", [0, False, "", [], "words", {"id": 3}])
+def test_metadata_of_every_kind_is_kept(value: Any, folder: Path) -> None:
+    (row,) = (read({"messages": turns("a", "b"), "metadata": value, "id": 3}, folder),)
+    assert json.loads(row.metadata) == {"id": 3, **(value if isinstance(value, dict) else {"metadata": value})}
 
 
 def test_calls_are_read_with_and_without_ids(folder: Path) -> None:

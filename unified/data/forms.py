@@ -95,10 +95,14 @@ def metadata_of(value: Any, notes: Mapping[str, Any]) -> str:
     if isinstance(value, str) and not notes:
         return value
     try:
-        held = json.loads(value) if isinstance(value, str) else value or {}
+        held = json.loads(value) if isinstance(value, str) else {} if value is None else value
     except json.JSONDecodeError:
         held = value  # words
     held = held if isinstance(held, Mapping) else {"metadata": held}
+    for key in (key for key in notes if key in held and held[key] != notes[key]):
+        raise ValueError(
+            f"{key!r} {shorten(notes[key], 40)} beside {shorten(held[key], 40)} in `metadata`; keep one of them"
+        )
     return json.dumps({**notes, **held}, default=str)
 
 
@@ -125,11 +129,15 @@ def _spoken(turn: Any) -> Any:
     """A turn `{from, value}` as `{role, content}`; others as they are."""
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn
-    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    for ours, theirs in (("from", "role"), ("value", "content")):
+        if turn.get(ours) is not None and turn.get(theirs) is not None:
+            raise ValueError(f"a turn with both {ours!r} and {theirs!r}; keep one of them")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value", "role")}
+    content = turn.get("value") if turn.get("value") is not None else rest.get("content")
     speaker = turn["from"]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise ValueError(f"a turn from {shorten(speaker)}; choose from {', '.join(SPEAKERS)}")
-    return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
+    return {"role": SPEAKERS[speaker], **rest, "content": content}
 
 
 def _caption_chat(given: dict[str, Any]) -> Any:
@@ -169,12 +177,16 @@ def place(
             strings = all(isinstance(message.get("content") or "", str) for message in messages)
         if pictures and strings and not marked and not any(_is_image(p) for turn in turns for p in turn["content"]):
             turns = _before_question(turns, len(pictures))
+    elif any(IMAGE_MARK in str(part.get("text")) for turn in turns for part in turn["content"] if type(part) is dict):
+        raise ValueError(f"a text says {IMAGE_MARK} beside image parts; take it out, or leave the parts out")
     found: list[Any] = []
     taken: set[int] = set()
     for part in (part for turn in turns for part in turn["content"] if _is_image(part)):
         inside = {key: part.pop(key) for key in PICTURE_KEYS if part.get(key) is not None}
         index = part.pop("index", None)
         if inside:
+            if index is not None:
+                raise ValueError(f"an image part with both {next(iter(inside))!r} and 'index'; keep one of them")
             found.append(_inside(inside))
             continue
         index = len(taken) if index is None else index

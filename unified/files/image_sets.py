@@ -104,5 +104,5 @@ class CropCount:
         half = f", {self.halved} of them more than half" if self.halved else ""
         return (
             f"cropped: {self.cropped} of {self.images} images are not square and lose {self.lost / self.cropped:.0%} "
-            f"of their pixels{half}, {name} {share:.0%}; --fit pad keeps all, --fit refuse leaves them out"
+            f"of their pixels{half}, {name} {share:.0%}; --fit pad keeps all, --fit refuse counts them as bad"
         )
