@@ -23,6 +23,7 @@ from unified.arguments.needs import Needs, WithNeeds
 from unified.arguments.parser import parse, run_main
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
+from unified.hardware.arguments import HardwareArguments
 from unified.inference.arguments import GuidedSamplingArguments
 from unified.reports.commands import launch_words, run_step
 from unified.training.arguments import DataArguments, ModelArguments, UnifiedTrainingArguments
@@ -67,7 +68,8 @@ def flags(keys: dict[str, Any]) -> list[str]:
     """`{"warmup_steps": 5, "eval_files": [a, b]}` as the words of a command line."""
     words = []
     for key, value in keys.items():
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        given = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        words += [f"--{key}", *map(str, given)]
     return words
 
 
@@ -149,7 +151,7 @@ def main() -> None:
     for name in args.trials:  # a mistake in the last one is found now, not after hours of the others
         told = training_flags(args, name, 0, Path(args.out))
         try:
-            parse((ModelArguments, DataArguments, UnifiedTrainingArguments), told)
+            parse((HardwareArguments, ModelArguments, DataArguments, UnifiedTrainingArguments), told)
         except ValueError as error:
             raise ValueError(f"trial {name!r}: {error}") from None
     results = []

@@ -34,6 +34,7 @@ from unified.arguments.parser import check_minimum, parse, run_main
 from unified.checkpoints.adapters import BASE_VARIABLE
 from unified.data.rows import init_output_folder
 from unified.files.atomic import write_text
+from unified.hardware.arguments import HardwareArguments
 from unified.inference.arguments import GuidedSamplingArguments, sampling_of
 from unified.models.configuration import UnifiedConfig
 from unified.reports.commands import launch_words, run_step
@@ -186,7 +187,8 @@ def has_risen(rounds: list[dict[str, Any]]) -> bool:
 
 def main() -> None:
     (args,) = parse((IterateArguments,))
-    (run,) = parse((DpoArguments,), ["--config", args.run])  # a mistake in it is found now, not after hours of drawing
+    # a mistake in it is found now, not after hours of drawing
+    _, run = parse((HardwareArguments, DpoArguments), ["--config", args.run])
     check_room(resolve_checkpoint(args.model, run), run.max_length)
     if run.base is not None:
         os.environ[BASE_VARIABLE] = run.base  # of the adapter that the first round draws with

@@ -91,6 +91,15 @@ def test_a_mistake_in_the_last_trial_is_found_before_the_first(
     assert "trials is empty" in capsys.readouterr().err
 
 
+def test_a_trial_may_say_what_sft_takes(world: World, compare: Callable[..., int]) -> None:
+    """What the machine is to do, and dicts."""
+    kwargs = {"num_cycles": 0.25}
+    keys = {"precision": "float32", "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": kwargs}
+    assert compare(common=keys, trials={"fast": {}}, seeds=[0]) == 0
+    (words,) = [words for name, _, words in world.commands if name == "sft"]
+    assert json.loads(words[words.index("--lr_scheduler_kwargs") + 1]) == kwargs
+
+
 def test_other_settings_do_not_mix_with_earlier_trials(
     world: World, compare: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

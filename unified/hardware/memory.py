@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 # CUDA's and MPS's word, its libraries', torch's on a CPU (Linux and macOS; Windows), the system's, numpy's
-SIGNS = ("out of memory", "_ALLOC_FAILED", "can't allocate memory", "not enough memory", "Cannot allocate memory")
-SIGNS = (*SIGNS, "Unable to allocate")
+SIGNS = (
+    "out of memory",
+    "_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+)
 ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) ?(bytes|[KMGTP]i?B)")
 FREE = re.compile(r"of which ([\d.]+) ?(bytes|[KMGTP]i?B) is free")
 UNITS = {"bytes": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}

@@ -46,9 +46,9 @@ def wished_policy(argv: Sequence[str]) -> str | None:
     Variables under the file's `env` are set.
     """
     values = keys_of_file(value_of(argv, CONFIG))
-    variables = values.get("env")
-    for name in (OPENMP, OVERRIDE) if isinstance(variables, dict) else ():
-        if name in variables:
+    variables: Any = values.get("env")
+    for name in (OPENMP, OVERRIDE):
+        if isinstance(variables, dict) and name in variables:
             os.environ[name] = str(variables[name])
     told = value_of(argv, FLAG) or values.get(KEY) or os.environ.get(OVERRIDE)
     return str(told).lower() if told else None

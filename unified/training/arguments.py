@@ -1,7 +1,7 @@
 """Arguments of recipes/sft.py and recipes/dpo.py."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -152,8 +152,9 @@ class UnifiedTrainingArguments(TuningArguments, TrainingArguments):
         super().__post_init__()
         check_scheduler(self)
         if self.activation_checkpointing_kwargs:  # TRL's default, where torch's would be True
-            self.activation_checkpointing_kwargs = {"use_reentrant": False} | self.activation_checkpointing_kwargs
-            if self.first_trained_layer and self.activation_checkpointing_kwargs["use_reentrant"]:
+            options: dict[str, Any] = {"use_reentrant": False, **self.activation_checkpointing_kwargs}  # type: ignore[dict-item]
+            self.activation_checkpointing_kwargs = options
+            if self.first_trained_layer and options["use_reentrant"]:
                 raise ValueError(
                     f"first_trained_layer {self.first_trained_layer} with use_reentrant true in "
                     "activation_checkpointing_kwargs computes no gradient behind frozen layers; set it to false"
