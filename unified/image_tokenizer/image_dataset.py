@@ -69,9 +69,11 @@ class ParquetImages:
         record = self.rows[row][self.column]
         record = record[index - int(self.first_of[row])] if self.column == "images" else record
         inner, path = (record.get("bytes"), record.get("path")) if record else (None, None)
-        if inner is None and not path:
+        if inner is not None:
+            return bytes(inner)
+        if not path:
             raise ValueError(f"{self.name(index)} has neither bytes nor a path; write the picture into the file")
-        return inner if inner is not None else read_named(self.folder / path, f"{path} ({self.name(index)})")
+        return read_named(self.folder / path, f"{path} ({self.name(index)})")
 
     def name(self, index: int) -> str:
         """Name of an image in error messages."""
