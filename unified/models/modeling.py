@@ -232,7 +232,9 @@ class UnifiedForCausalLM(UnifiedPreTrainedModel, UnifiedGenerationMixin):
         if self.model.new_rows is None:
             super().tie_weights(*args, **kwargs)
 
-    def save_pretrained(self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # HF's other arguments are left out in kwargs
+        self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any
+    ) -> None:
         """As HF's; files hold whole matrices, whatever of them learns."""
         if self.model.new_rows is not None:
             state_dict = dict(self.state_dict() if state_dict is None else state_dict)

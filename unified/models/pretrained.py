@@ -70,7 +70,7 @@ class UnifiedPreTrainedModel(StrictPreTrainedModel):
         if is_deepspeed_zero3_enabled():
             model._weight_conversions = []  # HF keeps renamings that matched nothing and would apply them on saving
         model.record_fingerprint()
-        base = model.base_model
+        base: Any = model.base_model
         base.vq_model.check_fingerprint(model.config.vq_fingerprint)
         base.image_gate.bind(base.language_model)  # quantizers replace layers
         return loaded
