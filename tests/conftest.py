@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from network_watch import watched
 from toys import make_tokenizer, make_vq, save_llm, write_toy_rows
 from transformers import PreTrainedTokenizerFast
 
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 
-# scripts choose what the tests expect, on every machine; toy tensors only lose time to threads
+# scripts choose what the tests expect, on every machine, unless the environment says otherwise; toy tensors only lose
+# time to threads
 CHOSEN = {"UNIFIED_DEVICE": "cpu", "UNIFIED_PRECISION": "float32", "UNIFIED_THREADS": "1"}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _same_hardware() -> Iterator[None]:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("UNIFIED_THREADS", CHOSEN["UNIFIED_THREADS"])))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CHOSEN.items():
             patch.setenv(name, os.environ.get(name, value))
@@ -41,6 +43,17 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays, so that no collection of garbage looks at it; ends of trainings ask for one."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def called(request: pytest.FixtureRequest) -> Iterator[list[object]]:
+    """No script calls a host: hosts that a test of one looked up or called, which fails; none may be, in the end."""
+    if not {"recipes", "eval", "data_prep"} & {*request.path.relative_to(ROOT).parts}:
+        yield []
+        return
+    with watched() as hosts:
+        yield hosts
+        assert hosts == []
 
 
 def load_script(path: str) -> ModuleType:
