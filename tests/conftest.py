@@ -15,7 +15,7 @@ from network_watch import watched
 from toys import make_tokenizer, make_vq, save_llm, write_toy_rows
 from transformers import PreTrainedTokenizerFast
 
-from unified import UnifiedConfig, VQModel
+from unified import UnifiedConfig, UnifiedForCausalLM, UnifiedProcessor, VQModel
 from unified.checkpoints.extension import extend
 
 if TYPE_CHECKING:
@@ -143,6 +143,18 @@ def artist(drawing_checkpoint: Path) -> Iterator["Server"]:
 
     with serve(drawing_checkpoint, model_name="artist") as running:
         yield running
+
+
+@pytest.fixture
+def model(toy_checkpoint: Path) -> UnifiedForCausalLM:
+    """`toy_checkpoint`'s, for a test to change."""
+    return UnifiedForCausalLM.from_pretrained(toy_checkpoint)
+
+
+@pytest.fixture
+def processor(toy_checkpoint: Path) -> UnifiedProcessor:
+    """`toy_checkpoint`'s."""
+    return UnifiedProcessor.from_pretrained(toy_checkpoint)
 
 
 @pytest.fixture(scope="session")

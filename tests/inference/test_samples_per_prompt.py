@@ -16,11 +16,6 @@ SEEDS = [[1, 2, 3], [4, 5, 6]]
 
 
 @pytest.fixture
-def processor(toy_checkpoint: Path) -> UnifiedProcessor:
-    return UnifiedProcessor.from_pretrained(toy_checkpoint)
-
-
-@pytest.fixture
 def model(toy_checkpoint: Path) -> UnifiedForCausalLM:
     model = UnifiedForCausalLM.from_pretrained(toy_checkpoint).eval()
     make_lively(model)

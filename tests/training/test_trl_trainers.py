@@ -39,16 +39,6 @@ ASKED = ["What is this?", "Draw another one of these, please."]
 
 
 @pytest.fixture
-def model(toy_checkpoint: Path) -> UnifiedForCausalLM:
-    return UnifiedForCausalLM.from_pretrained(toy_checkpoint)
-
-
-@pytest.fixture
-def processor(toy_checkpoint: Path) -> UnifiedProcessor:
-    return UnifiedProcessor.from_pretrained(toy_checkpoint)
-
-
-@pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # a rollout_func is
     rest = {"output_dir": str(tmp_path), "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
