@@ -240,15 +240,18 @@ def put_rows_into_base(adapted: PeftModel) -> None:
 def load_data(args: DpoArguments, checkpoint: Path, collator: PairCollator) -> tuple[Dataset, dict[str, Dataset]]:
     """Checked pairs for training, and for evaluation by modality."""
     config = UnifiedConfig.from_pretrained(checkpoint)
-    pairs = load_pairs(args.train_files, config)
-    train, held_out = split_held_out(pairs.add_column("index", list(range(len(pairs)))), args.held_out_share)
-    files = args.train_files
-    train = check_lengths(train, collator, lambda rows: name_rows(args.train_files, rows, "pairs"), args.max_bad)
+    files, faults = args.train_files, dict[int, str]()
+    train, held_out = split_held_out(load_pairs(files, config, faults), args.held_out_share)
+    train = check_lengths(
+        train, collator, lambda rows: name_rows(args.train_files, rows, "pairs"), args.max_bad, faults
+    )
+    faults = {}
     if args.eval_files:
-        files, held_out = args.eval_files, load_pairs(args.eval_files, config)
-        held_out = held_out.add_column("index", list(range(len(held_out))))
+        files, held_out = args.eval_files, load_pairs(args.eval_files, config, faults)
     if held_out is not None:
-        held_out = check_lengths(held_out, collator, lambda rows: name_rows(files, rows, "pairs"), args.max_bad)
+        held_out = check_lengths(
+            held_out, collator, lambda rows: name_rows(files, rows, "pairs"), args.max_bad, faults
+        )
     return train, by_modality(held_out) if held_out is not None else {}
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from pairs import text_pair
 
 from unified import UnifiedConfig, UnifiedProcessor
-from unified.data.chat_dataset import ChatDataset, load_encoded_rows
+from unified.data.chat_dataset import ChatDataset, load_encoded_rows, name_rows
 from unified.data.preferences import PairCollator, check_lengths, load_pairs, write_pairs
 from unified.data.rows import ENCODED_SCHEMA, read_encoded_rows, write_encoded_shard
 
@@ -34,14 +34,18 @@ def data(processor: UnifiedProcessor, toy_checkpoint: Path, tmp_path: Path) -> C
             rows = [{"messages": others.get(number, [ASK, YES])} for number in range(1, count + 1)]
             file.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
         paths = [str(file) for file in files]
-        rows = load_encoded_rows(paths, UnifiedConfig.from_pretrained(toy_checkpoint))
-        return ChatDataset(rows, processor, files=paths)
+        faults: dict[int, str] = {}
+        rows = load_encoded_rows(paths, UnifiedConfig.from_pretrained(toy_checkpoint), faults)
+        return ChatDataset(rows, processor, files=paths, faults=faults)
 
     return make
 
 
 KINDS = {
     "too long": ([ASK, LONG], "more than max_length 128"),
+    "empty": ([], "no `messages`"),
+    "malformed": ([ASK, {**YES, "wieght": 1}], "put it into `metadata`"),
+    "without codes": ([ASK, {"role": "assistant", "content": [{"type": "image"}]}], "1 image parts"),
     "no answer": ([ASK], "it has no assistant turn"),
     "weight 0 alone": ([ASK, BAD], "its assistant turns have weight 0"),
     "refused by the template": ([ASK, {**YES, "name": "Ann"}], "does not write name 'Ann'"),
@@ -62,7 +66,7 @@ def test_all_are_counted_and_three_named_by_line(kind: str, data: Callable[..., 
 
 
 def test_they_are_left_out_up_to_max_bad(data: Callable[..., ChatDataset], capsys: pytest.CaptureFixture) -> None:
-    bad = {2: [ASK, LONG], 5: [ASK], 40: [ASK, BAD]}
+    bad = {2: [ASK, LONG], 5: [], 40: [ASK, BAD]}
     rows = data(bad)
     with pytest.raises(ValueError, match="^3 bad rows"):
         rows.check_lengths(128, max_bad=2)
@@ -90,6 +94,26 @@ def test_pairs_are_counted_and_left_out_alike(processor: UnifiedProcessor, capsy
     assert said.startswith("4 bad pairs: p.jsonl:100, pair 0 (source toy): a chosen answer ends") and "1 more" in said
     kept = check_lengths(rows, PairCollator(processor, 64), names, 4)
     assert kept["index"] == [101, 102, 104, 105, 107, 108] and "left out 4 bad pairs" in capsys.readouterr().err
+
+
+def test_pairs_that_cannot_be_read_are_counted_with_them(
+    processor: UnifiedProcessor, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.jsonl"
+    pairs = [{"prompt": "Hi", "chosen": "Good.", "rejected": "No."} for _ in range(6)]
+    pairs[1] |= {"chosen": 5}
+    pairs[4] |= {"chosen": "yes " * 99}
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    faults: dict[int, str] = {}
+    read = load_pairs([str(file)], UnifiedConfig.from_pretrained(toy_checkpoint), faults)
+    assert read["index"] == [0, 2, 3, 4, 5] and [*faults] == [1]
+
+    def names(indices: Any) -> list[str]:
+        return name_rows([str(file)], indices, "pairs")
+
+    with pytest.raises(ValueError, match=r"^2 bad pairs: .*p\.jsonl:2: .*; .*p\.jsonl:5, pair 3 .*max_bad \(now 1\)"):
+        check_lengths(read, PairCollator(processor, 64), names, 1, faults)
+    assert check_lengths(read, PairCollator(processor, 64), names, 2, faults)["index"] == [0, 2, 3, 5]
 
 
 def test_sft_leaves_them_out(

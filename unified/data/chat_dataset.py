@@ -25,6 +25,7 @@ from unified.data.rows import (
     ENCODED_FEATURES,
     ROW_FILES,
     BadRow,
+    Row,
     features_of,
     has_extras,
     iter_rows,
@@ -41,20 +42,27 @@ from unified.models.processing import IGNORE_INDEX, EncodedChat, UnifiedProcesso
 CAPTION_STREAM = 0  # random stream of (seed, epoch, index); position dropping uses another
 
 
-def load_encoded_rows(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
+def load_encoded_rows(
+    paths: Sequence[str], config: UnifiedConfig, faults: dict[int, str] | None = None
+) -> datasets.Dataset:
     """Rows `messages, codes, metadata, source` of encoded parquet files, folders of them, and text-only JSON.
 
     With `tools`, and more keys in messages, where a row of them has any. Raises ValueError for codes of another
     tokenizer than `config.vq_fingerprint` or of two openers of images, naming rows with unencoded images and malformed
-    ones, and without any row.
+    ones, and without any row. With `faults` such rows are there without messages, and it gets what ails them by place.
     """
     files = [file for path in paths for file in list_data_files(path)]
     shared_opener(files)
-    errors: list[str] = []
-    found = [_load_file(file, config.vq_fingerprint, errors) for file in files]
-    if errors:
-        raise ValueError(name_errors(errors, "rows"))
-    parts = [part for part in found if part is not None]
+    parts: list[datasets.Dataset] = []
+    bad: dict[int, BadRow] = {}
+    for file in files:
+        part, found = _load_file(file, config.vq_fingerprint)
+        bad |= {sum(map(len, parts)) + number: row for number, row in found.items()}
+        parts += [] if part is None else [part]
+    if bad and faults is None:
+        raise ValueError(name_errors([f"{row.where}: {row.reason}" for row in bad.values()], "rows"))
+    if faults is not None:
+        faults |= {place: row.reason for place, row in bad.items()}
     if not parts:
         raise ValueError(f"{', '.join(map(str, paths))}: not one row; give files with a row or more")
     return concatenate(parts, ALL_FEATURES)
@@ -102,17 +110,17 @@ def name_rows(paths: Sequence[str], rows: Sequence[int], what: str = "encoded ro
     return names
 
 
-def _load_file(file: Path, vq_fingerprint: str, errors: list[str]) -> datasets.Dataset | None:
-    """A file's rows; None for one without any, of which `datasets` makes errors. Bad rows go to `errors`."""
+def _load_file(file: Path, vq_fingerprint: str) -> tuple[datasets.Dataset | None, dict[int, BadRow]]:
+    """A file's rows, None for one without any, of which `datasets` makes errors; those that are bad, by place."""
     if file.suffix != ".parquet":
-        return _text_rows(file, errors)
+        return _text_rows(file)
     schema = read_schema(file)
     if "chosen" in schema.names:
         raise ValueError(f"{file} holds preference pairs; they train with recipes/dpo.py")
     if not count_parquet_rows(file):
-        return None
+        return None, {}
     if "codes" not in schema.names:
-        return _text_rows(file, errors)
+        return _text_rows(file)
     found = (schema.metadata or {}).get(b"vq_fingerprint", b"").decode()
     if found != vq_fingerprint and has_codes(file):
         raise ValueError(
@@ -121,22 +129,24 @@ def _load_file(file: Path, vq_fingerprint: str, errors: list[str]) -> datasets.D
         )
     features = features_of(file)
     with arrow_errors(file):
-        return datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
+        return datasets.Dataset.from_parquet(str(file), columns=list(features), features=features), {}
 
 
-def _text_rows(file: Path, errors: list[str]) -> datasets.Dataset | None:
-    """Text-only rows in the format of encoded ones, None without any; what is none of them goes to `errors`."""
-    encoded = []
-    for row in iter_rows(file):
+def _text_rows(file: Path) -> tuple[datasets.Dataset | None, dict[int, BadRow]]:
+    """Text-only rows in the format of encoded ones, None without any; what is none of them, by its place."""
+    encoded: list[dict[str, Any]] = []
+    bad: dict[int, BadRow] = {}
+    for place, row in enumerate(iter_rows(file)):
+        if isinstance(row, Row) and row.images:
+            row = BadRow(row.where, "holds images without codes; run data_prep/encode_images.py on the file")
         if isinstance(row, BadRow):
-            errors.append(f"{row.where}: {row.reason}")
-        elif row.images:
-            errors.append(f"{row.where}: holds images without codes; run data_prep/encode_images.py on the file")
+            bad[place] = row
+            encoded.append({"messages": [], "codes": [], "metadata": "", "source": file.stem})
         else:
             encoded.append(row.encoded([]))
     features = ALL_FEATURES if any(map(has_extras, encoded)) else ENCODED_FEATURES
     rows = [{"tools": None, **row} if features is ALL_FEATURES else row for row in encoded]
-    return datasets.Dataset.from_list(rows, features=features) if rows else None
+    return datasets.Dataset.from_list(rows, features=features) if rows else None, bad
 
 
 def check_trained(row: Mapping[str, Any], chat: EncodedChat, weigh: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -175,6 +185,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             `(seed, epoch, index)`, so it is the same in a resumed run.
         evaluation: mark the items, of which the collator then keeps every position.
         files: what `load_encoded_rows` read, by which errors name a row.
+        faults: what ails rows that it could not read, by place; `check_lengths` counts them.
     """
 
     def __init__(
@@ -185,10 +196,11 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int = 0,
         evaluation: bool = False,
         files: Sequence[str] = (),
+        faults: Mapping[int, str] | None = None,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout {caption_dropout} is not in [0, 1); 0.1 is usual for guidance")
-        self.rows, self.processor, self.files = rows, processor, files
+        self.rows, self.processor, self.files, self.faults = rows, processor, files, faults or {}
         self.kept: Sequence[int] = range(len(rows))  # places of the rows in what was loaded
         self.caption_dropout, self.seed, self.epoch, self.evaluation = caption_dropout, seed, 0, evaluation
 
@@ -229,6 +241,8 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
         lengths, bad, systems = [], dict[int, str](), Counter[str]()
         for index, row in enumerate(tqdm(self.rows, desc="check lengths", unit="row", mininterval=1)):
             try:
+                if index in self.faults:
+                    raise ValueError(self.faults[index])
                 chat = self._encode(row)
                 length = dropping.kept_length(len(chat.input_ids), len(row["codes"]) - len(chat.input_image_codes))
                 check_trained(row, chat, weigh)
@@ -247,7 +261,7 @@ class ChatDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"not one of {len(bad)} rows can be trained on; the first: {self._name(0)}: {bad[0]}")
         if bad:
             self.kept = [index for index in range(len(self.rows)) if index not in bad]
-            self.rows = self.rows.select(self.kept)
+            self.rows, self.faults = self.rows.select(self.kept), {}
         self._report_systems(systems)
         return lengths
 

@@ -105,44 +105,60 @@ def read_counts(path: str | Path) -> dict[str, float]:
     return json.loads((read_schema(path).metadata or {}).get(b"counts", b"{}"))
 
 
-def load_pairs(paths: Sequence[str], config: UnifiedConfig) -> datasets.Dataset:
+def load_pairs(paths: Sequence[str], config: UnifiedConfig, faults: dict[int, str] | None = None) -> datasets.Dataset:
     """Checked pairs (`PAIR_FEATURES`, or `ALL_PAIR_FEATURES`) of files and folders, of all modalities.
 
     Besides our parquet files, JSONL and parquet in TRL's preference formats are read: `prompt` (or `messages`),
     `chosen` and `rejected` as conversations, with implicit prompts (both answers contain the full conversation), or as
     strings. Raises ValueError naming file and row of invalid pairs, see `check_pair` and `as_pair`, and for codes of
-    two openers of images.
+    two openers of images. With `faults`, which gets what ails invalid pairs by place, they are left out, and a column
+    `index` has the places of the others.
     """
     files = [file for path in paths for file in list_data_files(path, "pairs")]
     shared_opener(files)
-    parts = [_load_file(file, config) for file in files]
+    parts, places, bad = [], list[int](), dict[int, str]()
+    before = 0  # pairs of the files so far, the invalid ones too
+    for file in files:
+        part, errors = _load_file(file, config, faults is None)
+        parts.append(part)
+        bad |= {before + place: reason for place, reason in errors.items()}
+        count = len(part) + len(errors)
+        places += [before + place for place in range(count) if place not in errors]
+        before += count
     pairs = concatenate(parts, ALL_PAIR_FEATURES)
     if not len(pairs):
-        raise ValueError(f"{', '.join(paths)}: not one pair; generate more samples, or score them otherwise")
-    return pairs
+        why = f"; the first: {next(iter(bad.values()))}" if bad else ""
+        raise ValueError(f"{', '.join(paths)}: not one pair; generate more samples, or score them otherwise{why}")
+    if faults is None:
+        return pairs
+    faults |= bad
+    return pairs.add_column("index", places)
 
 
-def _load_file(file: Path, config: UnifiedConfig) -> datasets.Dataset:
+def _load_file(file: Path, config: UnifiedConfig, refuse: bool) -> tuple[datasets.Dataset, dict[int, str]]:
+    """A file's valid pairs, and what ails the others by place, which are `refuse`d instead if told so."""
     schema = read_schema(file) if file.suffix == ".parquet" else pa.schema([])
     encoded = "chosen_codes" in schema.names
     fingerprint = (schema.metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
-    pairs, errors = [], []
-    for where, record in iter_records(file):
+    pairs, errors = [], dict[int, str]()
+    wheres: dict[int, str] = {}
+    for place, (where, record) in enumerate(iter_records(file)):
         try:
             pair = as_pair(as_record(record), source=file.stem)
             check_pair(pair, config, fingerprint)
             pairs.append({} if encoded else pair)
         except ValueError as error:
-            errors.append(f"{where}: {error}")
-    if errors:
-        raise ValueError(name_errors(errors, "pairs"))
+            errors[place], wheres[place] = str(error), where
+    if errors and refuse:
+        raise ValueError(name_errors([f"{wheres[place]}: {error}" for place, error in errors.items()], "pairs"))
     if encoded and pairs:  # memory-mapped
         features = ALL_PAIR_FEATURES if "tools" in schema.names else PAIR_FEATURES
         with arrow_errors(file):
-            return datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
+            found = datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
+        return found.select([n for n in range(len(found)) if n not in errors]) if errors else found, errors
     features = _features(pairs)
     columns = {name: [pair.get(name) for pair in pairs] for name in features}  # also without pairs
-    return datasets.Dataset.from_dict(columns, features=features)
+    return datasets.Dataset.from_dict(columns, features=features), errors
 
 
 # --- one pair
@@ -279,11 +295,13 @@ def check_lengths(
     collator: PairCollator,
     names: Callable[[Sequence[int]], list[str]] | None = None,
     max_bad: int = 0,
+    faults: Mapping[int, str] | None = None,
 ) -> datasets.Dataset:
     """Encode every pair before training, and return those that can be trained on.
 
     Args:
         names: turns indices of pairs into names for errors.
+        faults: what ails pairs that `load_pairs` left out, by index; they count as well.
         max_bad: pairs that may be left out, of which the first are named on stderr.
 
     Raises ValueError naming some of more pairs that are too long, cannot be encoded, or have answers that are equal
@@ -309,5 +327,9 @@ def check_lengths(
         file = [] if names is None else names([pair["index"]])
         return f"{', '.join([*file, f'pair {number}'])} (source {pair['source']})"
 
-    leave_out([(partial(name, number), reason) for number, reason in bad.items()], max_bad, "pairs")
+    def lost(index: int) -> str:
+        return ", ".join(names([index]) if names else [f"row {index}"])
+
+    unread = [(partial(lost, index), reason) for index, reason in (faults or {}).items()]
+    leave_out([*unread, *((partial(name, number), reason) for number, reason in bad.items())], max_bad, "pairs")
     return pairs.select([number for number in range(len(pairs)) if number not in bad]) if bad else pairs

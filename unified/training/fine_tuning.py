@@ -107,9 +107,10 @@ def build_trainer(
     datasets = []
     context = model.config.text_config.max_position_embeddings
     for files, evaluation in ((data_args.train_files, False), (data_args.eval_files, True)):
-        rows = load_encoded_rows(files, model.config) if files else None
+        faults: dict[int, str] = {}
+        rows = load_encoded_rows(files, model.config, faults) if files else None
         dropout = 0.0 if evaluation else data_args.caption_dropout
-        datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation, files) if files else None)
+        datasets.append(ChatDataset(rows, processor, dropout, args.seed, evaluation, files, faults) if files else None)
         if datasets[-1] is not None:  # evaluation sees whole images, which may take more room
             longest, share = (context, 1.0) if evaluation else (data_args.max_length, fraction)
             weigh = model.loss_divisor if 0 in weights_of(model.config) else None
