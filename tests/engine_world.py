@@ -78,6 +78,12 @@ DEEPSPEED = {  # configurations in files of DeepSpeed's own form
 }
 
 
+def flags(engine: str, tuning: str) -> list[str]:
+    """What an engine is run with; with tuning align nothing decays, and a decay is refused."""
+    told = ENGINES[engine]
+    return told[: told.index("--weight_decay")] if tuning == "align" and "--weight_decay" in told else told
+
+
 @dataclass
 class World:
     """Models, rows, and the runs of them that there are, under `folder`."""
@@ -130,7 +136,8 @@ class World:
         batch = "4" if engine == "one" else "2"
         command = [f"recipes/{recipe}.py", "--config", f"recipes/configs/tiny{'_dpo' if recipe == 'dpo' else ''}.yaml"]
         command += ["--model", str(self.model(tuning)), "--train_files", f"{data}.parquet", "--output_dir", str(out)]
-        command += ["--per_device_train_batch_size", batch, "--max_steps", str(STEPS), "--save_steps", str(HALF)]
+        command += ["--per_device_train_batch_size", batch, "--max_steps", str(STEPS)]
+        command += ["--save_steps", str(HALF)] if tuning != "diverges" else []
         command += ["--train_sampling_strategy", "sequential", "--lr_scheduler_type", "linear"]
         command += ["--report_to", "none", "--disable_tqdm", "True", "--per_device_eval_batch_size", batch]
         command += ["--eval_files", f"{data}_eval.parquet"] if "evaluated" in tuning or tuning == "shuffled" else []
@@ -139,7 +146,7 @@ class World:
     def one(self, tuning: str, decay: bool = True) -> Path:
         """A run of one process; where `decay` the weights do."""
         out = self.folder / "one" / f"{tuning}-{decay}"
-        job = [*self.command("one", tuning, out), "--use_cpu", "True", *(ENGINES["zero2"] if decay else [])]
+        job = [*self.command("one", tuning, out), "--use_cpu", "True", *(flags("zero2", tuning) if decay else [])]
         self.made(f"one-{tuning}-{decay}", lambda: run_jobs([job]))
         return out
 
@@ -171,7 +178,7 @@ class World:
         folder.mkdir(exist_ok=True)
         for tuning in tunings:
             whole, resumed = folder / tuning, folder / f"{tuning}-resumed"
-            more = ["--ddp_backend", "gloo", *ENGINES[engine]]
+            more = ["--ddp_backend", "gloo", *flags(engine, tuning)]
             more += [] if engine.startswith("zero") else ["--use_cpu", "True"]
             jobs += [["begin", str(whole), str(resumed)]]
             jobs += [[*(["ends"] if tuning == "diverges" else []), *self.command(engine, tuning, whole), *more]]

@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert "give --inception FILE" in measure("--rfid", status=2)
-    assert "are not a file" in measure("--inception", tmp_path / "none.pth", status=2)
+    assert "are not a file" in measure("--rfid", "--inception", tmp_path / "none.pth", status=2)
     assert "none.pth is not a file" in measure("--lpips", tmp_path / "none.pth", status=2)
     assert "holds 7 images" in measure("--n", 8, status=2)
     assert "end it with .png" in measure("--grid", "grid.jpg", status=2)

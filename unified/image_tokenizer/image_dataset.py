@@ -43,12 +43,12 @@ class ParquetImages:
     """Every image of a column (`images`: lists of {bytes, path}; `image`: one) of parquet shards, memory-mapped."""
 
     def __init__(self, folder: Path, shards: Sequence[Path], column: str) -> None:
-        from datasets import Image, List, load_dataset
+        from datasets import Dataset, Image, List
         from datasets.exceptions import DatasetGenerationError  # slow to import, and not needed for image files
 
         self.folder, self.column = folder, column
         try:
-            rows = load_dataset("parquet", data_files=[str(path) for path in shards], split="train", columns=[column])
+            rows = Dataset.from_parquet([str(path) for path in shards], columns=[column])  # load_dataset calls a host
         except DatasetGenerationError:
             check_pages(shards, [column])  # names the file
             raise
