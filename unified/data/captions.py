@@ -97,19 +97,21 @@ def write_conversations(args: CaptionArguments) -> dict[str, Any]:
     Raises ValueError as `read_folder`, and for kinds that are none.
     """
     weights = dict.fromkeys(KINDS, 0.0) | read_weights("kind", args.kinds, KINDS)  # in one order for every --kinds
-    pictures = read_folder(Path(os.path.normpath(args.images)), args.caption_column, args.caption_template)
+    folder = Path(os.path.normpath(args.images))
+    pictures = read_folder(folder, args.caption_column, args.caption_template)
     held_out: list[Captioned] = []
     if args.eval_images:
-        shuffled, held_out = split(Path(os.path.normpath(args.images)), pictures, args.eval_images, args.seed)
-        pictures = [item for item in pictures if item not in held_out]
+        shuffled, held_out = split(folder, pictures, args.eval_images, args.seed)
+        apart = {item.path for item in held_out}
+        pictures = [item for item in pictures if item.path not in apart]
     rows = list(conversations(pictures, weights, args))
     write_lines(args.out, rows)
     if args.eval_out is not None:
         asked = [kind for kind, weight in weights.items() if weight]
         write_lines(args.eval_out, [first_row(kind, item, args) for item in held_out for kind in asked])
     if args.prompts is not None:
-        trained = shuffled[: len(held_out)]
-        write_lines(args.prompts, [prompt(item, args, item in held_out) for item in [*held_out, *trained]])
+        trained = [prompt(item, args, False) for item in shuffled[: len(held_out)]]
+        write_lines(args.prompts, [*(prompt(item, args, True) for item in held_out), *trained])
     made = [row["metadata"]["kind"] for row in rows]
     counts = {kind: made.count(kind) for kind in KINDS}
     more = {"held_out": len(held_out)} if held_out else {}

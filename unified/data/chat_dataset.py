@@ -55,10 +55,13 @@ def load_encoded_rows(
     shared_opener(files)
     parts: list[datasets.Dataset] = []
     bad: dict[int, BadRow] = {}
+    before = 0  # rows of the files so far
     for file in files:
         part, found = _load_file(file, config.vq_fingerprint)
-        bad |= {sum(map(len, parts)) + number: row for number, row in found.items()}
-        parts += [] if part is None else [part]
+        bad |= {before + place: row for place, row in found.items()}
+        if part is not None:
+            parts.append(part)
+            before += len(part)
     if bad and faults is None:
         raise ValueError(name_errors([f"{row.where}: {row.reason}" for row in bad.values()], "rows"))
     if faults is not None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from unified.arguments.parser import check_minimum
 from unified.data.image_decoding import AHEAD, ImageDecoder, image_key
 from unified.data.image_refs import ImageRef
 from unified.data.pair_forms import PairRow, holds_pairs, iter_pairs
@@ -68,10 +69,9 @@ class EncodeArguments:
     num_workers: int = field(default=0, metadata={"help": "processes that decode images beside the encoder"})
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("max_bad", 0), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"--{name} {value}; give at least {least}")
+        if self.batch_size is not None:
+            check_minimum(self, batch_size=1)
+        check_minimum(self, shard_size=1, max_bad=0, num_workers=0)
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"--image_root {self.image_root} is not a folder; give the one in which paths start")
 

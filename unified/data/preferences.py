@@ -28,6 +28,7 @@ from unified.data.rows import (
     ALL_MESSAGES,
     CODES,
     MESSAGES,
+    BadRow,
     as_record,
     has_extras,
     iter_records,
@@ -119,11 +120,13 @@ def load_pairs(paths: Sequence[str], config: UnifiedConfig, faults: dict[int, st
     parts, places, bad = [], list[int](), dict[int, str]()
     before = 0  # pairs of the files so far, the invalid ones too
     for file in files:
-        part, errors = _load_file(file, config, faults is None)
+        part, invalid = _load_file(file, config)
+        if invalid and faults is None:
+            raise ValueError(name_errors([f"{row.where}: {row.reason}" for row in invalid.values()], "pairs"))
         parts.append(part)
-        bad |= {before + place: reason for place, reason in errors.items()}
-        count = len(part) + len(errors)
-        places += [before + place for place in range(count) if place not in errors]
+        bad |= {before + place: row.reason for place, row in invalid.items()}
+        count = len(part) + len(invalid)
+        places += [before + place for place in range(count) if place not in invalid]
         before += count
     pairs = concatenate(parts, ALL_PAIR_FEATURES)
     if not len(pairs):
@@ -135,30 +138,27 @@ def load_pairs(paths: Sequence[str], config: UnifiedConfig, faults: dict[int, st
     return pairs.add_column("index", places)
 
 
-def _load_file(file: Path, config: UnifiedConfig, refuse: bool) -> tuple[datasets.Dataset, dict[int, str]]:
-    """A file's valid pairs, and what ails the others by place, which are `refuse`d instead if told so."""
+def _load_file(file: Path, config: UnifiedConfig) -> tuple[datasets.Dataset, dict[int, BadRow]]:
+    """A file's valid pairs, and the others by place."""
     schema = read_schema(file) if file.suffix == ".parquet" else pa.schema([])
     encoded = "chosen_codes" in schema.names
     fingerprint = (schema.metadata or {}).get(b"vq_fingerprint", b"").decode() if encoded else ""
-    pairs, errors = [], dict[int, str]()
-    wheres: dict[int, str] = {}
+    pairs, invalid = [], dict[int, BadRow]()
     for place, (where, record) in enumerate(iter_records(file)):
         try:
             pair = as_pair(as_record(record), source=file.stem)
             check_pair(pair, config, fingerprint)
             pairs.append({} if encoded else pair)
         except ValueError as error:
-            errors[place], wheres[place] = str(error), where
-    if errors and refuse:
-        raise ValueError(name_errors([f"{wheres[place]}: {error}" for place, error in errors.items()], "pairs"))
+            invalid[place] = BadRow(where, str(error))
     if encoded and pairs:  # memory-mapped
         features = ALL_PAIR_FEATURES if "tools" in schema.names else PAIR_FEATURES
         with arrow_errors(file):
             found = datasets.Dataset.from_parquet(str(file), columns=list(features), features=features)
-        return found.select([n for n in range(len(found)) if n not in errors]) if errors else found, errors
+        return found.select([n for n in range(len(found)) if n not in invalid]) if invalid else found, invalid
     features = _features(pairs)
     columns = {name: [pair.get(name) for pair in pairs] for name in features}  # also without pairs
-    return datasets.Dataset.from_dict(columns, features=features), errors
+    return datasets.Dataset.from_dict(columns, features=features), invalid
 
 
 # --- one pair
