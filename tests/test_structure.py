@@ -48,6 +48,7 @@ FOLDERS = {".ci", "data_prep", "docs", "eval", "recipes", "tests", "unified", "w
 FILES = {".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE"}
 FILES |= {"MANIFEST.in", "Makefile", "README.md", "THIRD_PARTY.md", "constraints.txt", "pyproject.toml", "setup.py"}
 FILES |= {"zensical.toml"}
+POSIX = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
 
 
 def imports(path: Path) -> list[str]:
@@ -210,6 +211,12 @@ def test_the_library_opens_no_file_beside_it_and_its_messages_name_those_that_ex
             assert not re.fullmatch(beside, node.value), f"line {node.lineno}: take the path as an argument"
             for named in re.findall(beside, node.value):
                 assert (ROOT / named).exists(), f"line {node.lineno}: there is no {named}"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_only_linux_and_macos_have_is_imported_where_it_is_used(path: Path) -> None:
+    imports = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+    assert not {name.name for node in imports for name in node.names} & POSIX, f"{path}: does not load on Windows"
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name)

@@ -1,6 +1,7 @@
 """A folder is one launch's: who looks and who writes take turns, and a lock is its owner's to remove."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def test_one_looks_and_writes_at_a_time(tmp_path: Path) -> None:
     assert not other.is_alive() and lock.exists()
     give_back(lock)
     assert not lock.exists()
+
+
+def test_without_locks_of_folders_a_run_is_claimed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    take(tmp_path / "running.json", True)
+    assert (tmp_path / "running.json").exists()
 
 
 def test_a_lock_of_another_process_stays(tmp_path: Path) -> None:
